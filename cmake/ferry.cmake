@@ -1,0 +1,22 @@
+# What every target of ferry shares: warnings, sanitizers, and the two helpers that
+# make a layer or a test out of the files of one folder.
+
+add_library(ferry_options INTERFACE)
+target_compile_options(ferry_options INTERFACE
+  -Wall -Wextra -Wconversion -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wimplicit-fallthrough -Werror)
+target_compile_definitions(ferry_options INTERFACE _GNU_SOURCE FMT_HEADER_ONLY FERRY_VERSION="${PROJECT_VERSION}")
+target_include_directories(ferry_options INTERFACE ${CMAKE_SOURCE_DIR}/src)
+if(FERRY_SANITIZE)
+  target_compile_options(ferry_options INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
+  target_link_options(ferry_options INTERFACE -fsanitize=address,undefined)
+endif()
+
+# ferry_layer(NAME DEPENDS layer...): a static library of all sources below the current folder,
+# tests excluded.  Because a layer links only what it names, the build itself checks their order.
+function(ferry_layer name)
+  cmake_parse_arguments(ARG "" "" "DEPENDS" ${ARGN})
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cc)
+  list(FILTER sources EXCLUDE REGEX "_test\\.cc$|_live\\.cc$|_fuzz\\.cc$")
+  add_library(ferry_${name} STATIC ${sources})
+  target_link_libraries(ferry_${name} PUBLIC ferry_options ${ARG_DEPENDS})
+endfunction()
