@@ -31,8 +31,11 @@ Result<Name> parse_file_name(std::string_view file);
 
 struct Entry {
   std::shared_ptr<google::protobuf::Message> message;
-  std::string extra;  // raw bytes after the message, where the kind has them
+  std::string extra;  // raw bytes after the message, where the kind has them; padding is not among them
 };
+
+// Which sets a reader wants.  The set of a pre-dump (image version 0) has pages and nothing to restore.
+enum class Accept : std::uint8_t { complete, pre_dump };
 
 class Set {
  public:
@@ -61,17 +64,20 @@ class Set {
   template <class M>
   Result<const M*> one(Name name) const {
     const auto& list = entries(name);
-    if (list.empty()) {
+    if (list.empty() || list.front().message->GetDescriptor() != M::descriptor()) {
       return fail(Kind::corrupt, "{} is missing or empty", file_name(name));
     }
     return static_cast<const M*>(list.front().message.get());
   }
-  // The messages of an image.  Extra bytes are to be had by entries().
+  // The messages of type M of an image, without those of another type (the head of a pagemap).
+  // Extra bytes are to be had by entries().
   template <class M>
   [[nodiscard]] std::vector<const M*> list(Name name) const {
     std::vector<const M*> out;
     for (const Entry& e : entries(name)) {
-      out.push_back(static_cast<const M*>(e.message.get()));
+      if (e.message->GetDescriptor() == M::descriptor()) {
+        out.push_back(static_cast<const M*>(e.message.get()));
+      }
     }
     return out;
   }
@@ -84,14 +90,21 @@ class Set {
   std::map<Name, File> files_;
 };
 
-// Reads a whole set from an open directory, all but pages-*.  Checks magics, framing, required fields
-// and the image version; trusts no length.  Errors: corrupt or unsupported, naming file and offset.
-Result<Set> load(int directory);
+// Reads a whole set from an open directory, all but pages-*.  Checks magics, framing, required fields,
+// enumerations and the image version; trusts no length.  Names that do not end in ".img" are not looked at.
+// Errors: corrupt (naming file and offset); unsupported (naming what this version of ferry does not read).
+Result<Set> load(int directory, Accept accept = Accept::complete);
 // Writes every image of the set into an open directory; an existing file of the same name is replaced.
+// inventory.img comes last, so that a directory that has it has the rest as well.
 Result<void> save(const Set& set, int directory);
 
 // The same set as one byte string, for a connection: the framing is docs/images.md's "stream form".
 Result<std::string> encode(const Set& set);
-Result<Set> decode(std::string_view bytes);
+Result<Set> decode(std::string_view bytes, Accept accept = Accept::complete);
+
+// One image as the bytes of its file, and back.  `bytes` of a raw image are its content.
+Result<std::string> encode_file(const Set& set, Name name);
+// `version` is that of the inventory: 1 has no common magic before the image's own.
+Result<void> decode_file(Set& set, Name name, std::string bytes, std::uint32_t version);
 
 }  // namespace ferry::image

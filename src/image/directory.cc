@@ -1,0 +1,85 @@
+// Image sets in directories.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "image/proto/inventory.pb.h"
+#include "image/set.h"
+#include "image/version.h"
+#include "sys/file.h"
+
+namespace ferry::image {
+namespace {
+
+// An image is read as a whole; more than this cannot be one that a checkpoint wrote on purpose.
+constexpr std::uint64_t kMaxFileBytes = 8ULL << 30;
+
+Result<std::string> read_image(int directory, const std::string& file) {
+  // O_NONBLOCK: a FIFO of that name must not keep us waiting.
+  FERRY_TRY(const UniqueFd fd, sys::open_at(directory, file, O_RDONLY | O_NOFOLLOW | O_NONBLOCK));
+  FERRY_TRY(const auto stat, sys::stat_fd(fd.get(), file));
+  if (!S_ISREG(stat.st_mode)) {
+    return fail(Kind::corrupt, "{} is not a regular file", file);
+  }
+  if (static_cast<std::uint64_t>(stat.st_size) > kMaxFileBytes) {
+    return fail(Kind::corrupt, "{} has {} bytes, more than any image", file, stat.st_size);
+  }
+  return sys::read_all(fd.get(), file);
+}
+
+Result<void> write_image(int directory, const std::string& file, std::string_view bytes) {
+  if (::unlinkat(directory, file.c_str(), 0) != 0 && errno != ENOENT) {
+    return sys_fail(fmt::format("unlinkat({})", file));
+  }
+  FERRY_TRY(const UniqueFd fd, sys::open_at(directory, file, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0644));
+  return sys::write_all(fd.get(), bytes.data(), bytes.size(), file);
+}
+
+}  // namespace
+
+Result<Set> load(int directory, Accept accept) {
+  FERRY_TRY(auto files, sys::list_directory(directory, "."));
+  std::sort(files.begin(), files.end());
+
+  Set set;
+  const Name inventory{Type::inventory, 0};
+  if (!std::binary_search(files.begin(), files.end(), file_name(inventory))) {
+    return fail(Kind::corrupt, "{} is missing: not a complete image directory", file_name(inventory));
+  }
+  FERRY_TRY(auto first, read_image(directory, file_name(inventory)));
+  FERRY_CHECK(decode_file(set, inventory, std::move(first), 2));
+  FERRY_TRY(const auto version, check_version(set, accept));
+
+  for (const auto& file : files) {
+    if (!file.ends_with(".img") || file.starts_with("pages-") || file == file_name(inventory)) {
+      continue;
+    }
+    const auto name = parse_file_name(file);
+    if (!name) {
+      return fail(Kind::unsupported, "{} is no image that ferry knows; it may come from a plugin or an old CRIU", file);
+    }
+    FERRY_TRY(auto bytes, read_image(directory, file));
+    FERRY_CHECK(decode_file(set, *name, std::move(bytes), version));
+  }
+  return set;
+}
+
+Result<void> save(const Set& set, int directory) {
+  const Name inventory{Type::inventory, 0};
+  FERRY_CHECK(check_version(set, Accept::pre_dump));
+  const auto last = file_name(inventory);
+  if (::unlinkat(directory, last.c_str(), 0) != 0 && errno != ENOENT) {
+    return sys_fail(fmt::format("unlinkat({})", last));
+  }
+  for (const Name name : set.names()) {
+    if (name != inventory) {
+      FERRY_TRY(const auto bytes, encode_file(set, name));
+      FERRY_CHECK(write_image(directory, file_name(name), bytes));
+    }
+  }
+  FERRY_TRY(const auto bytes, encode_file(set, inventory));
+  return write_image(directory, last, bytes);
+}
+
+}  // namespace ferry::image
