@@ -1,0 +1,127 @@
+// What the programs ask of the engine.  Names and defaults are CRIU's (criu(8)); the command line,
+// configuration files and RPC all fill these structures, and the engine reads nothing else.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/ids.h"
+#include "base/unique_fd.h"
+
+namespace ferry::state {
+
+// Moments at which the caller may act, in CRIU's words (criu(8), ACTION SCRIPTS; RPC notifications).
+enum class Stage {
+  pre_dump,
+  network_lock,
+  query_ext_files,
+  post_dump,
+  network_unlock,
+  pre_restore,
+  setup_namespaces,
+  post_setup_namespaces,
+  orphan_pts_master,
+  post_restore,
+  pre_resume,
+  post_resume,
+};
+// "pre-dump", "network-lock", …
+std::string_view stage_name(Stage stage);
+
+struct Notice {
+  Stage stage;
+  std::optional<HostPid> pid;  // the root task, in setup_namespaces and post_restore
+  int fd = -1;                 // orphan_pts_master: the master; the engine keeps ownership
+};
+struct Answer {
+  std::vector<std::string> external;  // query_ext_files: further external resources
+};
+
+// Who is told.  An error aborts the operation, except in network_unlock, pre_resume and post_resume.
+class Listener {
+ public:
+  virtual ~Listener() = default;
+  virtual Result<Answer> on(const Notice& notice) = 0;
+};
+
+enum class CgroupMode { ignore, none, props, soft, full, strict };
+enum class CpuCapability : std::uint32_t { none = 0, fpu = 1, cpu = 2, instructions = 4, image = 8, all = 0xffffffff };
+
+struct ExternalMount {
+  std::string key;    // dump: path in the container; restore: the key kept in the image
+  std::string value;  // dump: the key to keep; restore: path on the host
+};
+struct CgroupRoot {
+  std::string controller;  // empty: all that are not named otherwise
+  std::string path;
+};
+struct InheritFd {
+  std::string key;  // "pipe:[123]", "socket:[5]", "tty[8800:3]", a path without its leading slash, or an external key
+  int fd = -1;      // in this process's table; not owned
+};
+struct JoinNamespace {
+  std::string kind;  // pid, net, ipc, uts, mnt, user, time
+  std::string file;  // path, or a pid in decimal
+  std::string extra; // user: "UID,GID"
+};
+
+// Options that dump and restore share.
+struct CommonOptions {
+  int images_dir = -1;  // open directory; not owned
+  int work_dir = -1;    // open directory for logs and statistics; not owned
+  std::string root;     // root of the mount namespace: bundle's rootfs on dump, new root on restore
+  std::vector<ExternalMount> external_mounts;
+  std::vector<std::string> external;  // "KIND[ID]:KEY" strings, criu(8) --external
+  std::vector<std::string> skip_mounts;
+  bool empty_net_namespace = false;
+  bool shell_job = false;
+  bool tcp_established = false;
+  bool tcp_close = false;
+  bool external_unix_sockets = false;
+  bool evasive_devices = false;
+  bool file_locks = false;
+  bool link_remap = false;
+  bool orphan_pts_master = false;
+  bool leave_stopped = false;
+  bool skip_file_rwx_check = false;
+  CgroupMode cgroup_mode = CgroupMode::soft;
+  std::vector<CgroupRoot> cgroup_roots;
+  std::uint32_t cpu_capability = 0xffffffff;
+};
+
+struct DumpOptions : CommonOptions {
+  HostPid pid;
+  bool leave_running = false;
+  std::string freeze_cgroup;  // directory of the freezer cgroup, v1 or v2; empty: by ptrace alone
+  std::uint64_t ghost_limit = 1U << 20;  // bytes
+  std::chrono::seconds timeout{10};      // to stop the tree
+  std::string parent_images;  // relative to images_dir
+  bool track_memory = false;
+  bool auto_dedup = false;
+};
+
+struct DumpReport {  // all times in µs, as stats_entry has them
+  std::uint64_t freezing_us = 0, frozen_us = 0, memdump_us = 0, memwrite_us = 0;
+  std::uint64_t pages_scanned = 0, pages_written = 0, pages_skipped_parent = 0;
+};
+
+struct RestoreOptions : CommonOptions {
+  bool detached = false;        // return as soon as the tree runs
+  bool sibling = false;         // the root task becomes a child of our parent (clone(2) CLONE_PARENT)
+  std::vector<InheritFd> inherit_fds;
+  std::vector<JoinNamespace> join_namespaces;
+  std::vector<std::string> veth_pairs;
+  std::string lsm_profile;
+  bool auto_dedup = false;
+};
+
+struct RestoreReport {
+  HostPid root;
+  std::uint64_t forking_us = 0, restore_us = 0, pages_restored = 0;
+};
+
+}  // namespace ferry::state

@@ -1,0 +1,271 @@
+#include "tracee/process.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <memory>
+
+#include "base/log.h"
+#include "sys/file.h"
+#include "sys/memory.h"
+
+namespace ferry::tracee {
+namespace {
+
+constexpr std::size_t kPage = 4096;
+constexpr std::chrono::seconds kCallTime{30};  // a call on a dead network file system must not hold us for ever
+// Everything blocked but SIGTRAP: a trap that is blocked or ignored makes the kernel reset its action
+// to the default (force_sig_info in kernel/signal.c).
+constexpr std::uint64_t kBatchMask = ~(std::uint64_t{1} << (SIGTRAP - 1));
+
+// Gives a thread its registers and signal mask back.
+class Borrowed {
+ public:
+  explicit Borrowed(Thread& thread) : thread_(thread) {}
+  Borrowed(const Borrowed&) = delete;
+  Borrowed& operator=(const Borrowed&) = delete;
+  Result<void> take() {
+    FERRY_TRY(regs_, thread_.registers());
+    FERRY_TRY(mask_, thread_.signal_mask());
+    taken_ = true;
+    if (mask_ != kBatchMask) {
+      FERRY_CHECK(thread_.set_signal_mask(kBatchMask));
+    }
+    return {};
+  }
+  ~Borrowed() { (void)give_back(); }
+  Result<void> give_back() {
+    if (!taken_ || thread_.tid().value == 0) {
+      return {};
+    }
+    taken_ = false;
+    FERRY_CHECK(thread_.set_registers(regs_));
+    if (mask_ != kBatchMask) {
+      FERRY_CHECK(thread_.set_signal_mask(mask_));
+    }
+    return {};
+  }
+  [[nodiscard]] const Registers& registers() const { return regs_; }
+
+ private:
+  Thread& thread_;
+  Registers regs_{};
+  std::uint64_t mask_ = 0;
+  bool taken_ = false;
+};
+
+Registers clean(Registers regs) {
+  regs.orig_rax = ~0ULL;  // not in a system call: the kernel must not restart one
+  regs.eflags &= ~std::uint64_t{0x500};  // no direction flag, no single step
+  return regs;
+}
+
+// Waits for the wanted kind of stop; what else arrives is put off or passed over.
+Result<void> wait_for(Thread& thread, Stop::Why why, int signal, int request, const Deadline& deadline) {
+  for (;;) {
+    FERRY_TRY(const Stop stop, thread.wait(deadline));
+    if (stop.why == why && (why != Stop::Why::signal || stop.signal == signal)) {
+      return {};
+    }
+    if (stop.why == Stop::Why::signal) {
+      if (stop.signal == SIGSEGV || stop.signal == SIGBUS || stop.signal == SIGILL) {
+        return fail(Kind::os, "task {} got signal {} inside a batch", thread.tid(), stop.signal);
+      }
+      thread.deferred_signals.push_back(stop.signal);
+    }
+    FERRY_CHECK(thread.resume(request));
+  }
+}
+
+}  // namespace
+
+Result<Process> Process::of(HostPid pid, std::vector<Thread> threads) {
+  Process out;
+  out.pid_ = pid;
+  out.threads_ = std::move(threads);
+  FERRY_CHECK(out.reopen_memory());
+  return out;
+}
+
+Process::~Process() {
+  if (area_.mapped() && !threads_.empty() && leader().tid().value != 0) {
+    if (auto at = find_syscall(0, 0); at.has_value()) {
+      (void)unmap_area(leader(), *at);
+    }
+  }
+}
+
+Result<void> Process::reopen_memory() {
+  FERRY_TRY(memory_, sys::open(fmt::format("/proc/{}/mem", pid_), O_RDWR));
+  return {};
+}
+
+Result<std::int64_t> Process::call(Thread& thread, long number, const std::vector<std::uint64_t>& arguments,
+                                   std::uint64_t at) {
+  const Deadline deadline(kCallTime);
+  Borrowed borrowed(thread);
+  FERRY_CHECK(borrowed.take());
+  Registers regs = clean(borrowed.registers());
+  const auto argument = [&](std::size_t i) { return i < arguments.size() ? arguments[i] : 0; };
+  if (at == 0) {
+    // The loop's own instruction; its place is found once in the code itself.
+    const auto code = loop_code();
+    const std::byte wanted[] = {std::byte{0x0f}, std::byte{0x05}};
+    const auto found = std::search(code.begin(), code.end(), std::begin(wanted), std::end(wanted));
+    at = area_.base + static_cast<std::uint64_t>(found - code.begin());
+  }
+  regs.rip = at;
+  regs.rax = static_cast<std::uint64_t>(number);
+  regs.rdi = argument(0);
+  regs.rsi = argument(1);
+  regs.rdx = argument(2);
+  regs.r10 = argument(3);
+  regs.r8 = argument(4);
+  regs.r9 = argument(5);
+  FERRY_CHECK(thread.set_registers(regs));
+  for (int stops = 0; stops < 2; ++stops) {  // entry, exit
+    FERRY_CHECK(thread.resume(PTRACE_SYSCALL));
+    FERRY_CHECK(wait_for(thread, Stop::Why::syscall, 0, PTRACE_SYSCALL, deadline));
+  }
+  FERRY_TRY(const Registers after, thread.registers());
+  FERRY_CHECK(borrowed.give_back());
+  return static_cast<std::int64_t>(after.rax);
+}
+
+Result<std::uint64_t> Process::find_syscall(std::uint64_t vdso, std::uint64_t vdso_size) {
+  FERRY_TRY(const Registers regs, leader().registers());
+  std::uint16_t bytes = 0;
+  constexpr std::uint16_t kSyscall = 0x050f;
+  const auto outside = [&](std::uint64_t address) {
+    return !area_.mapped() || address < area_.base || address >= area_.base + area_.size;
+  };
+  if (outside(regs.rip) &&
+      sys::read_memory(pid_, regs.rip - 2, std::as_writable_bytes(std::span(&bytes, 1)), memory_.get()).has_value() &&
+      bytes == kSyscall) {
+    return regs.rip - 2;
+  }
+  if (vdso_size == 0) {
+    return fail(Kind::unsupported, "pid {} has no vDSO and stands behind no system call", pid_);
+  }
+  std::vector<std::byte> text(vdso_size);
+  FERRY_CHECK(sys::read_memory(pid_, vdso, text, memory_.get()));
+  for (std::size_t i = 0; i + 1 < text.size(); ++i) {
+    if (text[i] == std::byte{0x0f} && text[i + 1] == std::byte{0x05}) {
+      return vdso + i;
+    }
+  }
+  return fail(Kind::unsupported, "the vDSO of pid {} holds no syscall instruction", pid_);
+}
+
+Result<void> Process::map_area(std::size_t size, std::uint64_t address, std::uint64_t vdso, std::uint64_t vdso_size) {
+  FERRY_TRY(const std::uint64_t at, find_syscall(vdso, vdso_size));
+  const int fixed = address != 0 ? MAP_FIXED_NOREPLACE : 0;
+  const auto map = [&](std::uint64_t where, std::size_t length, int prot, int flags) -> Result<std::uint64_t> {
+    FERRY_TRY(const std::int64_t got,
+              call(leader(), SYS_mmap,
+                   {where, length, static_cast<std::uint64_t>(prot),
+                    static_cast<std::uint64_t>(MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | flags), ~0ULL, 0},
+                   at));
+    if (got < 0 && got > -4096) {
+      return sys_fail(static_cast<int>(-got), fmt::format("mapping the batch area in pid {}", pid_));
+    }
+    return static_cast<std::uint64_t>(got);
+  };
+  // Never writable and executable at once, which PR_SET_MDWE or a security module may forbid: the code
+  // page is filled through /proc/PID/mem, which a tracer may.
+  FERRY_TRY(const std::uint64_t base, map(address, size, PROT_READ | PROT_EXEC, fixed));
+  area_ = {base, size};
+  FERRY_CHECK(map(base + kPage, size - kPage, PROT_READ | PROT_WRITE, MAP_FIXED));
+  FERRY_CHECK(sys::write_memory(pid_, base, loop_code(), memory_.get()));
+  return {};
+}
+
+Result<void> Process::unmap_area(Thread& thread, std::uint64_t syscall_at) {
+  const Area area = std::exchange(area_, {});
+  FERRY_TRY(const std::int64_t got, call(thread, SYS_munmap, {area.base, area.size}, syscall_at));
+  if (got != 0) {
+    return sys_fail(static_cast<int>(-got), fmt::format("unmapping the batch area of pid {}", pid_));
+  }
+  return {};
+}
+
+Result<Replies> Process::run(Thread& thread, const Batch& batch) {
+  const Job job{&thread, &batch};
+  FERRY_TRY(auto replies, run_all(std::span(&job, 1)));
+  return std::move(replies.front());
+}
+
+Result<std::vector<Replies>> Process::run_all(std::span<const Job> jobs) {
+  std::vector<Replies> out;
+  out.reserve(jobs.size());
+  const Deadline deadline(kCallTime);
+  const std::uint64_t end = area_.base + area_.size;
+  std::size_t next = 0;
+  while (next < jobs.size()) {
+    // As many jobs as fit into the area stand side by side and run at once.
+    const std::size_t first = next;
+    std::uint64_t at = area_.base + kPage;
+    std::vector<std::uint64_t> bases;
+    std::vector<std::byte> image;
+    while (next < jobs.size() && at + jobs[next].batch->size() <= end) {
+      const auto placed = jobs[next].batch->place(at);
+      bases.push_back(at);
+      image.resize(static_cast<std::size_t>(at - area_.base - kPage));
+      image.insert(image.end(), placed.begin(), placed.end());
+      at += jobs[next].batch->size();
+      ++next;
+    }
+    if (next == first) {
+      return fail(Kind::invalid, "a batch of {} bytes does not fit into the area of {}", jobs[next].batch->size(),
+                  area_.size);
+    }
+    FERRY_CHECK(sys::write_memory(pid_, area_.base + kPage, image));
+    std::vector<std::unique_ptr<Borrowed>> borrowed;
+    borrowed.reserve(next - first);
+    for (std::size_t i = first; i < next; ++i) {
+      borrowed.push_back(std::make_unique<Borrowed>(*jobs[i].thread));
+      FERRY_CHECK(borrowed.back()->take());
+      Registers regs = clean(borrowed.back()->registers());
+      regs.rip = area_.base;
+      regs.rbx = bases[i - first];
+      FERRY_CHECK(jobs[i].thread->set_registers(regs));
+      FERRY_CHECK(jobs[i].thread->resume(PTRACE_CONT));
+    }
+    std::vector<std::uint64_t> stopped_at;
+    for (std::size_t i = first; i < next; ++i) {
+      FERRY_CHECK(wait_for(*jobs[i].thread, Stop::Why::signal, SIGTRAP, PTRACE_CONT, deadline)
+                      .during("running {} calls in task {}", jobs[i].batch->calls(), jobs[i].thread->tid()));
+      FERRY_TRY(const Registers after, jobs[i].thread->registers());
+      stopped_at.push_back(after.rbx);
+      FERRY_CHECK(borrowed[i - first]->give_back());
+    }
+    for (std::size_t i = first; i < next; ++i) {
+      FERRY_TRY(Replies replies, collect(jobs[i], bases[i - first], stopped_at[i - first]));
+      out.push_back(std::move(replies));
+    }
+  }
+  return out;
+}
+
+Result<Replies> Process::collect(const Job& job, std::uint64_t base, std::uint64_t stopped_at) const {
+  const Batch& batch = *job.batch;
+  Replies out;
+  out.records_.resize(batch.records_.size());
+  out.data_.resize(batch.data_.size());
+  FERRY_CHECK(sys::read_memory(pid_, base, std::as_writable_bytes(std::span(out.records_))));
+  FERRY_CHECK(sys::read_memory(pid_, base + (batch.records_.size() + 1) * sizeof(Record), out.data_));
+  const std::uint64_t index = (stopped_at - base) / sizeof(Record);
+  if (index < batch.records_.size()) {
+    return sys_fail(static_cast<int>(-out.records_[index].result),
+                    fmt::format("{} (call {} of a batch in task {})", batch.names_[index], index, job.thread->tid()));
+  }
+  return out;
+}
+
+}  // namespace ferry::tracee

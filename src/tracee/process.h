@@ -1,0 +1,82 @@
+// A stopped process that can be made to run batches.
+//
+// The loop and its records live in an area that is mapped for the purpose and unmapped at the end.
+// After every call and batch the thread has its own registers and signal mask back, so this process
+// may die at nearly any moment and the target goes on unharmed, the idle area aside.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/error.h"
+#include "base/ids.h"
+#include "base/unique_fd.h"
+#include "tracee/batch.h"
+#include "tracee/thread.h"
+
+namespace ferry::tracee {
+
+struct Area {
+  std::uint64_t base = 0;  // first page: the loop, read and execute; the rest: records and data, read and write
+  std::uint64_t size = 0;
+  [[nodiscard]] bool mapped() const { return size != 0; }
+};
+
+class Process {
+ public:
+  Process() = default;
+  // `threads`: all stopped, the leader first.
+  static Result<Process> of(HostPid pid, std::vector<Thread> threads);
+  Process(Process&&) = default;
+  Process& operator=(Process&&) = default;
+  // Unmaps the area if it can, then lets go of the threads.
+  ~Process();
+
+  [[nodiscard]] HostPid pid() const { return pid_; }
+  std::vector<Thread>& threads() { return threads_; }
+  Thread& leader() { return threads_.front(); }
+  // An open /proc/PID/mem.  It stands for the address space of the time when it was opened.
+  [[nodiscard]] int memory() const { return memory_.get(); }
+  // To be called after the process has got another address space (a child's, after fork).
+  Result<void> reopen_memory();
+
+  // One system call by `thread`, through ptrace's system call stops: no signal is raised in the target.
+  // `at`: address of a syscall instruction; the area's own if it is mapped and `at` is 0.
+  // Returns the raw result, a negative errno on failure.
+  Result<std::int64_t> call(Thread& thread, long number, const std::vector<std::uint64_t>& arguments,
+                            std::uint64_t at = 0);
+
+  // Maps the area, at `address` if that is not 0.  `vdso`: where to look for a syscall instruction
+  // when the leader is not standing behind one.
+  Result<void> map_area(std::size_t size, std::uint64_t address, std::uint64_t vdso, std::uint64_t vdso_size);
+  // The area that came with a clone of a process that had it.
+  void inherit_area(Area area) { area_ = area; }
+  [[nodiscard]] const Area& area() const { return area_; }
+  // Last act of `thread` in the target: munmap by a syscall instruction outside the area.
+  Result<void> unmap_area(Thread& thread, std::uint64_t syscall_at);
+  // A syscall instruction outside the area: behind which the leader stands, or in the vDSO.
+  Result<std::uint64_t> find_syscall(std::uint64_t vdso, std::uint64_t vdso_size);
+
+  struct Job {
+    Thread* thread;
+    const Batch* batch;
+  };
+  // Errors: the first `must` record that failed, by name; gone if a thread died.
+  Result<Replies> run(Thread& thread, const Batch& batch);
+  // All at once, each thread its own batch.
+  Result<std::vector<Replies>> run_all(std::span<const Job> jobs);
+
+ private:
+  Result<Replies> collect(const Job& job, std::uint64_t base, std::uint64_t stopped_at) const;
+
+  HostPid pid_;
+  std::vector<Thread> threads_;
+  UniqueFd memory_;
+  Area area_;
+};
+
+}  // namespace ferry::tracee

@@ -1,0 +1,208 @@
+#include "tracee/stop_tree.h"
+
+#include <signal.h>
+#include <sys/ptrace.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <map>
+#include <set>
+
+#include "base/log.h"
+#include "sys/file.h"
+#include "sys/proc.h"
+
+namespace ferry::tracee {
+namespace {
+
+class Stopper {
+ public:
+  explicit Stopper(const Deadline& deadline) : deadline_(deadline) {}
+
+  Result<std::vector<StoppedTask>> run(HostPid root, Freezer& freezer) {
+    for (;;) {
+      order_.clear();
+      fresh_.clear();
+      FERRY_CHECK(visit(root, HostPid(0)));
+      if (fresh_.empty()) {
+        break;
+      }
+      for (const auto& [pid, index] : fresh_) {
+        if (auto done = tasks_.at(pid).threads.at(index).interrupt();
+            !done.has_value() && done.error().os_errno != ESRCH) {
+          return tl::unexpected(std::move(done).error());
+        }
+      }
+      // A thread in the v1 freezer stops only when it is thawed, and then at once; so nothing of the
+      // program runs in between.
+      FERRY_CHECK(freezer.thaw());
+      for (const auto& [pid, index] : fresh_) {
+        FERRY_CHECK(await(tasks_.at(pid), index));
+      }
+      forget_dead();
+    }
+    std::vector<StoppedTask> out;
+    for (const HostPid pid : order_) {
+      StoppedTask& task = tasks_.at(pid);
+      std::sort(task.threads.begin() + (task.threads.empty() ? 0 : 1), task.threads.end(),
+                [](const Thread& a, const Thread& b) { return a.tid() < b.tid(); });
+      out.push_back(std::move(task));
+    }
+    return out;
+  }
+
+ private:
+  Result<void> visit(HostPid pid, HostPid parent) {
+    if (deadline_.passed()) {
+      return sys_fail(ETIMEDOUT, fmt::format("the tree grows faster than it can be stopped, at pid {}", pid));
+    }
+    auto proc = sys::open_proc(pid);
+    if (!proc.has_value()) {
+      return parent.value == 0 ? Result<void>(tl::unexpected(std::move(proc).error())) : Result<void>{};
+    }
+    auto stat_text = sys::read_file_at(proc->get(), "stat");
+    if (!stat_text.has_value()) {
+      return parent.value == 0 ? Result<void>(tl::unexpected(std::move(stat_text).error())) : Result<void>{};
+    }
+    FERRY_TRY(const sys::Stat stat, sys::parse_stat(*stat_text));
+    StoppedTask& task = tasks_[pid];
+    if (task.pid.value != 0 && task.start_time != stat.start_time) {
+      return fail(Kind::gone, "pid {} was used again while the tree was being stopped", pid);
+    }
+    task.pid = pid;
+    task.parent = parent;
+    task.start_time = stat.start_time;
+    if (stat.state == 'T' && task.threads.empty()) {
+      task.job_stopped = true;
+    }
+    order_.push_back(pid);
+    auto tids = sys::numeric_entries(proc->get(), "task");
+    if (stat.state == 'Z' || !tids.has_value()) {
+      if (tids.has_value() && tids->size() > 1) {
+        return fail(Kind::unsupported, "the main thread of pid {} has ended while others go on", pid);
+      }
+      task.zombie = true;
+      return {};
+    }
+    // Leader first; the kernel lists it so, but nothing promises it.
+    std::sort(tids->begin(), tids->end(), [&](int a, int b) {
+      return std::pair(a != pid.value, a) < std::pair(b != pid.value, b);
+    });
+    for (const int tid : *tids) {
+      const bool known = std::any_of(task.threads.begin(), task.threads.end(),
+                                     [&](const Thread& t) { return t.tid().value == tid; });
+      if (known) {
+        continue;
+      }
+      auto seized = Thread::seize(HostPid(tid), PTRACE_O_TRACESYSGOOD);
+      if (!seized.has_value()) {
+        if (seized.error().os_errno == ESRCH) {
+          continue;
+        }
+        const auto status = sys::read_file_at(proc->get(), "status");
+        if (status.has_value()) {
+          const auto parsed = sys::parse_status(*status);
+          if (parsed.has_value() && parsed->tracer != 0) {
+            return fail(Kind::denied, "pid {} is traced by pid {} (a debugger or strace): end that first", pid,
+                        parsed->tracer);
+          }
+        }
+        return Result<void>(tl::unexpected(std::move(seized).error())).during("stopping pid {}", pid);
+      }
+      task.threads.push_back(std::move(*seized));
+      fresh_.emplace_back(pid, task.threads.size() - 1);
+    }
+    for (const int tid : *tids) {
+      const auto text = sys::read_file_at(proc->get(), fmt::format("task/{}/children", tid));
+      if (!text.has_value()) {
+        continue;  // the thread has just ended
+      }
+      FERRY_TRY(const auto children, sys::parse_children(*text));
+      for (const HostPid child : children) {
+        FERRY_CHECK(visit(child, pid));
+      }
+    }
+    return {};
+  }
+
+  Result<void> await(StoppedTask& task, std::size_t index) {
+    Thread& thread = task.threads.at(index);
+    for (;;) {
+      auto stop = thread.wait(deadline_);
+      if (!stop.has_value()) {
+        if (stop.error().kind == Kind::gone || stop.error().os_errno == ECHILD) {
+          thread.forget();
+          return {};
+        }
+        return Result<void>(tl::unexpected(std::move(stop).error())).during("stopping pid {}", task.pid);
+      }
+      switch (stop->why) {
+        case Stop::Why::interrupt:
+          return {};
+        case Stop::Why::group_stop:
+          task.job_stopped = true;
+          task.stop_signal = stop->signal;
+          return {};
+        case Stop::Why::signal:
+          // On its way in when we came: let the kernel deliver it, the interrupt stop follows.
+          FERRY_CHECK(thread.resume(PTRACE_CONT, stop->signal));
+          break;
+        case Stop::Why::syscall:
+        case Stop::Why::event:
+          FERRY_CHECK(thread.resume(PTRACE_CONT));
+          break;
+      }
+    }
+  }
+
+  void forget_dead() {
+    for (auto& [pid, task] : tasks_) {
+      std::erase_if(task.threads, [](const Thread& t) { return t.tid().value == 0; });
+    }
+  }
+
+  const Deadline& deadline_;
+  std::map<HostPid, StoppedTask> tasks_;
+  std::vector<HostPid> order_;
+  std::vector<std::pair<HostPid, std::size_t>> fresh_;
+};
+
+}  // namespace
+
+Result<Freezer> Freezer::open(const std::string& directory) {
+  Freezer out;
+  if (directory.empty()) {
+    return out;
+  }
+  out.directory_ = directory;
+  if (auto state = sys::read_file(directory + "/freezer.state"); state.has_value()) {
+    out.was_frozen_ = *state != "THAWED\n";
+    return out;
+  }
+  FERRY_TRY(const auto state, sys::read_file(directory + "/cgroup.freeze"));
+  out.v2_ = true;
+  out.was_frozen_ = state == "1\n";
+  return out;
+}
+
+Result<void> Freezer::thaw() {
+  if (!was_frozen_) {
+    return {};
+  }
+  return v2_ ? sys::write_file(directory_ + "/cgroup.freeze", "0")
+             : sys::write_file(directory_ + "/freezer.state", "THAWED");
+}
+
+Result<void> Freezer::restore_state() {
+  if (!was_frozen_) {
+    return {};
+  }
+  return v2_ ? sys::write_file(directory_ + "/cgroup.freeze", "1")
+             : sys::write_file(directory_ + "/freezer.state", "FROZEN");
+}
+
+Result<std::vector<StoppedTask>> stop_tree(HostPid root, Freezer& freezer, const Deadline& deadline) {
+  return Stopper(deadline).run(root, freezer);
+}
+
+}  // namespace ferry::tracee

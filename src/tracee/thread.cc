@@ -1,0 +1,185 @@
+#include "tracee/thread.h"
+
+#include <elf.h>
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+namespace ferry::tracee {
+namespace {
+
+constexpr std::size_t kKernelSigsetSize = 8;
+
+long request(int what, HostPid tid, std::uintptr_t address = 0, std::uintptr_t data = 0) {
+  return ::ptrace(static_cast<__ptrace_request>(what), tid.value, reinterpret_cast<void*>(address),
+                  reinterpret_cast<void*>(data));
+}
+
+}  // namespace
+
+void block_sigchld() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGCHLD);
+  sigprocmask(SIG_BLOCK, &set, nullptr);
+}
+
+Thread::Thread(Thread&& other) noexcept
+    : deferred_signals(std::move(other.deferred_signals)), tid_(std::exchange(other.tid_, HostPid(0))) {}
+
+Thread& Thread::operator=(Thread&& other) noexcept {
+  if (this != &other) {
+    (void)detach();
+    tid_ = std::exchange(other.tid_, HostPid(0));
+    deferred_signals = std::move(other.deferred_signals);
+  }
+  return *this;
+}
+
+Thread::~Thread() { (void)detach(); }
+
+Thread Thread::adopt(HostPid tid) { return Thread(tid); }
+
+Result<Thread> Thread::seize(HostPid tid, unsigned long options) {
+  if (request(PTRACE_SEIZE, tid, 0, options) != 0) {
+    return sys_fail(fmt::format("ptrace(SEIZE, {})", tid));
+  }
+  return Thread(tid);
+}
+
+Result<void> Thread::interrupt() {
+  if (request(PTRACE_INTERRUPT, tid_) != 0) {
+    return sys_fail(fmt::format("ptrace(INTERRUPT, {})", tid_));
+  }
+  return {};
+}
+
+Result<Stop> Thread::wait(const Deadline& deadline) {
+  sigset_t chld;
+  sigemptyset(&chld);
+  sigaddset(&chld, SIGCHLD);
+  for (;;) {
+    int status = 0;
+    // By tid, never -1: a wait for anyone looks at every tracee, which is quadratic over thousands.
+    const pid_t got = ::waitpid(tid_.value, &status, __WALL | WNOHANG);
+    if (got < 0 && errno != EINTR) {
+      const int saved = errno;
+      if (saved == ECHILD) {
+        forget();
+      }
+      return sys_fail(saved, fmt::format("waitpid({})", tid_));
+    }
+    if (got == tid_.value) {
+      if (WIFEXITED(status) || WIFSIGNALED(status)) {
+        const HostPid dead = std::exchange(tid_, HostPid(0));
+        return fail(Kind::gone, "task {} {} {}", dead, WIFEXITED(status) ? "ended with status" : "was killed by signal",
+                    WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status));
+      }
+      const int signal = WSTOPSIG(status);
+      const int event = status >> 16;
+      if (event == PTRACE_EVENT_STOP) {
+        return Stop{signal == SIGTRAP ? Stop::Why::interrupt : Stop::Why::group_stop, signal, event};
+      }
+      if (event != 0) {
+        return Stop{Stop::Why::event, signal, event};
+      }
+      if (signal == (SIGTRAP | 0x80)) {
+        return Stop{Stop::Why::syscall, SIGTRAP, 0};
+      }
+      return Stop{Stop::Why::signal, signal, 0};
+    }
+    const auto left = deadline.left();
+    if (left <= Deadline::Clock::duration::zero()) {
+      return sys_fail(ETIMEDOUT, fmt::format("task {} did not stop", tid_));
+    }
+    const auto ns = std::chrono::duration_cast<std::chrono::nanoseconds>(left).count();
+    const timespec timeout{ns / 1'000'000'000, ns % 1'000'000'000};
+    (void)::sigtimedwait(&chld, nullptr, &timeout);
+  }
+}
+
+Result<void> Thread::set_options(unsigned long options) {
+  if (request(PTRACE_SETOPTIONS, tid_, 0, options) != 0) {
+    return sys_fail(fmt::format("ptrace(SETOPTIONS, {})", tid_));
+  }
+  return {};
+}
+
+Result<void> Thread::resume(int how, int signal) {
+  if (request(how, tid_, 0, static_cast<std::uintptr_t>(signal)) != 0) {
+    return sys_fail(fmt::format("ptrace({}, {})", how == PTRACE_CONT ? "CONT" : "SYSCALL", tid_));
+  }
+  return {};
+}
+
+Result<void> Thread::detach(int signal) {
+  if (tid_.value == 0) {
+    return {};
+  }
+  const HostPid tid = std::exchange(tid_, HostPid(0));
+  const auto deferred = std::exchange(deferred_signals, {});
+  const long done = request(PTRACE_DETACH, tid, 0, static_cast<std::uintptr_t>(signal));
+  const int saved = errno;
+  for (const int again : deferred) {
+    ::tgkill(tid.value, tid.value, again);
+  }
+  if (done != 0) {
+    return sys_fail(saved, fmt::format("ptrace(DETACH, {})", tid));
+  }
+  return {};
+}
+
+Result<Registers> Thread::registers() const {
+  Registers regs{};
+  if (request(PTRACE_GETREGS, tid_, 0, reinterpret_cast<std::uintptr_t>(&regs)) != 0) {
+    return sys_fail(fmt::format("ptrace(GETREGS, {})", tid_));
+  }
+  return regs;
+}
+
+Result<void> Thread::set_registers(const Registers& regs) const {
+  if (request(PTRACE_SETREGS, tid_, 0, reinterpret_cast<std::uintptr_t>(&regs)) != 0) {
+    return sys_fail(fmt::format("ptrace(SETREGS, {})", tid_));
+  }
+  return {};
+}
+
+Result<std::vector<std::byte>> Thread::extended_state() const {
+  std::vector<std::byte> state(16384);  // AMX makes it 11,008 bytes; the kernel cuts to what there is
+  iovec io{state.data(), state.size()};
+  if (request(PTRACE_GETREGSET, tid_, NT_X86_XSTATE, reinterpret_cast<std::uintptr_t>(&io)) != 0) {
+    return sys_fail(fmt::format("ptrace(GETREGSET XSTATE, {})", tid_));
+  }
+  state.resize(io.iov_len);
+  return state;
+}
+
+Result<void> Thread::set_extended_state(std::span<const std::byte> state) const {
+  iovec io{const_cast<std::byte*>(state.data()), state.size()};
+  if (request(PTRACE_SETREGSET, tid_, NT_X86_XSTATE, reinterpret_cast<std::uintptr_t>(&io)) != 0) {
+    return sys_fail(fmt::format("ptrace(SETREGSET XSTATE, {})", tid_));
+  }
+  return {};
+}
+
+Result<std::uint64_t> Thread::signal_mask() const {
+  std::uint64_t mask = 0;
+  if (request(PTRACE_GETSIGMASK, tid_, kKernelSigsetSize, reinterpret_cast<std::uintptr_t>(&mask)) != 0) {
+    return sys_fail(fmt::format("ptrace(GETSIGMASK, {})", tid_));
+  }
+  return mask;
+}
+
+Result<void> Thread::set_signal_mask(std::uint64_t mask) const {
+  if (request(PTRACE_SETSIGMASK, tid_, kKernelSigsetSize, reinterpret_cast<std::uintptr_t>(&mask)) != 0) {
+    return sys_fail(fmt::format("ptrace(SETSIGMASK, {})", tid_));
+  }
+  return {};
+}
+
+}  // namespace ferry::tracee
