@@ -1,0 +1,262 @@
+"""The criu command line on a plain process tree, mostly with bad input: one clear sentence that
+names the thing, exit code 1, and whatever was to be dumped runs on."""
+
+import os
+import shutil
+import signal
+import tempfile
+
+from ferrylab import processes, wait_until
+from support import LabCase, deadline
+from watching import is_held, programs, untouched
+
+COUNT_TO_FILE = "i=0; while true; do echo $i; i=$(expr $i + 1); sleep 0.05; done"
+
+
+class CriuCommand(LabCase):
+    def setUp(self):
+        super().setUp()
+        scratch = tempfile.TemporaryDirectory(dir=self.h1.directory)
+        self.addCleanup(scratch.cleanup)
+        self.scratch = scratch.name
+        self.images = os.path.join(self.scratch, "images")
+        os.mkdir(self.images)
+        self.log = os.path.join(self.scratch, "log")
+
+    def start(self, argv=("busybox", "sh", "-c", COUNT_TO_FILE)):
+        """A process tree in a session of its own, its output in a file; its pid."""
+        with open(self.log, "wb") as log:
+            child = self.h1.popen(list(argv), stdout=log, stderr=log, start_new_session=True, cwd="/")
+        self.addCleanup(child.wait)
+        self.addCleanup(self.kill_tree, child.pid)
+        self.lab.children.append(child)
+        return child.pid
+
+    def kill_tree(self, pid):
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        if processes.Process.of(pid):
+            try:
+                os.waitpid(pid, 0)
+            except ChildProcessError:
+                pass
+
+    def criu(self, *arguments, check=True, prefix=()):
+        done = self.h1.run([*prefix, "criu", *arguments], check=False, timeout=40)
+        if check:
+            self.assertEqual(done.returncode, 0, f"criu {' '.join(map(str, arguments))}: {done.stdout}")
+        return done
+
+    def refused(self, done, *words):
+        """One clear sentence with these words, on the line that runc looks for."""
+        self.assertEqual(done.returncode, 1, done.stdout)
+        sentences = [line for line in done.stdout.splitlines() if "Error" in line]
+        self.assertTrue(sentences, f"no line with Error: {done.stdout}")
+        for word in words:
+            self.assertTrue(any(word in s for s in sentences), f"{word} is not named: {sentences}")
+
+    def dump(self, pid, *options, **more):
+        return self.criu("dump", "--tree", str(pid), "--images-dir", self.images, *options, **more)
+
+    def restore(self, *options, **more):
+        return self.criu("restore", "--images-dir", self.images, "--restore-detached", *options, **more)
+
+    def counted(self, *_):
+        with open(self.log, encoding="ascii") as f:
+            return [int(n) for n in f.read().split()]
+
+    def wait_for_lines(self, count):
+        def there():
+            numbers = self.counted()
+            return numbers if len(numbers) >= count else None
+        return wait_until(there, 10, f"{count} numbers in the log of the counter")
+
+    def reaped(self, pid):
+        """The dump kills the tree; we are its parent and have to collect it before the pid is free."""
+        os.waitpid(pid, 0)
+
+    def dumped(self):
+        pid = self.start()
+        self.wait_for_lines(3)
+        self.dump(pid)
+        self.reaped(pid)
+        return pid
+
+    def an_image(self, prefix):
+        names = sorted(n for n in os.listdir(self.images) if n.startswith(prefix))
+        self.assertTrue(names, f"no {prefix}* among the images")
+        return os.path.join(self.images, names[0])
+
+    # ---- good ----
+
+    def test_version_and_check(self):
+        self.assertRegex(self.criu("--version").stdout, r"Version: \d+\.\d+")
+        self.assertIn("Looks good", self.criu("check").stdout)
+
+    def test_dump_and_restore(self):
+        pid = self.dumped()
+        before = self.counted()
+        self.restore()
+        numbers = self.wait_for_lines(len(before) + 5)
+        self.assert_seamless(numbers)
+        self.assertIsNotNone(processes.Process.of(pid), "the restored tree has another pid")
+
+    def test_dump_that_leaves_it_running(self):
+        pid = self.start()
+        self.wait_for_lines(3)
+        self.dump(pid, "--leave-running")
+        before = self.counted()
+        self.assert_seamless(self.wait_for_lines(len(before) + 5))
+
+    # ---- bad ----
+
+    def test_no_such_process(self):
+        pid = self.start()
+        os.killpg(pid, signal.SIGKILL)
+        self.reaped(pid)
+        self.refused(self.dump(pid, check=False), str(pid))
+
+    def test_no_privileges(self):
+        pid = self.start()
+        self.wait_for_lines(3)
+        os.chmod(self.images, 0o777)
+        for directory in (self.scratch, self.h1.directory):
+            os.chmod(directory, 0o755)
+        nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--bounding-set=-all"]
+        self.refused(self.dump(pid, check=False, prefix=nobody))
+        self.wait_for_lines(len(self.counted()) + 3)
+
+    def test_process_id_that_is_taken(self):
+        pid = self.start()
+        self.wait_for_lines(3)
+        self.dump(pid, "--leave-running")
+        self.refused(self.restore(check=False), str(pid))
+        self.assert_seamless(self.wait_for_lines(len(self.counted()) + 3))
+
+    def test_missing_image(self):
+        pid = self.dumped()
+        os.unlink(os.path.join(self.images, f"mm-{pid}.img"))
+        self.refused(self.restore(check=False), f"mm-{pid}.img")
+
+    def test_missing_inventory(self):
+        self.dumped()
+        os.unlink(os.path.join(self.images, "inventory.img"))
+        self.refused(self.restore(check=False), "inventory.img")
+
+    def test_every_image_truncated_at_every_kind_of_place(self):
+        pid = self.dumped()
+        good = os.path.join(self.scratch, "good")
+        shutil.copytree(self.images, good)
+        for name in ("pstree.img", f"core-{pid}.img", f"mm-{pid}.img", "files.img", f"pagemap-{pid}.img",
+                     f"fs-{pid}.img", f"ids-{pid}.img"):
+            path = os.path.join(self.images, name)
+            if not os.path.exists(path):
+                continue
+            for length in (0, 5, 10, os.path.getsize(path) - 1):
+                with self.subTest(image=name, length=length):
+                    os.truncate(path, length)
+                    self.refused(self.restore(check=False), name)
+                    shutil.copy(os.path.join(good, name), path)
+        self.assertIsNone(processes.Process.of(pid), "a refused restore left a process")
+        self.restore()
+        self.wait_for_lines(len(self.counted()) + 3)
+
+    def test_truncated_pages(self):
+        pid = self.dumped()
+        path = self.an_image("pages-")
+        os.truncate(path, os.path.getsize(path) - 4096)
+        self.refused(self.restore(check=False), os.path.basename(path))
+        self.assertIsNone(processes.Process.of(pid), "a refused restore left a process")
+
+    def test_image_of_another_kind(self):
+        pid = self.dumped()
+        shutil.copy(os.path.join(self.images, "pstree.img"), os.path.join(self.images, f"mm-{pid}.img"))
+        self.refused(self.restore(check=False), f"mm-{pid}.img")
+
+    def test_open_file_that_vanished(self):
+        self.dumped()
+        os.unlink(self.log)
+        self.refused(self.restore(check=False), self.log)
+
+    def test_open_file_that_changed(self):
+        self.dumped()
+        with open(self.log, "ab") as f:
+            f.write(b"somebody else's line\n")
+        self.refused(self.restore(check=False), self.log)
+
+    def test_images_directory_that_does_not_exist(self):
+        self.refused(self.criu("restore", "--images-dir", "/nowhere", check=False), "/nowhere")
+
+    def test_something_that_cannot_be_carried(self):
+        """A BPF map, an io_uring: named with its process and descriptor, before anything is frozen."""
+        pid = self.start(["/usr/bin/python3", "-c",
+                          "import ctypes, time\n"
+                          "libc = ctypes.CDLL(None, use_errno=True)\n"
+                          "fd = libc.syscall(323, 1)  # userfaultfd(UFFD_USER_MODE_ONLY)\n"
+                          "print(fd, flush=True)\n"
+                          "while True: time.sleep(0.05)\n"])
+        fd = self.wait_for_lines(1)[0]
+        self.assertGreaterEqual(fd, 0)
+        before = untouched(pid)
+        self.refused(self.dump(pid, check=False), str(pid), str(fd), "userfaultfd")
+        self.assertEqual(untouched(pid), before)
+
+    def test_established_connection_without_permission(self):
+        pid = self.start(["/usr/bin/python3", "-c",
+                          "import socket, time\n"
+                          "server = socket.create_server(('127.0.0.1', 0))\n"
+                          "near = socket.create_connection(server.getsockname()); far = server.accept()\n"
+                          "print(0, flush=True)\n"
+                          "while True: time.sleep(0.05)\n"])
+        self.wait_for_lines(1)
+        before = untouched(pid)
+        self.refused(self.dump(pid, check=False), str(pid), "tcp-established")
+        self.assertEqual(untouched(pid), before)
+
+    def test_full_disk(self):
+        pid = self.start()
+        self.wait_for_lines(3)
+        self.h1.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", self.images])
+        try:
+            self.refused(self.dump(pid, check=False), "No space left on device")
+        finally:
+            self.h1.run(["umount", self.images])
+        self.assert_seamless(self.wait_for_lines(len(self.counted()) + 5))
+        self.dump(pid)
+
+    @deadline(120)
+    def test_killed_in_the_middle_of_a_dump(self):
+        engine = os.path.realpath(os.path.join(self.bin, "criu"))
+        self.h1.image("gap")
+        gap = os.path.join(self.scratch, "gap")
+        self.remove_later(self.h1, "gap-source")
+        self.h1.docker("create", "--name", "gap-source", "gap")
+        self.h1.docker("cp", "gap-source:/usr/bin/gap", gap)
+        pid = self.start([gap, "512", "0", "600", "4"])
+        self.wait_for_ready()
+        before = untouched(pid)
+        for _ in range(5):
+            dump = self.h1.popen(["criu", "dump", "--tree", str(pid), "--images-dir", self.images, "--leave-running"])
+            shot = False
+            while dump.poll() is None and not shot:
+                if is_held(pid):
+                    for process in programs(engine, "dump"):
+                        process.kill()
+                        shot = True
+            if dump.wait(60) != 0 and shot:
+                break
+        else:
+            self.fail("in five attempts the engine was never caught while the process was stopped")
+        wait_until(lambda: not is_held(pid), 5, f"process {pid} to be let go")
+        self.assertEqual(untouched(pid), before)
+        os.kill(pid, signal.SIGUSR1)
+        wait_until(lambda: '"bad_pages":0' in self.log_text(), 20, "gap to verify its memory")
+
+    def log_text(self):
+        with open(self.log, encoding="ascii") as f:
+            return f.read()
+
+    def wait_for_ready(self):
+        wait_until(lambda: "ready" in self.log_text(), 30, "gap to fill its memory")
