@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 
 from . import network, ssh
@@ -129,9 +130,14 @@ class Lab:
     # ---- down ----
 
     def destroy(self):
-        for host in [*self.with_ssh(), self.switch]:
-            host.destroy()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        # A second Ctrl-C must not cut the clean-up short; every wait in it has a deadline.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            for host in [*self.with_ssh(), self.switch]:
+                host.destroy()
+            shutil.rmtree(self.directory, ignore_errors=True)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if os.path.exists(self.directory):
             raise LabError(f"something is left in {self.directory}")
 

@@ -1,13 +1,14 @@
 #!/usr/bin/python3
 """Runs the end-to-end tests on a lab of two hosts.
 
-  run.py [--bin DIR] [--state DIR] [--list] [PATTERN …]
+  run.py [--bin DIR] [--state DIR] [--list] [--report FILE] [PATTERN …]
 
 A test runs when its name contains one of the patterns; without patterns all run.
 Prints one line a test and ends with the totals.  Exit code 0 means that no test failed.
 """
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -22,6 +23,11 @@ sys.path[:0] = [HERE, os.path.join(ROOT, "lab")]
 
 import ferrylab  # noqa: E402 - needs the path above
 import support  # noqa: E402
+from ferrylab import steps  # noqa: E402
+
+
+class DeadlinePassed(BaseException):
+    """Not an Exception, and above all not an OSError: helpers that poll a server swallow those."""
 
 
 class Outcome(unittest.TestResult):
@@ -40,7 +46,7 @@ class Outcome(unittest.TestResult):
     def _late(self, test):
         # What a test leaves behind may hang as well: its clean-up gets a deadline of its own.
         signal.alarm(support.CLEAN_UP_SECONDS)
-        raise TimeoutError(f"the test did not end within its deadline of {support.deadline_of(test)} s")
+        raise DeadlinePassed(f"the test did not end within its deadline of {support.deadline_of(test)} s")
 
     def addFailure(self, test, err):
         self._failure(test, err)
@@ -106,6 +112,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", default=os.path.join(ROOT, "build", "release", "bin"))
     parser.add_argument("--state")
+    parser.add_argument("--report", help="file for the totals, as JSON")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("patterns", nargs="*")
     options = parser.parse_args()
@@ -114,9 +121,7 @@ def main():
         print("\n".join(name_of(t) for t in tests))
         return 0
 
-    def terminated(*_):
-        raise KeyboardInterrupt
-    signal.signal(signal.SIGTERM, terminated)
+    steps.terminate_politely()
     print(f"e2e: {len(tests)} tests with the programs of {options.bin}", flush=True)
     outcome = Outcome()
     try:
@@ -133,6 +138,9 @@ def main():
     if support.retries.count:
         print(f"e2e: Docker's own race (checkpoint blob already exists) was met and retried "
               f"{support.retries.count} times")
+    if options.report:
+        with open(options.report, "w", encoding="utf-8") as f:
+            json.dump({"passed": outcome.passed, "failed": outcome.failed, "skipped": outcome.skipped_count}, f)
     print(f"{outcome.passed} passed, {outcome.failed} failed, {outcome.skipped_count} skipped", flush=True)
     return 1 if outcome.failed else 0
 

@@ -1,0 +1,72 @@
+#!/usr/bin/python3
+"""The second half of ./test, after the set-up: build, unit tests, end-to-end tests, totals."""
+
+import json
+import os
+import sys
+import tempfile
+import xml.etree.ElementTree
+
+sys.dont_write_bytecode = True
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+sys.path.insert(0, os.path.join(ROOT, "lab"))
+
+from ferrylab import steps  # noqa: E402 - needs the path above
+
+USAGE = "usage: ./test [unit [REGEX] | e2e [NAME …]]"
+
+
+def unit_tests(scratch, patterns):
+    """(passed, failed, skipped) of what CTest runs."""
+    report = os.path.join(scratch, "unit.xml")
+    only = ["--tests-regex", patterns[0]] if patterns else []
+    code = steps.run(["ctest", "--test-dir", os.path.join(ROOT, "build", "release"), "--output-on-failure",
+                      "--timeout", "120", "--parallel", str(os.cpu_count() or 1), "--output-junit", report, *only])
+    try:
+        totals = xml.etree.ElementTree.parse(report).getroot().attrib
+    except (OSError, xml.etree.ElementTree.ParseError) as error:
+        print(f"test: ctest (exit code {code}) left no report: {error}")
+        return 0, 1, 0
+    failed = int(totals["failures"])
+    skipped = int(totals["skipped"]) + int(totals["disabled"])
+    passed = int(totals["tests"]) - failed - skipped
+    if passed + failed == 0:
+        print("test: CTest knows no such test")
+        failed = 1
+    return passed, max(failed, 1) if code != 0 else failed, skipped
+
+
+def e2e_tests(scratch, patterns):
+    """(passed, failed, skipped) of the end-to-end tests."""
+    report = os.path.join(scratch, "e2e.json")
+    code = steps.run(["/usr/bin/python3", os.path.join(ROOT, "tests", "e2e", "run.py"), "--report", report, *patterns])
+    try:
+        with open(report, encoding="utf-8") as f:
+            totals = json.load(f)
+    except (OSError, ValueError):
+        print(f"test: the end-to-end tests ended early with exit code {code}")
+        return 0, 1, 0
+    return totals["passed"], totals["failed"], totals["skipped"]
+
+
+def main():
+    which, patterns = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("all", [])
+    kinds = {"all": [unit_tests, e2e_tests], "unit": [unit_tests], "e2e": [e2e_tests]}.get(which)
+    if kinds is None:
+        sys.exit(USAGE)
+    steps.terminate_politely()
+    try:
+        if not steps.build():
+            print("test: the build failed, the end of its output is above")
+            print("0 passed, 1 failed, 0 skipped")
+            return 1
+        with tempfile.TemporaryDirectory() as scratch:
+            passed, failed, skipped = (sum(n) for n in zip(*(kind(scratch, patterns) for kind in kinds)))
+    except KeyboardInterrupt:
+        print("test: interrupted; everything that was started has been ended")
+        return 130
+    print(f"{passed} passed, {failed} failed, {skipped} skipped", flush=True)
+    return 1 if failed else 0
+
+
+sys.exit(main())
