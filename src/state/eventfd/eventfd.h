@@ -1,0 +1,12 @@
+// Event counters: eventfd(2).
+#pragma once
+
+#include <memory>
+
+#include "state/file_kind.h"
+
+namespace ferry::state {
+
+std::unique_ptr<FileKind> make_eventfd_kind();
+
+}  // namespace ferry::state

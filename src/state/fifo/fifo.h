@@ -1,0 +1,12 @@
+// Named pipes: fifo(7).
+#pragma once
+
+#include <memory>
+
+#include "state/file_kind.h"
+
+namespace ferry::state {
+
+std::unique_ptr<FileKind> make_fifo_kind();
+
+}  // namespace ferry::state

@@ -1,0 +1,25 @@
+// The kinds of open files that ferry carries.  A new kind is a folder of its own and a line here.
+#include "state/epoll/epoll.h"
+#include "state/eventfd/eventfd.h"
+#include "state/fifo/fifo.h"
+#include "state/file_kind.h"
+#include "state/files/regular.h"
+#include "state/pipe/pipe.h"
+#include "state/signalfd/signalfd.h"
+#include "state/timerfd/timerfd.h"
+
+namespace ferry::state {
+
+std::vector<std::unique_ptr<FileKind>> make_file_kinds() {
+  std::vector<std::unique_ptr<FileKind>> kinds;
+  kinds.push_back(make_pipe_kind());
+  kinds.push_back(make_fifo_kind());
+  kinds.push_back(make_eventfd_kind());
+  kinds.push_back(make_epoll_kind());
+  kinds.push_back(make_timerfd_kind());
+  kinds.push_back(make_signalfd_kind());
+  kinds.push_back(make_regular_file_kind());  // last: takes what has a path and is none of the others
+  return kinds;
+}
+
+}  // namespace ferry::state
