@@ -111,7 +111,17 @@ class LabCase(unittest.TestCase):
     # ---- Docker's checkpoint commands ----
 
     def checkpoint(self, container, name, *options, host=None):
-        (host or self.h1).docker("checkpoint", "create", *options, container, name, timeout=60)
+        host = host or self.h1
+        done = host.try_docker("checkpoint", "create", *options, container, name)
+        if done.returncode != 0:
+            self.fail(f"docker checkpoint create {container} {name}: {self.with_engine_log(host, done.stdout)}")
+        if "--leave-running" not in options:
+            self.wait_until_stopped(container, host)
+
+    def wait_until_stopped(self, container, host=None):
+        """Docker hears of the end of a container by an event, which may come after the answer to the
+        command that ended it; a start that comes sooner finds it still running and does nothing."""
+        wait_until(lambda: not self.running(container, host), 10, f"Docker to notice that {container} has ended")
 
     def start_from(self, container, checkpoint, host=None):
         """docker start --checkpoint, again if and only if it fails of Docker's own race."""
@@ -124,8 +134,20 @@ class LabCase(unittest.TestCase):
             if DOCKERS_OWN_RACE.search(done.stdout):
                 retries.count += 1
                 return False
-            raise AssertionError(f"docker start --checkpoint {checkpoint} {container} failed: {done.stdout.strip()}")
+            raise AssertionError(f"docker start --checkpoint {checkpoint} {container}: "
+                                 f"{self.with_engine_log(host, done.stdout)}")
         wait_until(started, 30, f"docker start --checkpoint {checkpoint} {container} to get past Docker's own race", 0.5)
+
+    def with_engine_log(self, host, output):
+        """Docker's message, and the end of the engine's log that it points to as far as it still exists."""
+        told = [output.strip()]
+        for path in re.findall(r"/\S+\.log", output):
+            try:
+                with open(host.path(path), encoding="utf-8", errors="replace") as f:
+                    told += [f"the end of {path}:", *f.read().splitlines()[-15:]]
+            except OSError:
+                told.append(f"({path} is gone)")
+        return "\n".join(told)
 
     def checkpoint_directory(self, container, name, host=None):
         host = host or self.h1

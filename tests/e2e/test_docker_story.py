@@ -20,7 +20,7 @@ class Story(LabCase):
         self.wait_for_count("looper", 2)
         self.say("docker checkpoint create looper checkpoint1")
         before = [int(n) for n in self.say("docker logs looper").split()]
-        self.assertFalse(self.running("looper"), "a checkpoint without --leave-running ends the container")
+        self.wait_until_stopped("looper")
         self.start_from("looper", "checkpoint1")
         self.wait_for_count("looper", before[-1] + 2)
         after = [int(n) for n in self.say("docker logs looper").split()]
@@ -38,7 +38,7 @@ class Story(LabCase):
         self.h1.docker("pause", "ordinary")
         self.h1.docker("unpause", "ordinary")
         self.h1.docker("kill", "ordinary")
-        wait_until(lambda: not self.running("ordinary"), 10, "the container to end")
+        self.wait_until_stopped("ordinary")
         self.assertEqual(self.h1.inspect("ordinary")["State"]["ExitCode"], 137)
 
     def test_a_fresh_start_forgets_the_checkpoint(self):

@@ -49,7 +49,7 @@ class FerryCheckpoint(FerryCase):
         self.counting(name, *options)
         self.wait_for_count(name, 5)
         self.ferry("checkpoint", "create", "--checkpoint-dir", self.store, name, "cp")
-        wait_until(lambda: not self.running(name), 10, "the container to end with its checkpoint")
+        self.wait_until_stopped(name)
         return self.counted(name)
 
     def start(self, name, host=None, store=None):
@@ -60,7 +60,7 @@ class FerryCheckpoint(FerryCase):
         self.counting("plain")
         self.wait_for_count("plain", 5)
         self.assertIn("cp", self.ferry("checkpoint", "create", "plain", "cp"))
-        wait_until(lambda: not self.running("plain"), 10, "the container to end with its checkpoint")
+        self.wait_until_stopped("plain")
         before = self.counted("plain")
         self.ferry("start", "--checkpoint", "cp", "plain")
         self.assert_seamless(self.wait_for_count("plain", before[-1] + 5))
