@@ -116,7 +116,9 @@ Json message_to_json(const Message& message) {
   reflection->ListFields(message, &fields);
   for (const FieldDescriptor* field : fields) {
     const pb::Show manner = field->options().GetExtension(pb::show);
-    out[field->name()] = field->is_repeated() ? list_to_json(message, field, manner) : value_to_json(message, field, manner);
+    // json_name is CRIU's name where C++ cannot have it.
+    out[field->has_json_name() ? field->json_name() : field->name()] =
+        field->is_repeated() ? list_to_json(message, field, manner) : value_to_json(message, field, manner);
   }
   const auto& unknown = reflection->GetUnknownFields(message);
   for (int i = 0; i < unknown.field_count(); ++i) {

@@ -78,8 +78,8 @@ TEST(FileNames, OfOtherThingsAreRefused) {
 }
 
 class Fixture : public ::testing::TestWithParam<const char*> {};
-INSTANTIATE_TEST_SUITE_P(CriuWrote, Fixture, ::testing::ValuesIn(kFixtures), [](const auto& info) {
-  std::string name = info.param;
+INSTANTIATE_TEST_SUITE_P(CriuWrote, Fixture, ::testing::ValuesIn(kFixtures), [](const auto& parameter) {
+  std::string name = parameter.param;
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 });
