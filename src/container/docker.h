@@ -123,6 +123,7 @@ class Docker {
 
   [[nodiscard]] const DaemonInfo& info() const { return info_; }
   [[nodiscard]] DockerApi& api() { return api_; }
+  [[nodiscard]] const DockerApi& api() const { return api_; }
   // Docker keeps everything about a container, its checkpoints too, in this directory.
   [[nodiscard]] std::string container_dir(const std::string& id) const { return info_.root_dir + "/containers/" + id; }
 
