@@ -7,6 +7,7 @@
 #include "state/pipe/pipe.h"
 #include "state/signalfd/signalfd.h"
 #include "state/timerfd/timerfd.h"
+#include "state/tty/tty.h"
 
 namespace ferry::state {
 
@@ -18,6 +19,7 @@ std::vector<std::unique_ptr<FileKind>> make_file_kinds() {
   kinds.push_back(make_epoll_kind());
   kinds.push_back(make_timerfd_kind());
   kinds.push_back(make_signalfd_kind());
+  kinds.push_back(make_tty_kind());
   kinds.push_back(make_regular_file_kind());  // last: takes what has a path and is none of the others
   return kinds;
 }

@@ -59,9 +59,15 @@ class PipeKind : public FileKind {
   }
 
   Result<void> connect(const pb::FileEntry& file, int fd, RestoreContext& context) override {
-    // Ends that nobody in the tree has must not be kept open by us, or no reader would see the end of file.
-    pipes_.clear();
     return restore_fown(fd, file.pipe().fown(), context);
+  }
+
+  // Everything is open now.  Ends that nobody in the tree has must not be kept open by us, or no reader
+  // would see the end of file.
+  Result<void> settle(const pb::FileEntry&, const pb::FdinfoEntry&, RestoreTask&, RestoreContext&,
+                      tracee::Batch&) override {
+    pipes_.clear();
+    return {};
   }
 
  private:
