@@ -1,0 +1,62 @@
+#include "programs/criu/command_line.h"
+#include "programs/criu/option_table.h"
+
+namespace ferry::criu {
+namespace {
+
+constexpr std::string_view kCommands = R"(Usage: criu COMMAND [OPTION]…
+
+Checkpoints and restores trees of processes, as CRIU does; this one is part of ferry.
+
+  criu dump --tree PID --images-dir DIR      save a tree
+  criu restore --images-dir DIR              bring it back
+  criu check [--extra | --feature NAME]      test what the kernel offers
+  criu cpuinfo dump|check --images-dir DIR   write or compare the processor's features
+  criu swrk FD                               serve RPC requests on an inherited socket
+
+Options (--no-NAME takes back what a configuration file switched on):
+)";
+
+}  // namespace
+
+std::string help_text() {
+  std::string text{kCommands};
+  for (const Option& option : options()) {
+    if (option.apply == nullptr) {
+      continue;
+    }
+    text += option.letter != 0 ? fmt::format("  -{}, --{}", option.letter, option.name)
+                               : fmt::format("      --{}", option.name);
+    switch (option.argument) {
+      case Argument::none:
+        break;
+      case Argument::required:
+        text += "=VALUE";
+        break;
+      case Argument::optional:
+        text += "[=VALUE]";
+        break;
+    }
+    text += option.negatable ? ", --no-" + std::string(option.name) + "\n" : "\n";
+  }
+  text += "  -h, --help\n  -V, --version\n\nNot supported, refused by name:\n ";
+  std::size_t column = 1;
+  for (const Option& option : options()) {
+    if (option.apply != nullptr) {
+      continue;
+    }
+    const std::string name = fmt::format(" --{}", option.name);
+    if (column + name.size() > 90) {
+      text += "\n ";
+      column = 1;
+    }
+    text += name;
+    column += name.size();
+  }
+  return text + "\n";
+}
+
+// Podman and scripts take the number after "Version:".
+std::string version_text() { return "Version: 4.2\nferry " FERRY_VERSION ", in the place of criu\n"; }
+
+}  // namespace ferry::criu

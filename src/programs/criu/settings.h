@@ -1,0 +1,42 @@
+// Everything that a run of criu was asked for, whichever way it was asked: command line,
+// configuration files and RPC requests fill this one structure, later ones over earlier ones.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "engine/options.h"
+
+namespace ferry::criu {
+
+struct Settings {
+  engine::CommonOptions common;  // the shared part of both operations
+  engine::DumpOptions dump;      // only its own fields are used here
+  engine::RestoreOptions restore;
+
+  std::string images_dir;  // empty: not given
+  std::string work_dir;    // empty: the images directory
+  std::string log_file;    // inside the work directory; empty: stderr
+  bool log_to_stderr = false;
+  int verbosity = 2;  // a log::Level; 0 is silence
+
+  std::string pidfile;
+  std::vector<std::string> action_scripts;
+  std::vector<int> close_fds;
+  std::vector<std::string> exec_command;
+  bool exec_after_restore = false;
+  bool display_stats = false;
+  bool notify_scripts = false;  // RPC: the caller wants to hear of the stages
+
+  std::string check_feature;  // empty: the features that ferry needs
+  bool check_extra = false;
+
+  bool default_config = true;
+  std::string config_file;
+};
+
+// The engine's view of the settings.  The directories are the caller's to fill in.
+engine::DumpOptions dump_options(const Settings& settings);
+engine::RestoreOptions restore_options(const Settings& settings);
+
+}  // namespace ferry::criu
