@@ -1,0 +1,225 @@
+// The side that checkpoints: one test case for each body and flavour.
+#include <fcntl.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <stdexcept>
+
+#include "live/gate.h"
+#include "live/live.h"
+#include "live/outside.h"
+#include "live/program.h"
+
+namespace ferry::live {
+namespace {
+
+namespace fs = std::filesystem;
+constexpr std::chrono::seconds kCommandTime{60};
+
+enum class Flavour { host, pid_namespace, leave_running };
+const char* name_of(Flavour flavour) {
+  switch (flavour) {
+    case Flavour::host: return "host";
+    case Flavour::pid_namespace: return "pid_namespace";
+    case Flavour::leave_running: return "leave_running";
+  }
+  return "?";
+}
+
+std::string read_text(const std::string& path) {
+  std::ifstream file(path);
+  std::ostringstream out;
+  out << file.rdbuf();
+  return out.str();
+}
+std::string tail_of(const std::string& path) {
+  const std::string text = read_text(path);
+  constexpr std::size_t kTail = 6000;
+  return text.size() > kTail ? "[…]" + text.substr(text.size() - kTail) : text;
+}
+
+class Live : public testing::Test {
+ public:
+  Live(const LiveTest& test, Flavour flavour) : test_(test), flavour_(flavour) {}
+
+  void TestBody() override {
+    if (::geteuid() != 0) {
+      GTEST_SKIP() << "checkpointing needs root";
+    }
+    try {
+      run();
+    } catch (const std::exception& e) {
+      ADD_FAILURE_AT(test_.file, test_.line) << e.what() << "\noutput of the body:\n" << tail_of(output_);
+    }
+  }
+
+ private:
+  void run() {
+    // Mounts made for the test are nobody else's, and orphans of a killed tree come to us.
+    static const bool prepared = [] {
+      make_mounts_private();
+      return ::prctl(PR_SET_CHILD_SUBREAPER, 1) == 0;
+    }();
+    if (!prepared) {
+      throw std::runtime_error("prctl(PR_SET_CHILD_SUBREAPER) failed");
+    }
+    const Scratch scratch;
+    scratch_ = &scratch;
+    output_ = scratch.path("output");
+    const std::string name = std::string(test_.suite) + "." + test_.name;
+    Program program(scratch, name,
+                    flavour_ == Flavour::pid_namespace ? Where::own_namespaces : Where::our_namespaces);
+    std::uint32_t passed = 0;
+    for (; program.wait_for_checkpoint(passed); program.pass(++passed)) {
+      checkpoint(program, passed);
+    }
+    if (!judge(program.verdict(), passed, flavour_ == Flavour::leave_running ? "the source" : "")) {
+      return;
+    }
+    if (flavour_ == Flavour::leave_running && test_.options.refused.empty()) {
+      // Now the copy of the first checkpoint lives through the rest.
+      program.kill_tree();
+      restore(program, 0);
+      for (passed = 0; program.wait_for_checkpoint(passed);) {
+        program.pass(++passed);
+      }
+      judge(program.verdict(), passed, "the restored copy");
+    }
+  }
+
+  void checkpoint(Program& program, std::uint32_t number) {
+    const View before = look_at(program.pid());
+    const bool kills = flavour_ != Flavour::leave_running;
+    const std::string images = directory(number);
+    fs::create_directory(images);
+    std::vector<std::string> words = {criu(),        "dump", "-t", std::to_string(program.pid()), "-D",
+                                      images, "-o",   "dump.log", "-v4"};
+    if (!kills) {
+      words.push_back("--leave-running");
+    }
+    words.insert(words.end(), test_.options.dump.begin(), test_.options.dump.end());
+    const int status = run_command(words, images + "/dump.out", kCommandTime);
+    const std::string said = tail_of(images + "/dump.log") + tail_of(images + "/dump.out");
+    if (!test_.options.refused.empty()) {
+      EXPECT_NE(status, 0) << "criu dump succeeded, but it should have refused: " << test_.options.refused;
+      EXPECT_NE(said.find(test_.options.refused), std::string::npos)
+          << "criu dump refused without saying \"" << test_.options.refused << "\":\n" << said;
+      if (status != 0) {
+        EXPECT_EQ(difference(before, look_at(program.pid())), "") << "a refused dump changed the process";
+        return;
+      }
+    }
+    if (status != 0) {
+      throw std::runtime_error("criu dump ended with status " + std::to_string(status) + ":\n" + said);
+    }
+    if (!kills) {
+      EXPECT_EQ(difference(before, look_at(program.pid())), "") << "a dump that leaves it running changed the process";
+      before_ = number == 0 ? before : before_;
+      return;
+    }
+    program.wait_for_death();
+    before_ = before;
+    restore(program, number);
+  }
+
+  void restore(Program& program, std::uint32_t number) {
+    const std::string images = directory(number);
+    std::vector<std::string> words = {criu(),        "restore",     "-d", "-D", images, "-o", "restore.log", "-v4",
+                                      "--pidfile", images + "/pid"};
+    if (flavour_ == Flavour::pid_namespace) {
+      words.insert(words.end(), {"--root", scratch_->root()});
+    }
+    words.insert(words.end(), test_.options.restore.begin(), test_.options.restore.end());
+    const int status = run_command(words, images + "/restore.out", kCommandTime);
+    if (status != 0) {
+      throw std::runtime_error("criu restore ended with status " + std::to_string(status) + ":\n" +
+                               tail_of(images + "/restore.log") + tail_of(images + "/restore.out"));
+    }
+    const pid_t pid = std::atoi(read_text(images + "/pid").c_str());
+    if (pid <= 0) {
+      throw std::runtime_error("criu restore wrote no pid into its --pidfile");
+    }
+    program.become(pid);
+    EXPECT_EQ(difference(before_, look_at(pid)), "") << "/proc does not show the restored tree as it was";
+  }
+
+  bool judge(const Program::Verdict& verdict, std::uint32_t checkpoints, const std::string& who) {
+    if (verdict.skipped) {
+      skip(verdict.text);
+      return false;
+    }
+    if (verdict.failures != 0) {
+      ADD_FAILURE_AT(test_.file, test_.line) << who << (who.empty() ? "" : ": ") << verdict.text;
+      return false;
+    }
+    if (checkpoints == 0) {
+      ADD_FAILURE_AT(test_.file, test_.line) << "the body never came to checkpoint_here()";
+      return false;
+    }
+    return true;
+  }
+  static void skip(const std::string& why) { GTEST_SKIP() << why; }
+
+  // The one built beside this program; FERRY_LIVE_CRIU names another one to be judged by the same tests.
+  static std::string criu() {
+    if (const char* other = std::getenv("FERRY_LIVE_CRIU"); other != nullptr) {
+      return other;
+    }
+    return (fs::read_symlink("/proc/self/exe").parent_path() / "criu").string();
+  }
+  [[nodiscard]] std::string directory(std::uint32_t number) const {
+    return scratch_->path("images-" + std::to_string(number));
+  }
+
+  const LiveTest& test_;
+  const Flavour flavour_;
+  const Scratch* scratch_ = nullptr;
+  std::string output_;
+  View before_;
+};
+
+void register_all() {
+  for (const LiveTest& test : all()) {
+    const auto add = [&](bool wanted, Flavour flavour) {
+      if (wanted) {
+        const std::string name = std::string(test.name) + "/" + name_of(flavour);
+        testing::RegisterTest(test.suite, name.c_str(), nullptr, nullptr, test.file, test.line,
+                              [&test, flavour]() -> testing::Test* { return new Live(test, flavour); });
+      }
+    };
+    add(test.options.host, Flavour::host);
+    add(test.options.pid_namespace, Flavour::pid_namespace);
+    add(test.options.leave_running, Flavour::leave_running);
+  }
+}
+
+std::deque<LiveTest>& tests() {
+  static std::deque<LiveTest> list;
+  return list;
+}
+
+}  // namespace
+
+bool list(LiveTest test) {
+  tests().push_back(std::move(test));
+  return true;
+}
+const std::deque<LiveTest>& all() { return tests(); }
+
+}  // namespace ferry::live
+
+int main(int argc, char** argv) {
+  constexpr char kBody[] = "--live-body=";
+  if (argc == 3 && std::strncmp(argv[1], kBody, sizeof kBody - 1) == 0) {
+    ferry::live::run_body(argv[1] + sizeof kBody - 1, std::atoi(std::strchr(argv[2], '=') + 1));
+  }
+  testing::InitGoogleTest(&argc, argv);
+  ferry::live::register_all();
+  return RUN_ALL_TESTS();
+}
