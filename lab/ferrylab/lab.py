@@ -67,26 +67,35 @@ class Lab:
     # ---- up ----
 
     def __enter__(self):
-        try:
-            return self.up()
-        except BaseException:
-            self.destroy()
-            raise
+        return self.up()
 
     def __exit__(self, *_):
         self.destroy()
 
     def up(self):
+        """Brings the lab up, or leaves nothing of it."""
         if os.geteuid() != 0:
             raise LabError("a lab needs root: namespaces, Docker daemons and ptrace")
         os.makedirs(self.state, exist_ok=True)
         sweep(self.state)
         check_overlay(self.state)
+        # The directory appears together with the record of whose it is.
+        fresh = os.path.join(self.state, "labs", f".new-{self.id}")
+        os.makedirs(fresh)
+        self.save(fresh)
         try:
-            os.makedirs(self.directory)
-        except FileExistsError:
+            os.rename(fresh, self.directory)
+        except OSError:
+            shutil.rmtree(fresh)
             raise LabError(f"the lab {self.name} is already up in {self.state}; take it down first") from None
-        self.save()
+        try:
+            self._bring_up()
+        except BaseException:
+            self.destroy()
+            raise
+        return self
+
+    def _bring_up(self):
         ssh.make_key(os.path.join(self.directory, "user_key"), "root of the lab")
         for host in self.with_ssh():
             host.prepare()
@@ -101,7 +110,6 @@ class Lab:
         if self.lasting:
             self.owner = None
             self.save()
-        return self
 
     def with_ssh(self):
         return [self.client, *self.hosts.values()]
@@ -147,7 +155,7 @@ class Lab:
 
     # ---- record ----
 
-    def save(self):
+    def save(self, directory=None):
         everyone = [self.switch, *self.with_ssh()]
         record = {
             "id": self.id, "boot": boot_id(), "path": self.path, "hosts": len(self.hosts),
@@ -156,7 +164,7 @@ class Lab:
                                    "daemons": {n: p.to_json() for n, p in h.daemons.items()}} for h in everyone},
             "api": {h.name: h.api for h in self.hosts.values()},
         }
-        target = os.path.join(self.directory, "lab.json")
+        target = os.path.join(directory or self.directory, "lab.json")
         ssh.write(target + ".new", json.dumps(record, indent=1))
         os.replace(target + ".new", target)
 
@@ -188,9 +196,6 @@ def down(name, state=None):
     directory = os.path.join(state, "labs", name)
     if not os.path.isdir(directory):
         return False
-    if not os.path.exists(os.path.join(directory, "lab.json")):
-        shutil.rmtree(directory)  # its maker died before anything but the directory existed
-        return True
     open_lab(name, state).destroy()
     return True
 

@@ -78,11 +78,19 @@ class FerryCheckpoint(FerryCase):
         self.assert_seamless(self.wait_for_count("stays", self.counted("stays")[-1] + 5))
 
     def test_into_another_container(self):
-        before = self.stopped_counter("first")
+        self.counting("first")
+        self.wait_for_count("first", 5)
+        self.h1.docker("exec", "first", "sh", "-c", "echo kept >/root/file; rm /etc/group")
+        self.ferry("checkpoint", "create", "--checkpoint-dir", self.store, "first", "cp")
+        self.wait_until_stopped("first")
+        before = self.counted("first")
+        self.h1.docker("rm", "first")  # a checkpoint directory is self-contained
         self.twin("second")
         self.start("second")
         numbers = self.wait_for_count("second", before[-1] + 5)
         self.assert_seamless(numbers, start=before[-1] + 1)
+        self.assertEqual(self.h1.docker("exec", "second", "sh", "-c", "cat /root/file; ls /etc/group 2>/dev/null; true"),
+                         "kept")
 
     def test_the_same_checkpoint_again_and_again(self):
         before = self.stopped_counter("source")
