@@ -177,7 +177,7 @@ Result<void> put_entries(std::string& out, const Set& set, Name name) {
       return fail(Kind::invalid, "{}: chunks behind a first entry that announces none", file_name(name));
     }
     if (kind.layout == Layout::messages) {
-      const bool queue = entry.message->GetDescriptor() == kind.first()->GetDescriptor();
+      const bool queue = entry.message->GetDescriptor() == kind.first_type();
       if (queue != (due == 0)) {
         return fail(Kind::invalid, "{}: a queue does not have the number of messages it announces", file_name(name));
       }

@@ -35,18 +35,19 @@ MessagePtr make() {
 
 template <class M>
 constexpr KindInfo one(Type type, std::string_view prefix, Numbering n, std::uint32_t magic, std::string_view name) {
-  return {type, prefix, n, magic, name, Layout::one, make<M>, nullptr};
+  return {type, prefix, n, magic, name, Layout::one, make<M>, nullptr, M::descriptor, nullptr};
 }
 template <class M>
 constexpr KindInfo many(Type type, std::string_view prefix, Numbering n, std::uint32_t magic, std::string_view name) {
-  return {type, prefix, n, magic, name, Layout::many, make<M>, make<M>};
+  return {type, prefix, n, magic, name, Layout::many, make<M>, make<M>, M::descriptor, M::descriptor};
 }
 constexpr KindInfo raw(Type type, std::string_view prefix) {
-  return {type, prefix, Numbering::decimal, 0, "", Layout::raw, nullptr, nullptr};
+  return {type, prefix, Numbering::decimal, 0, "", Layout::raw, nullptr, nullptr, nullptr, nullptr};
 }
 template <class Head, class M>
 constexpr KindInfo headed(Type type, std::string_view prefix, std::uint32_t magic, std::string_view name) {
-  return {type, prefix, Numbering::decimal, magic, name, Layout::headed, make<Head>, make<M>};
+  return {type,           prefix,     Numbering::decimal, magic,         name,
+          Layout::headed, make<Head>, make<M>,            Head::descriptor, M::descriptor};
 }
 
 constexpr auto kNone = Numbering::none;
@@ -71,7 +72,8 @@ constexpr std::array kKinds = {
     many<pb::TtyDataEntry>(Type::tty_data, "tty-data", kNone, 0x59413026, "TTY_DATA"),
     many<pb::RemapFilePathEntry>(Type::remap_fpath, "remap-fpath", kNone, 0x59133954, "REMAP_FPATH"),
     KindInfo{Type::ghost_file, "ghost-file-", kHex, 0x52583605, "GHOST_FILE", Layout::ghost,
-             make<pb::GhostFileEntry>, make<pb::GhostChunkEntry>},
+             make<pb::GhostFileEntry>, make<pb::GhostChunkEntry>, pb::GhostFileEntry::descriptor,
+             pb::GhostChunkEntry::descriptor},
     many<pb::MemfdInodeEntry>(Type::memfd, "memfd", kNone, 0x48453499, "MEMFD_INODE"),
     one<pb::TcpStreamEntry>(Type::tcp_stream, "tcp-stream-", kHex, 0x51465506, "TCP_STREAM"),
     many<pb::FileLockEntry>(Type::filelocks, "filelocks", kNone, 0x54323616, "FILE_LOCKS"),
@@ -90,7 +92,7 @@ constexpr std::array kKinds = {
     one<pb::IpcVarEntry>(Type::ipcns_var, "ipcns-var-", kDecimal, 0x53115007, "IPC_VAR"),
     many<pb::IpcShmEntry>(Type::ipcns_shm, "ipcns-shm-", kDecimal, 0x46283044, "IPCNS_SHM"),
     KindInfo{Type::ipcns_msg, "ipcns-msg-", kDecimal, 0x55453737, "IPCNS_MSG", Layout::messages,
-             make<pb::IpcMsgEntry>, make<pb::IpcMsg>},
+             make<pb::IpcMsgEntry>, make<pb::IpcMsg>, pb::IpcMsgEntry::descriptor, pb::IpcMsg::descriptor},
     many<pb::IpcSemEntry>(Type::ipcns_sem, "ipcns-sem-", kDecimal, 0x59573019, "IPCNS_SEM"),
     many<pb::NetDeviceEntry>(Type::netdev, "netdev-", kDecimal, 0x57373951, "NETDEV"),
     one<pb::NetnsEntry>(Type::netns, "netns-", kDecimal, 0x55933752, "NETNS"),
@@ -123,9 +125,9 @@ class EnumHolders {
  public:
   EnumHolders() {
     for (const KindInfo& kind : kKinds) {
-      for (auto* make_message : {kind.first, kind.rest}) {
-        if (make_message != nullptr) {
-          visit(make_message()->GetDescriptor());
+      for (auto* type : {kind.first_type, kind.rest_type}) {
+        if (type != nullptr) {
+          visit(type());
         }
       }
     }

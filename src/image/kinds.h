@@ -35,6 +35,8 @@ struct KindInfo {
   Layout layout;
   MessagePtr (*first)();
   MessagePtr (*rest)();
+  const google::protobuf::Descriptor* (*first_type)();
+  const google::protobuf::Descriptor* (*rest_type)();
 };
 
 const KindInfo& kind_info(Type type);

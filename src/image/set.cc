@@ -33,19 +33,19 @@ bool parse_number(std::string_view text, int base, std::uint64_t& number) {
 // Whether an entry of this message may stand behind `before` entries of an image.
 bool fits(const KindInfo& kind, std::size_t before, const Message& message) {
   const auto* type = message.GetDescriptor();
-  const auto is = [type](MessagePtr (*make)()) { return make()->GetDescriptor() == type; };
+  const auto is = [type](auto* wanted) { return wanted() == type; };
   switch (kind.layout) {
     case Layout::raw:
       return false;
     case Layout::one:
-      return before == 0 && is(kind.first);
+      return before == 0 && is(kind.first_type);
     case Layout::many:
-      return is(kind.first);
+      return is(kind.first_type);
     case Layout::headed:
     case Layout::ghost:
-      return is(before == 0 ? kind.first : kind.rest);
+      return is(before == 0 ? kind.first_type : kind.rest_type);
     case Layout::messages:
-      return is(kind.first) || (before != 0 && is(kind.rest));
+      return is(kind.first_type) || (before != 0 && is(kind.rest_type));
   }
   return false;
 }
