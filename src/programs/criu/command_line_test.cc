@@ -104,7 +104,7 @@ TEST(CommandLine, BadUsageIsSaidInOneSentence) {
 }
 
 TEST(CommandLine, CommandsThatAreNotDoneAreRefusedByName) {
-  for (const std::string command : {"pre-dump", "page-server", "lazy-pages", "service", "dedup"}) {
+  for (const std::string& command : std::vector<std::string>{"pre-dump", "page-server", "lazy-pages", "service", "dedup"}) {
     const auto run = parse({command});
     ASSERT_FALSE(run.has_value());
     EXPECT_EQ(run.error().kind, Kind::unsupported);

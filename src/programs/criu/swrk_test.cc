@@ -147,7 +147,7 @@ TEST_F(Swrk, DropsTheConnectionWhenADumpShallBeFollowed) {
 }
 
 TEST_F(Swrk, AnswersUnknownTypesWithTheFourBytesOfCriu) {
-  for (const std::string bytes : {std::string("\x08\x63", 2), std::string("\x08\x00", 2), std::string("\x08\x06", 2)}) {
+  for (const std::string& bytes : {std::string("\x08\x63", 2), std::string("\x08\x00", 2), std::string("\x08\x06", 2)}) {
     start();
     send_bytes(bytes);
     const auto packet = RpcChannel(caller_.get()).receive();
