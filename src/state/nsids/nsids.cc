@@ -1,0 +1,252 @@
+#include "state/nsids/nsids.h"
+
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/stat.h>
+
+#include "image/proto/inventory.pb.h"
+#include "sys/file.h"
+
+#ifndef CLONE_NEWTIME
+#define CLONE_NEWTIME 0x00000080  // clone3(2), Linux 5.6
+#endif
+
+namespace ferry::state {
+namespace {
+
+using Inodes = std::array<std::uint64_t, kNsKinds>;
+
+std::size_t index_of(NsKind kind) { return static_cast<std::size_t>(kind); }
+
+Result<std::uint64_t> inode_at(int proc, const std::string& path, const std::string& subject) {
+  struct stat st;
+  if (::fstatat(proc, path.c_str(), &st, 0) != 0) {
+    return sys_fail(fmt::format("stat({} {})", subject, path));
+  }
+  return static_cast<std::uint64_t>(st.st_ino);
+}
+
+Result<Inodes> inodes_at(int proc, const std::string& prefix, const std::string& subject) {
+  Inodes out{};
+  for (const NsKind kind : kAllNsKinds) {
+    FERRY_TRY(out[index_of(kind)], inode_at(proc, fmt::format("{}ns/{}", prefix, ns_name(kind)), subject));
+  }
+  return out;
+}
+
+void put(pb::TaskKobjIdsEntry& ids, NsKind kind, std::uint32_t id) {
+  switch (kind) {
+    case NsKind::pid:
+      return ids.set_pid_ns_id(id);
+    case NsKind::net:
+      return ids.set_net_ns_id(id);
+    case NsKind::ipc:
+      return ids.set_ipc_ns_id(id);
+    case NsKind::uts:
+      return ids.set_uts_ns_id(id);
+    case NsKind::time:
+      return ids.set_time_ns_id(id);
+    case NsKind::mnt:
+      return ids.set_mnt_ns_id(id);
+    case NsKind::user:
+      return ids.set_user_ns_id(id);
+    case NsKind::cgroup:
+      return ids.set_cgroup_ns_id(id);
+  }
+}
+
+std::uint32_t get(const pb::TaskKobjIdsEntry& ids, NsKind kind) {
+  switch (kind) {
+    case NsKind::pid:
+      return ids.pid_ns_id();
+    case NsKind::net:
+      return ids.net_ns_id();
+    case NsKind::ipc:
+      return ids.ipc_ns_id();
+    case NsKind::uts:
+      return ids.uts_ns_id();
+    case NsKind::time:
+      return ids.time_ns_id();
+    case NsKind::mnt:
+      return ids.mnt_ns_id();
+    case NsKind::user:
+      return ids.user_ns_id();
+    case NsKind::cgroup:
+      return ids.cgroup_ns_id();
+  }
+  return 0;
+}
+
+// Threads may have moved on their own (setns(2), unshare(2)), and a process may have chosen another
+// namespace for its future children: nothing in the images could say so.
+Result<void> check_threads(const DumpTask& task, const Inodes& inodes) {
+  for (const char* name : {"pid", "time"}) {
+    FERRY_TRY(const std::uint64_t own, inode_at(task.proc.get(), fmt::format("ns/{}", name), task.subject()));
+    const Result<std::uint64_t> children =
+        inode_at(task.proc.get(), fmt::format("ns/{}_for_children", name), task.subject());
+    // pid_for_children cannot be followed before the first child exists (pid_namespaces(7)).
+    if (!children.has_value() || *children != own) {
+      return fail(Kind::unsupported,
+                  "{} has chosen another {} namespace for its future children (unshare or setns), which cannot be "
+                  "carried",
+                  task.subject(), name);
+    }
+  }
+  for (const DumpThread& thread : task.threads) {
+    if (thread.tid == task.pid) {
+      continue;
+    }
+    for (const NsKind kind : {NsKind::net, NsKind::ipc, NsKind::uts, NsKind::mnt, NsKind::cgroup}) {
+      FERRY_TRY(const std::uint64_t inode,
+                inode_at(task.proc.get(), fmt::format("task/{}/ns/{}", thread.tid, ns_name(kind)), task.subject()));
+      if (inode != inodes[index_of(kind)]) {
+        return fail(Kind::unsupported, "thread {} of {} has a {} namespace of its own, which cannot be carried",
+                    thread.tid, task.subject(), ns_name(kind));
+      }
+    }
+  }
+  return {};
+}
+
+pb::InventoryEntry& inventory_of(image::Set& set) {
+  const image::Name name{image::Type::inventory, 0};
+  if (!set.has(name) || set.entries(name).empty()) {
+    pb::InventoryEntry fresh;
+    fresh.set_img_version(2);
+    set.add(name, std::move(fresh));
+  }
+  return static_cast<pb::InventoryEntry&>(*set.entries(name).front().message);
+}
+
+}  // namespace
+
+std::string_view ns_name(NsKind kind) {
+  switch (kind) {
+    case NsKind::pid:
+      return "pid";
+    case NsKind::net:
+      return "net";
+    case NsKind::ipc:
+      return "ipc";
+    case NsKind::uts:
+      return "uts";
+    case NsKind::time:
+      return "time";
+    case NsKind::mnt:
+      return "mnt";
+    case NsKind::user:
+      return "user";
+    case NsKind::cgroup:
+      return "cgroup";
+  }
+  return "";
+}
+
+std::uint64_t ns_clone_flag(NsKind kind) {
+  switch (kind) {
+    case NsKind::pid:
+      return CLONE_NEWPID;
+    case NsKind::net:
+      return CLONE_NEWNET;
+    case NsKind::ipc:
+      return CLONE_NEWIPC;
+    case NsKind::uts:
+      return CLONE_NEWUTS;
+    case NsKind::time:
+      return CLONE_NEWTIME;
+    case NsKind::mnt:
+      return CLONE_NEWNS;
+    case NsKind::user:
+      return CLONE_NEWUSER;
+    case NsKind::cgroup:
+      return CLONE_NEWCGROUP;
+  }
+  return 0;
+}
+
+Result<std::uint64_t> namespace_inode(HostPid pid, std::string_view name) {
+  return inode_at(AT_FDCWD, fmt::format("/proc/{}/ns/{}", pid, name), fmt::format("pid {}", pid));
+}
+
+Result<void> collect_ids(DumpContext& context) {
+  FERRY_TRY(const UniqueFd self, sys::open("/proc/self", O_PATH | O_DIRECTORY));
+  FERRY_TRY(const Inodes own, inodes_at(self.get(), "", "this process"));
+
+  pb::TaskKobjIdsEntry& root_ids = *inventory_of(context.set).mutable_root_ids();
+  std::uint32_t last = 0;
+  for (const NsKind kind : kAllNsKinds) {
+    put(root_ids, kind, ++last);
+  }
+  // CRIU numbers its own objects first as well.
+  for (const auto set : {&pb::TaskKobjIdsEntry::set_vm_id, &pb::TaskKobjIdsEntry::set_files_id,
+                         &pb::TaskKobjIdsEntry::set_fs_id, &pb::TaskKobjIdsEntry::set_sighand_id}) {
+    (root_ids.*set)(1);
+  }
+
+  std::optional<Inodes> root;
+  std::array<std::uint32_t, kNsKinds> ids{};
+  for (const auto& task : context.tasks) {
+    if (task->zombie || task->ids == nullptr) {
+      continue;  // its namespaces are gone with it
+    }
+    FERRY_TRY(const Inodes inodes, inodes_at(task->proc.get(), "", task->subject()));
+    if (!root.has_value()) {
+      root = inodes;
+      for (const NsKind kind : kAllNsKinds) {
+        const std::size_t k = index_of(kind);
+        ids[k] = inodes[k] == own[k] ? get(root_ids, kind) : ++last;
+      }
+      if (inodes[index_of(NsKind::user)] != own[index_of(NsKind::user)]) {
+        return fail(Kind::unsupported, "{} lives in a user namespace; ferry does not carry user namespaces",
+                    task->subject());
+      }
+    }
+    for (const NsKind kind : kAllNsKinds) {
+      if (inodes[index_of(kind)] != (*root)[index_of(kind)]) {
+        return fail(Kind::unsupported,
+                    "{} has another {} namespace than the root of its tree ({}); a tree has to share one",
+                    task->subject(), ns_name(kind), context.root().subject());
+      }
+      put(*task->ids, kind, ids[index_of(kind)]);
+    }
+    FERRY_CHECK(check_threads(*task, inodes));
+  }
+  return {};
+}
+
+Result<NamespaceIds> NamespaceIds::of(const image::Set& set) {
+  FERRY_TRY(const auto* inventory, set.one<pb::InventoryEntry>({image::Type::inventory, 0}));
+  const auto tree = set.list<pb::PstreeEntry>({image::Type::pstree, 0});
+  if (tree.empty()) {
+    return fail(Kind::corrupt, "pstree.img is missing or empty");
+  }
+  FERRY_TRY(const auto* ids, set.one<pb::TaskKobjIdsEntry>({image::Type::ids, tree.front()->pid()}));
+  NamespaceIds out;
+  for (const NsKind kind : kAllNsKinds) {
+    out.root[index_of(kind)] = get(*ids, kind);
+    out.dumper[index_of(kind)] = get(inventory->root_ids(), kind);
+  }
+  return out;
+}
+
+std::uint64_t NamespaceIds::clone_flags() const {
+  std::uint64_t flags = 0;
+  for (const NsKind kind : kAllNsKinds) {
+    if (is_new(kind) && kind != NsKind::time && kind != NsKind::cgroup) {
+      flags |= ns_clone_flag(kind);
+    }
+  }
+  return flags;
+}
+
+std::optional<std::string> external_key(const CommonOptions& options, std::string_view kind, std::string_view id) {
+  const std::string prefix = fmt::format("{}[{}]:", kind, id);
+  for (const std::string& external : options.external) {
+    if (external.starts_with(prefix)) {
+      return external.substr(prefix.size());
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace ferry::state

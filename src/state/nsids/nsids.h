@@ -1,0 +1,60 @@
+// Which namespaces the tree lives in, as numbers of the images.
+//
+// One counter for all kinds; the dumper's own namespaces come first and stand in inventory.root_ids,
+// so "the root task's number differs from the dumper's" means: to be made anew on restore.
+// Source: namespaces(7); docs/images.md.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+#include "base/error.h"
+#include "image/set.h"
+#include "state/dump.h"
+
+namespace ferry::state {
+
+enum class NsKind : std::uint8_t { pid, net, ipc, uts, time, mnt, user, cgroup };
+inline constexpr std::size_t kNsKinds = 8;
+// In the order in which numbers are given out.
+inline constexpr std::array<NsKind, kNsKinds> kAllNsKinds{NsKind::pid,  NsKind::net, NsKind::ipc,  NsKind::uts,
+                                                          NsKind::time, NsKind::mnt, NsKind::user, NsKind::cgroup};
+// "pid", "net", … as in /proc/PID/ns.
+std::string_view ns_name(NsKind kind);
+// CLONE_NEW*.
+std::uint64_t ns_clone_flag(NsKind kind);
+
+// Fills the namespace numbers of every task's ids and of inventory.root_ids.
+// Errors: unsupported, for what neither CRIU nor ferry carries: kinds that differ within the tree,
+// threads with namespaces of their own, namespaces chosen for children that are not yet born, and user
+// namespaces.
+Result<void> collect_ids(DumpContext& context);
+
+// The namespaces of the root task, as a set has them; for both directions.
+struct NamespaceIds {
+  std::array<std::uint32_t, kNsKinds> root{};    // 0: the set does not say
+  std::array<std::uint32_t, kNsKinds> dumper{};
+
+  // Errors: corrupt (the set has no inventory, tree or ids).
+  static Result<NamespaceIds> of(const image::Set& set);
+  [[nodiscard]] std::uint32_t id(NsKind kind) const { return root[static_cast<std::size_t>(kind)]; }
+  // Whether the tree had a namespace of its own.
+  [[nodiscard]] bool is_new(NsKind kind) const {
+    const auto k = static_cast<std::size_t>(kind);
+    return root[k] != 0 && root[k] != dumper[k];
+  }
+  // CLONE_NEW* of all kinds that are new, for the root skeleton: without the time namespace, which
+  // clone(2) does not make for the child itself, and without the cgroup namespace, whose root would be
+  // wherever the cloning process stands.
+  [[nodiscard]] std::uint64_t clone_flags() const;
+};
+
+// The inode of a namespace of a task; `pid` may be a thread's.  Errors: gone.
+Result<std::uint64_t> namespace_inode(HostPid pid, std::string_view name);
+
+// "KIND[ID]:KEY" of options.external; the key for an id, e.g. external_key(options, "net", "4026532181").
+std::optional<std::string> external_key(const CommonOptions& options, std::string_view kind, std::string_view id);
+
+}  // namespace ferry::state
