@@ -22,14 +22,14 @@ class SignalfdKind : public FileKind {
     }
     entry.set_id(out.id());
     entry.set_flags(probe.status_flags());
-    entry.set_sigmask(*mask);
+    entry.set_signal_mask(*mask);
     return collect_fown(probe, context, *entry.mutable_fown());
   }
 
   Result<UniqueFd> open(const pb::FileEntry& file, RestoreContext&) override {
     const pb::SignalfdEntry& entry = file.sgfd();
     // The system call itself: the kernel's signal set has 8 bytes, the C library's 128.
-    const std::uint64_t mask = entry.sigmask();
+    const std::uint64_t mask = entry.signal_mask();
     UniqueFd fd(static_cast<int>(::syscall(SYS_signalfd4, -1, &mask, sizeof mask, SFD_CLOEXEC)));
     if (!fd) {
       return sys_fail(fmt::format("signalfd4(mask {:#x})", mask));
