@@ -190,7 +190,7 @@ class CriuCommand(LabCase):
         self.refused(self.criu("restore", "--images-dir", "/nowhere", check=False), "/nowhere")
 
     def test_something_that_cannot_be_carried(self):
-        """A BPF map, an io_uring: named with its process and descriptor, before anything is frozen."""
+        """A userfaultfd of the program's own: named with its process and descriptor, nothing is changed."""
         pid = self.start(["/usr/bin/python3", "-c",
                           "import ctypes, time\n"
                           "libc = ctypes.CDLL(None, use_errno=True)\n"
