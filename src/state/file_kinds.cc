@@ -8,11 +8,14 @@
 #include "state/signalfd/signalfd.h"
 #include "state/timerfd/timerfd.h"
 #include "state/tty/tty.h"
+#include "state/unix_socket/unix_socket.h"
 
 namespace ferry::state {
 
 std::vector<std::unique_ptr<FileKind>> make_file_kinds() {
   std::vector<std::unique_ptr<FileKind>> kinds;
+  // First: its queues may hold descriptors of any kind, which have to be known when those finish.
+  kinds.push_back(make_unix_socket_kind());
   kinds.push_back(make_pipe_kind());
   kinds.push_back(make_fifo_kind());
   kinds.push_back(make_eventfd_kind());

@@ -1,0 +1,31 @@
+// What sockets of all families have in common: SOL_SOCKET options (socket(7)), network namespace.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "base/error.h"
+#include "image/proto/sockets.pb.h"
+#include "state/file_kind.h"
+
+namespace ferry::state::socket {
+
+// Errors: unsupported for an eBPF or a locked filter.
+Result<void> collect_options(int fd, const std::string& subject, pb::SkOptsEntry& out);
+// Those that matter to bind(2): the device and port sharing.  Reuse of addresses is switched on, so
+// that remains of the old socket are not in the way; restore_options() sets it as it was.
+Result<void> prepare_bind(int fd, const pb::SkOptsEntry& entry, const std::string& subject);
+Result<void> restore_options(int fd, const pb::SkOptsEntry& entry, const std::string& subject);
+
+// The two calls, with a word for the option in the error.
+Result<int> get_int(int fd, int level, int option, std::string_view what);
+Result<void> set_int(int fd, int level, int option, int value, std::string_view what);
+
+// Errors: unsupported if the socket is of another network namespace than the root task.
+Result<void> check_network_namespace(const FdProbe& probe, DumpContext& context);
+
+// A copy of the inherited descriptor with key "socket:[INODE]", if the caller gave one.
+Result<std::optional<UniqueFd>> inherited(std::uint32_t inode, const RestoreOptions& options);
+
+}  // namespace ferry::state::socket

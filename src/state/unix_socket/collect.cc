@@ -1,0 +1,267 @@
+#include "state/unix_socket/collect.h"
+
+#include <fcntl.h>
+#include <linux/netlink.h>
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+
+#include "state/socket/options.h"
+#include "state/unix_socket/queue.h"
+#include "state/unix_socket/unix_socket.h"
+#include "sys/file.h"
+
+namespace ferry::state::unix_socket {
+namespace {
+
+constexpr unsigned long kFileOfSocket = 0x89E0;  // SIOCUNIXFILE, <linux/un.h>, Linux 4.13
+constexpr std::string_view kDeleted = " (deleted)";
+
+Result<std::string> name_of(int fd, bool peer, const std::string& subject) {
+  sockaddr_un address{};
+  socklen_t size = sizeof address;
+  auto* generic = reinterpret_cast<sockaddr*>(&address);
+  if ((peer ? ::getpeername(fd, generic, &size) : ::getsockname(fd, generic, &size)) != 0) {
+    return sys_fail(fmt::format("{}({})", peer ? "getpeername" : "getsockname", subject));
+  }
+  constexpr std::size_t head = offsetof(sockaddr_un, sun_path);
+  if (size <= head) {
+    return std::string();
+  }
+  return std::string(address.sun_path, std::min<std::size_t>(size - head, sizeof address.sun_path));
+}
+
+pb::UnixSkEntry* entry_of(DumpContext& context, std::uint32_t id) {
+  for (const image::Entry& e : context.set.entries({image::Type::files})) {
+    auto& file = static_cast<pb::FileEntry&>(*e.message);
+    if (file.id() == id && file.has_usk()) {
+      return file.mutable_usk();
+    }
+  }
+  return nullptr;
+}
+
+bool is_external(const DumpOptions& options, std::uint32_t inode) {
+  return std::find(options.external.begin(), options.external.end(), fmt::format("unix[{}]", inode)) !=
+         options.external.end();
+}
+
+}  // namespace
+
+Result<void> Collector::connect_netlink(DumpContext& context) {
+  if (netlink_) {
+    return {};
+  }
+  // sock_diag(7) answers for the network namespace that its own socket was made in.
+  inside_ = std::make_unique<Inside>();
+  FERRY_CHECK(inside_->enter_namespaces(context.root().pid));
+  FERRY_TRY(netlink_, inside_->get<sys::Netlink>([] { return sys::Netlink::open(NETLINK_SOCK_DIAG); }));
+  return {};
+}
+
+Result<void> Collector::collect(const FdProbe& probe, DumpContext& context, pb::FileEntry& out) {
+  const std::string subject = probe.subject();
+  FERRY_CHECK(socket::check_network_namespace(probe, context));
+  FERRY_CHECK(connect_netlink(context));
+  const auto inode = static_cast<std::uint32_t>(probe.stat.st_ino);
+  FERRY_TRY(sys::UnixDiag diag, sys::unix_diag(*netlink_, inode).during("{}", subject));
+  pb::UnixSkEntry& entry = *out.mutable_usk();
+  entry.set_id(out.id());
+  entry.set_ino(inode);
+  entry.set_type(diag.type);
+  entry.set_state(diag.state);
+  entry.set_flags(probe.status_flags());
+  entry.set_uflags(0);
+  entry.set_backlog(diag.state == kListen ? diag.write_queue : 0);
+  entry.set_peer(diag.peer.value_or(0));
+  if (diag.shutdown > 3) {
+    return fail(Kind::corrupt, "{}: sock_diag says shutdown {}", subject, diag.shutdown);
+  }
+  if (diag.shutdown != 0) {
+    entry.set_shutdown(static_cast<pb::SkShutdown>(diag.shutdown));
+  }
+  if (probe.task.ids != nullptr && probe.task.ids->has_net_ns_id()) {
+    entry.set_ns_id(probe.task.ids->net_ns_id());
+  }
+  FERRY_CHECK(collect_fown(probe, context, *entry.mutable_fown()));
+  FERRY_CHECK(socket::collect_options(probe.ours, subject, *entry.mutable_opts()));
+  FERRY_CHECK(collect_name(probe, entry));
+  for (const std::uint32_t client : diag.pending) {
+    if (client == 0) {
+      return fail(Kind::unsupported, "{}: a connection that waits for accept(2) was closed by its client; try again",
+                  subject);
+    }
+    waiting_for_[client] = inode;
+  }
+  by_inode_[inode] = known_.size();
+  known_.push_back({out.id(), subject, &probe.task, probe.ours, std::move(diag)});
+  return {};
+}
+
+Result<void> Collector::collect_name(const FdProbe& probe, pb::UnixSkEntry& entry) const {
+  FERRY_TRY(const std::string name, name_of(probe.ours, false, probe.subject()));
+  entry.set_name(name);
+  if (name.empty() || name.front() == '\0') {
+    return {};
+  }
+  return collect_path(probe, name.c_str(), entry);
+}
+
+// The name may be relative to what was the current directory then, and the file may be gone; the kernel
+// gives the file itself.
+Result<void> Collector::collect_path(const FdProbe& probe, const std::string& path, pb::UnixSkEntry& entry) const {
+  const UniqueFd file(::ioctl(probe.ours, kFileOfSocket));
+  if (!file) {
+    if (errno == ENOENT) {  // an accepted socket has its listener's name without the file
+      return {};
+    }
+    return sys_fail(fmt::format("ioctl({}, SIOCUNIXFILE)", probe.subject()));
+  }
+  FERRY_TRY(const struct stat st, sys::stat_fd(file.get(), path));
+  FERRY_TRY(const std::string info_text, sys::read_file(fmt::format("/proc/self/fdinfo/{}", file.get())));
+  FERRY_TRY(const sys::FdInfo info, sys::parse_fdinfo(info_text));
+  entry.set_mnt_id(info.mnt_id);
+  auto* perms = entry.mutable_file_perms();
+  perms->set_mode(st.st_mode);
+  perms->set_uid(st.st_uid);
+  perms->set_gid(st.st_gid);
+  FERRY_TRY(std::string absolute, sys::read_link(fmt::format("/proc/self/fd/{}", file.get())));
+  if (st.st_nlink == 0 || absolute.ends_with(kDeleted)) {
+    entry.set_deleted(true);
+    if (absolute.ends_with(kDeleted)) {
+      absolute.resize(absolute.size() - kDeleted.size());
+    }
+  }
+  if (path.front() == '/') {
+    return {};
+  }
+  // What the name is relative to: the path of the file without it.
+  const std::string tail = "/" + path;
+  if (!absolute.ends_with(tail)) {
+    return fail(Kind::unsupported, "{}: its name {} is relative, and the file is at {} now", probe.subject(), path,
+                absolute);
+  }
+  absolute.resize(absolute.size() - tail.size());
+  entry.set_name_dir(absolute.empty() ? "/" : absolute);
+  return {};
+}
+
+Result<void> Collector::finish(DumpContext& context) {
+  // By index: queues may add sockets.  Peers come after all queues, which may hold the other end.
+  for (std::size_t i = 0; i < known_.size(); ++i) {
+    const Known known = known_[i];
+    if (known.diag.state == kListen) {
+      FERRY_CHECK(check_pending(known));
+    } else {
+      FERRY_CHECK(collect_queue(known, context));
+    }
+  }
+  for (const Known& known : std::vector<Known>(known_)) {
+    FERRY_CHECK(collect_peer(known, context));
+  }
+  return {};
+}
+
+Result<void> Collector::check_pending(const Known& listener) const {
+  for (const std::uint32_t client : listener.diag.pending) {
+    const auto found = by_inode_.find(client);
+    if (found == by_inode_.end()) {
+      return fail(Kind::unsupported, "{}: a connection from outside of the tree (socket {}) waits for accept(2); try again",
+                  listener.subject, client);
+    }
+    int unread = 0;
+    const Known& known = known_[found->second];
+    if (::ioctl(known.ours, SIOCOUTQ, &unread) != 0) {
+      return sys_fail(fmt::format("ioctl({}, SIOCOUTQ)", known.subject));
+    }
+    if (unread > 0) {
+      return fail(Kind::unsupported,
+                  "{}: it has sent data over a connection that is not accepted yet, where nobody can read it; try again",
+                  known.subject);
+    }
+  }
+  return {};
+}
+
+Result<void> Collector::collect_peer(const Known& known, DumpContext& context) {
+  pb::UnixSkEntry* entry = entry_of(context, known.id);
+  if (entry == nullptr) {
+    return fail(Kind::corrupt, "{}: its entry is gone from the set", known.subject);
+  }
+  if (const auto listener = waiting_for_.find(entry->ino()); listener != waiting_for_.end()) {
+    entry->set_peer(listener->second);
+    return {};
+  }
+  if (entry->peer() == 0 || by_inode_.contains(entry->peer())) {
+    return {};
+  }
+  if (is_external(context.options, entry->peer()) || is_external(context.options, entry->ino())) {
+    return {};  // whoever restores gives the socket by --inherit-fd
+  }
+  if (!context.options.external_unix_sockets) {
+    return fail(Kind::unsupported, "{}: it is connected to socket {} outside of the tree; --ext-unix-sk allows that",
+                known.subject, entry->peer());
+  }
+  if (entry->type() != SOCK_DGRAM) {
+    return fail(Kind::unsupported,
+                "{}: it is connected to socket {} outside of the tree; with --ext-unix-sk only datagram sockets can be",
+                known.subject, entry->peer());
+  }
+  return collect_external(known, context);
+}
+
+// An entry for the peer itself, so that it can be found by its name again.
+Result<void> Collector::collect_external(const Known& known, DumpContext& context) {
+  FERRY_TRY(const std::string name, name_of(known.ours, true, known.subject));
+  if (name.empty()) {
+    return fail(Kind::unsupported, "{}: it is connected to a socket outside of the tree that has no name", known.subject);
+  }
+  if (!external_.insert(*known.diag.peer).second) {
+    return {};
+  }
+  pb::FileEntry file;
+  file.set_type(pb::FD_UNIXSK);
+  file.set_id(context.files.next_id());
+  pb::UnixSkEntry& entry = *file.mutable_usk();
+  const pb::UnixSkEntry& own = *entry_of(context, known.id);
+  entry = own;
+  entry.set_id(file.id());
+  entry.set_ino(*known.diag.peer);
+  entry.set_state(kListen);
+  entry.set_uflags(kExternal);
+  entry.set_peer(0);
+  entry.set_name(name);
+  entry.clear_shutdown();
+  entry.clear_file_perms();
+  entry.clear_name_dir();
+  entry.clear_deleted();
+  context.set.add({image::Type::files}, std::move(file));
+  return {};
+}
+
+Result<void> Collector::collect_queue(const Known& known, DumpContext& context) {
+  FERRY_TRY(const std::vector<Packet> packets, peek(known.ours, known.diag.type, known.subject));
+  for (const Packet& packet : packets) {
+    pb::SkPacketEntry entry;
+    entry.set_id_for(known.id);
+    entry.set_length(static_cast<std::uint32_t>(packet.bytes.size()));
+    if (!packet.descriptors.empty()) {
+      pb::ScmEntry& scm = *entry.add_scm();
+      scm.set_type(SCM_RIGHTS);
+      for (const UniqueFd& fd : packet.descriptors) {
+        FERRY_TRY(const std::uint32_t id, context.files.add_description(context, *known.task, fd.get())
+                                              .during("descriptor in the queue of {}", known.subject));
+        scm.add_rights(id);
+      }
+    }
+    context.set.add({image::Type::sk_queues}, std::move(entry), packet.bytes);
+  }
+  return {};
+}
+
+}  // namespace ferry::state::unix_socket

@@ -1,0 +1,49 @@
+// Unix sockets, checkpoint.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "state/file_kind.h"
+#include "state/inside.h"
+#include "sys/sock_diag.h"
+
+namespace ferry::state::unix_socket {
+
+class Collector {
+ public:
+  Result<void> collect(const FdProbe& probe, DumpContext& context, pb::FileEntry& out);
+  // When all are known: peers, waiting connections, queues.  Descriptors in flight may bring further
+  // sockets, which are then seen to as well.
+  Result<void> finish(DumpContext& context);
+
+ private:
+  struct Known {
+    std::uint32_t id;
+    std::string subject;
+    DumpTask* task;
+    int ours;  // lives as long as the FileTable
+    sys::UnixDiag diag;
+  };
+
+  Result<void> connect_netlink(DumpContext& context);
+  Result<void> collect_name(const FdProbe& probe, pb::UnixSkEntry& entry) const;
+  Result<void> collect_path(const FdProbe& probe, const std::string& path, pb::UnixSkEntry& entry) const;
+  Result<void> collect_peer(const Known& known, DumpContext& context);
+  Result<void> collect_external(const Known& known, DumpContext& context);
+  Result<void> collect_queue(const Known& known, DumpContext& context);
+  Result<void> check_pending(const Known& listener) const;
+
+  std::unique_ptr<Inside> inside_;
+  std::optional<sys::Netlink> netlink_;
+  std::vector<Known> known_;
+  std::map<std::uint32_t, std::size_t> by_inode_;       // in known_
+  std::map<std::uint32_t, std::uint32_t> waiting_for_;  // inode of a connecting socket: of its listener
+  std::set<std::uint32_t> external_;                    // inodes of peers outside that have their entry
+};
+
+}  // namespace ferry::state::unix_socket

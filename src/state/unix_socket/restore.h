@@ -1,0 +1,49 @@
+// Unix sockets, restore.
+#pragma once
+
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "state/file_kind.h"
+
+namespace ferry::state::unix_socket {
+
+class Restorer {
+ public:
+  Result<UniqueFd> open(const pb::UnixSkEntry& entry, RestoreContext& context);
+  Result<void> connect(const pb::UnixSkEntry& entry, int fd, RestoreContext& context);
+  // When everything is connected: names of deleted sockets go, helpers close.
+  Result<void> tidy(RestoreContext& context);
+
+ private:
+  void index(const image::Set& set);
+  [[nodiscard]] const pb::UnixSkEntry* by_inode(std::uint32_t inode) const;
+  // The peer, if the two are connected to each other.
+  [[nodiscard]] const pb::UnixSkEntry* partner(const pb::UnixSkEntry& entry) const;
+  // The listener whose accepted socket this is: an established stream socket with a listener's name.
+  [[nodiscard]] const pb::UnixSkEntry* accepted_from(const pb::UnixSkEntry& entry) const;
+
+  Result<UniqueFd> open_pair(const pb::UnixSkEntry& entry, const pb::UnixSkEntry* other, RestoreContext& context);
+  Result<UniqueFd> open_single(const pb::UnixSkEntry& entry, RestoreContext& context);
+  Result<void> bind(const pb::UnixSkEntry& entry, int fd, RestoreContext& context);
+  // Connects to a socket that has a name, be it deleted.
+  Result<void> connect_by_name(const pb::UnixSkEntry& to, int fd, RestoreContext& context) const;
+  // Puts what the image holds for `entry` into its queue.
+  Result<void> deliver(const pb::UnixSkEntry& entry, int fd, RestoreContext& context);
+  Result<int> sender_for(const pb::UnixSkEntry& entry, int fd, RestoreContext& context);
+
+  bool indexed_ = false;
+  std::map<std::uint32_t, const pb::UnixSkEntry*> by_inode_;
+  std::map<std::uint32_t, UniqueFd> halves_;       // by inode: made with its partner, not asked for yet
+  std::map<std::uint32_t, UniqueFd> closed_ends_;  // by the inode whose partner the tree has closed
+  std::map<std::uint32_t, UniqueFd> senders_;      // helpers, by the inode they send to
+  struct Alias {
+    std::string directory, path;
+  };
+  std::map<std::uint32_t, Alias> aliases_;  // by inode: where a deleted socket's file is for now
+  std::set<std::uint32_t> delivered_;
+};
+
+}  // namespace ferry::state::unix_socket

@@ -1,0 +1,27 @@
+// What the kernel tells of sockets by inode number: sock_diag(7).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "sys/netlink.h"
+
+namespace ferry::sys {
+
+struct UnixDiag {
+  std::uint8_t type = 0;   // SOCK_*
+  std::uint8_t state = 0;  // TCP_* numbering
+  std::uint32_t inode = 0;
+  std::optional<std::uint32_t> peer;         // inode; 0: it has no inode (closed, or not accepted yet)
+  std::vector<std::uint32_t> pending;        // of a listener: inodes of the sockets that wait for accept(2)
+  std::uint32_t queue = 0, write_queue = 0;  // of a listener: waiting, and backlog
+  std::uint8_t shutdown = 0;                 // bit 0: no more receiving, bit 1: no more sending
+};
+Result<UnixDiag> parse_unix_diag(std::span<const std::byte> payload);
+// `netlink`: NETLINK_SOCK_DIAG of the socket's network namespace.
+Result<UnixDiag> unix_diag(Netlink& netlink, std::uint32_t inode);
+
+}  // namespace ferry::sys
