@@ -1,0 +1,233 @@
+#include "state/signals/signals.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+
+#include <array>
+#include <cerrno>
+
+#include "sys/file.h"
+#include "sys/memory.h"
+
+namespace ferry::state::signals {
+namespace {
+
+constexpr int kSignals = 64;
+constexpr std::size_t kMaskSize = 8;
+constexpr std::size_t kSigactions = 62;  // all but SIGKILL and SIGSTOP
+constexpr std::size_t kInfoSize = 128;
+constexpr std::uint64_t kIgnore = 1;     // SIG_IGN
+constexpr std::uint64_t kPage = 4096;
+
+// struct sigaction as rt_sigaction(2) has it on x86-64
+struct KernelAction {
+  std::uint64_t handler, flags, restorer, mask;
+};
+static_assert(sizeof(KernelAction) == 32);
+
+// stack_t
+struct KernelStack {
+  std::uint64_t sp;
+  std::uint32_t flags;
+  std::uint32_t padding;
+  std::uint64_t size;
+};
+static_assert(sizeof(KernelStack) == sizeof(stack_t));
+
+bool has(std::uint64_t mask, int signal) { return ((mask >> (signal - 1)) & 1) != 0; }
+bool settable(int signal) { return signal != SIGKILL && signal != SIGSTOP; }
+
+Result<void> peek(HostPid tid, std::uint32_t flags, pb::SignalQueueEntry& out) {
+  std::array<std::array<char, kInfoSize>, 32> infos{};
+  for (std::uint64_t offset = 0;;) {
+    __ptrace_peeksiginfo_args args{};
+    args.off = offset;
+    args.flags = flags;
+    args.nr = static_cast<std::int32_t>(infos.size());
+    const long got = ::ptrace(PTRACE_PEEKSIGINFO, tid.value, &args, infos.data());
+    if (got < 0) {
+      return sys_fail(fmt::format("ptrace(PEEKSIGINFO, {})", tid));
+    }
+    for (std::size_t i = 0; i < static_cast<std::size_t>(got); ++i) {
+      out.add_signals()->set_siginfo(infos[i].data(), kInfoSize);
+    }
+    if (static_cast<std::size_t>(got) < infos.size()) {
+      return {};
+    }
+    offset += static_cast<std::uint64_t>(got);
+  }
+}
+
+// The number stands first in every siginfo.
+Result<int> number_in(const pb::SiginfoEntry& entry, HostPid tid) {
+  if (entry.siginfo().size() != kInfoSize) {
+    return fail(Kind::corrupt, "a pending signal of task {} has {} bytes, not {}", tid, entry.siginfo().size(), kInfoSize);
+  }
+  int signal = 0;
+  std::memcpy(&signal, entry.siginfo().data(), sizeof signal);
+  if (signal < 1 || signal > kSignals || !settable(signal) || signal == SIGTRAP) {
+    return fail(Kind::corrupt, "task {} has pending signal {}, which cannot be", tid, signal);
+  }
+  return signal;
+}
+
+Result<void> ignore_trap(tracee::Process& process) {
+  const auto call = [&](std::uint64_t new_action, std::uint64_t old_action) -> Result<void> {
+    FERRY_TRY(const std::int64_t got,
+              process.call(process.leader(), SYS_rt_sigaction, {SIGTRAP, new_action, old_action, kMaskSize}));
+    if (got != 0) {
+      return sys_fail(static_cast<int>(-got), fmt::format("rt_sigaction(SIGTRAP) in pid {}", process.pid()));
+    }
+    return {};
+  };
+  const std::uint64_t at = process.area().base + kPage;
+  FERRY_CHECK(call(0, at));
+  // Only the handler was reset; flags, restorer and mask are the program's own.
+  FERRY_CHECK(sys::write_memory(process.pid(), at, std::as_bytes(std::span(&kIgnore, 1))));
+  return call(at, 0);
+}
+
+}  // namespace
+
+Result<void> preflight(HostPid pid, const DumpOptions&) {
+  FERRY_TRY(const UniqueFd proc, sys::open_proc(pid));
+  FERRY_TRY(const UniqueFd tasks, sys::open_at(proc.get(), "task", O_RDONLY | O_DIRECTORY));
+  FERRY_TRY(const auto tids, sys::numeric_entries(tasks.get(), fmt::format("/proc/{}/task", pid)));
+  for (const int tid : tids) {
+    const auto text = sys::read_file_at(tasks.get(), fmt::format("{}/status", tid));
+    if (!text.has_value()) {
+      continue;  // ended meanwhile
+    }
+    FERRY_TRY(const sys::Status status, sys::parse_status(*text));
+    if (has(status.sig_pending | status.shared_pending, SIGTRAP)) {
+      return fail(Kind::unsupported, "task {} of pid {} has a blocked SIGTRAP pending, which cannot be carried", tid, pid);
+    }
+  }
+  return {};
+}
+
+Answers ask(DumpTask& task, tracee::Batch& batch) {
+  std::vector<tracee::Data> rooms;
+  for (int signal = 1; signal <= kSignals; ++signal) {
+    if (settable(signal)) {
+      rooms.push_back(batch.room(sizeof(KernelAction)));
+      batch.must("rt_sigaction", SYS_rt_sigaction, {signal, 0, rooms.back(), kMaskSize});
+    }
+  }
+  return [&task, rooms = std::move(rooms)](const tracee::Replies& replies) -> Result<void> {
+    auto& out = *task.core->mutable_tc();
+    out.clear_sigactions();
+    std::size_t next = 0;
+    for (int signal = 1; signal <= kSignals; ++signal) {
+      if (!settable(signal)) {
+        continue;
+      }
+      auto action = replies.object<KernelAction>(rooms[next++]);
+      if (signal == SIGTRAP && has(task.status.sig_ignored, SIGTRAP)) {
+        action.handler = kIgnore;  // whatever an earlier batch did to it: see mend_trap
+      }
+      pb::SaEntry& entry = *out.add_sigactions();
+      entry.set_sigaction(action.handler);
+      entry.set_flags(action.flags);
+      entry.set_restorer(action.restorer);
+      entry.set_mask(action.mask);
+    }
+    return {};
+  };
+}
+
+Answers ask_thread(DumpTask&, DumpThread& thread, tracee::Batch& batch) {
+  const tracee::Data room = batch.room(sizeof(KernelStack));
+  batch.must("sigaltstack", SYS_sigaltstack, {0, room});
+  const tracee::Data death = batch.room(sizeof(int));
+  constexpr int kGetPdeathsig = 2;  // PR_GET_PDEATHSIG
+  batch.must("prctl(PR_GET_PDEATHSIG)", SYS_prctl, {kGetPdeathsig, death});
+  return [&thread, room, death](const tracee::Replies& replies) -> Result<void> {
+    auto& out = *thread.core->mutable_thread_core();
+    const auto stack = replies.object<KernelStack>(room);
+    out.mutable_sas()->set_ss_sp(stack.sp);
+    out.mutable_sas()->set_ss_size(stack.size);
+    // SS_ONSTACK tells where the stack pointer is; it is not a property of the stack.
+    out.mutable_sas()->set_ss_flags(stack.flags & ~static_cast<std::uint32_t>(SS_ONSTACK));
+    if (const int signal = replies.object<int>(death); signal != 0) {
+      out.set_pdeath_sig(static_cast<std::uint32_t>(signal));
+    }
+    return {};
+  };
+}
+
+Result<void> collect(DumpTask& task, DumpContext&) {
+  auto& tc = *task.core->mutable_tc();
+  return peek(task.pid, PTRACE_PEEKSIGINFO_SHARED, *tc.mutable_signals_s())
+      .during("reading the pending signals of pid {}", task.pid);
+}
+
+Result<void> collect_thread(DumpTask& task, DumpThread& thread, DumpContext&) {
+  auto& out = *thread.core->mutable_thread_core();
+  if (thread.index == 0) {
+    task.core->mutable_tc()->set_blk_sigset(thread.signal_mask);
+  } else {
+    out.set_blk_sigset(thread.signal_mask);
+  }
+  return peek(thread.tid, 0, *out.mutable_signals_p()).during("reading the pending signals of task {}", thread.tid);
+}
+
+Result<void> restore(RestoreTask& task, RestoreContext&, tracee::Batch& batch) {
+  const auto& tc = task.core->tc();
+  if (static_cast<std::size_t>(tc.sigactions_size()) != kSigactions) {
+    return fail(Kind::corrupt, "the image of pid {} has {} signal actions, not {}", task.ns_pid(), tc.sigactions_size(),
+                kSigactions);
+  }
+  int next = 0;
+  for (int signal = 1; signal <= kSignals; ++signal) {
+    if (!settable(signal)) {
+      continue;
+    }
+    const pb::SaEntry& entry = tc.sigactions(next++);
+    if (entry.compat_sigaction()) {
+      return fail(Kind::unsupported, "pid {} has 32-bit signal actions", task.ns_pid());
+    }
+    const KernelAction action{entry.sigaction(), entry.flags(), entry.restorer(), entry.mask()};
+    batch.must("rt_sigaction", SYS_rt_sigaction, {signal, batch.object(action), 0, kMaskSize});
+  }
+  // Only the task itself may send itself what looks like the kernel's own signals (rt_sigqueueinfo(2)).
+  for (const pb::SiginfoEntry& entry : tc.signals_s().signals()) {
+    FERRY_TRY(const int signal, number_in(entry, task.pid));
+    batch.must("rt_sigqueueinfo", SYS_rt_sigqueueinfo,
+               {task.ns_pid().value, signal, batch.bytes(std::as_bytes(std::span(entry.siginfo())))});
+  }
+  return {};
+}
+
+Result<void> restore_thread(RestoreTask& task, RestoreThread& thread, RestoreContext&, tracee::Batch& batch) {
+  const auto& core = thread.core->thread_core();
+  if (core.has_sas()) {
+    const KernelStack stack{core.sas().ss_sp(), core.sas().ss_flags(), 0, core.sas().ss_size()};
+    batch.must("sigaltstack", SYS_sigaltstack, {batch.object(stack), 0});
+  }
+  for (const pb::SiginfoEntry& entry : core.signals_p().signals()) {
+    FERRY_TRY(const int signal, number_in(entry, thread.tid));
+    batch.must("rt_tgsigqueueinfo", SYS_rt_tgsigqueueinfo,
+               {task.ns_pid().value, thread.ns_tid.value, signal, batch.bytes(std::as_bytes(std::span(entry.siginfo())))});
+  }
+  return {};
+}
+
+std::uint64_t blocked_by(const RestoreTask& task, const RestoreThread& thread) {
+  return thread.index == 0 ? task.core->tc().blk_sigset() : thread.core->thread_core().blk_sigset();
+}
+
+Result<void> mend_trap(DumpTask& task) {
+  return has(task.status.sig_ignored, SIGTRAP) ? ignore_trap(task.process) : Result<void>();
+}
+
+Result<void> mend_trap(RestoreTask& task) {
+  // SIGTRAP is the fifth of the list: nothing is left out before it.
+  const bool ignored = task.core->tc().sigactions_size() >= SIGTRAP &&
+                       task.core->tc().sigactions(SIGTRAP - 1).sigaction() == kIgnore;
+  return ignored ? ignore_trap(task.process) : Result<void>();
+}
+
+}  // namespace ferry::state::signals

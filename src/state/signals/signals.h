@@ -1,0 +1,31 @@
+// Signals: actions, masks, what is pending, alternate stacks.
+// Source: rt_sigaction(2), sigaltstack(2), ptrace(2) PTRACE_PEEKSIGINFO, rt_sigqueueinfo(2).
+#pragma once
+
+#include "state/dump.h"
+#include "state/restore.h"
+
+namespace ferry::state::signals {
+
+// A pending SIGTRAP is refused: a batch ends with a trap, which could not be told from it.
+Result<void> preflight(HostPid pid, const DumpOptions& options);
+
+Answers ask(DumpTask& task, tracee::Batch& batch);
+Answers ask_thread(DumpTask& task, DumpThread& thread, tracee::Batch& batch);
+Result<void> collect(DumpTask& task, DumpContext& context);
+Result<void> collect_thread(DumpTask& task, DumpThread& thread, DumpContext& context);
+
+// Actions, and signals pending for the whole process.  All signals are blocked while the batch runs.
+Result<void> restore(RestoreTask& task, RestoreContext& context, tracee::Batch& batch);
+// Alternate stack, and signals pending for the thread.
+Result<void> restore_thread(RestoreTask& task, RestoreThread& thread, RestoreContext& context, tracee::Batch& batch);
+// The mask to give the thread last of all.
+std::uint64_t blocked_by(const RestoreTask& task, const RestoreThread& thread);
+
+// A trap that is ignored makes the kernel reset its action (force_sig_info in kernel/signal.c), so every
+// batch costs a program that ignores SIGTRAP this setting.  To be called after the last batch, while the
+// area is still mapped, on both sides; it makes calls by ptrace's stops, which raise no signal.
+Result<void> mend_trap(DumpTask& task);
+Result<void> mend_trap(RestoreTask& task);
+
+}  // namespace ferry::state::signals
