@@ -67,6 +67,7 @@ struct DumpContext {
   image::Set& set;
   std::vector<std::unique_ptr<DumpTask>>& tasks;  // parents before children; front() is the root
   FileTable& files;
+  std::uint32_t last_pages_id = 0;  // one counter for all pages-N.img of the set
   DumpTask& root() { return *tasks.front(); }
   // nullptr if there is no task of that number in the tree
   [[nodiscard]] DumpTask* find(HostPid pid) const {

@@ -4,6 +4,8 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <array>
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -19,10 +21,13 @@ struct Inside::Worker {
   std::optional<Result<void>> outcome;
   bool quit = false;
   bool own_fs = false;
+  std::atomic<pid_t> tid = 0;
   std::thread thread;
 
   void loop() {
     std::unique_lock lock(mutex);
+    tid = ::gettid();
+    changed.notify_all();
     for (;;) {
       changed.wait(lock, [&] { return work != nullptr || quit; });
       if (quit) {
@@ -65,6 +70,27 @@ Result<void> Inside::run(const std::function<Result<void>()>& work) {
 }
 
 Result<void> Inside::enter_namespaces(HostPid pid) {
+  struct Kind {
+    const char* name;
+    int flag;
+    UniqueFd theirs;
+  };
+  // mnt last: it changes the root directory as well.
+  std::array<Kind, 4> kinds{{{"net", CLONE_NEWNET, {}}, {"uts", CLONE_NEWUTS, {}}, {"ipc", CLONE_NEWIPC, {}},
+                             {"mnt", CLONE_NEWNS, {}}}};
+  // Opened from our own side: once inside, the worker's /proc shows other processes, or none.
+  for (Kind& kind : kinds) {
+    FERRY_TRY(kind.theirs, sys::open(fmt::format("/proc/{}/ns/{}", pid, kind.name), O_RDONLY));
+  }
+  // The worker's own, by the number of its thread; before the first call it is where we are.
+  const std::string worker = worker_ == nullptr ? "self" : fmt::format("self/task/{}", worker_->tid.load());
+  std::array<bool, 4> differs{};
+  for (std::size_t i = 0; i < kinds.size(); ++i) {
+    FERRY_TRY(const UniqueFd ours, sys::open(fmt::format("/proc/{}/ns/{}", worker, kinds[i].name), O_RDONLY));
+    FERRY_TRY(const auto a, sys::stat_fd(kinds[i].theirs.get(), "namespace"));
+    FERRY_TRY(const auto b, sys::stat_fd(ours.get(), "namespace"));
+    differs[i] = a.st_ino != b.st_ino;
+  }
   return run([&]() -> Result<void> {
     if (!worker_->own_fs) {
       // setns(2): a thread that shares its fs struct cannot change its mount namespace.
@@ -73,19 +99,9 @@ Result<void> Inside::enter_namespaces(HostPid pid) {
       }
       worker_->own_fs = true;
     }
-    struct Kind {
-      const char* name;
-      int flag;
-    };
-    // mnt last: after it our own /proc paths may be gone.
-    constexpr Kind kinds[] = {{"net", CLONE_NEWNET}, {"uts", CLONE_NEWUTS}, {"ipc", CLONE_NEWIPC}, {"mnt", CLONE_NEWNS}};
-    for (const Kind& kind : kinds) {
-      FERRY_TRY(const UniqueFd theirs, sys::open(fmt::format("/proc/{}/ns/{}", pid, kind.name), O_RDONLY));
-      FERRY_TRY(const UniqueFd ours, sys::open(fmt::format("/proc/thread-self/ns/{}", kind.name), O_RDONLY));
-      FERRY_TRY(const auto a, sys::stat_fd(theirs.get(), "namespace"));
-      FERRY_TRY(const auto b, sys::stat_fd(ours.get(), "namespace"));
-      if (a.st_ino != b.st_ino && ::setns(theirs.get(), kind.flag) != 0) {
-        return sys_fail(fmt::format("setns(pid {}, {})", pid, kind.name));
+    for (std::size_t i = 0; i < kinds.size(); ++i) {
+      if (differs[i] && ::setns(kinds[i].theirs.get(), kinds[i].flag) != 0) {
+        return sys_fail(fmt::format("setns(pid {}, {})", pid, kinds[i].name));
       }
     }
     return {};

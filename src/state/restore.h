@@ -38,6 +38,7 @@ struct RestoreTask {
   HostPid pid;                                    // ours to ptrace
   std::vector<RestoreThread> threads;             // leader first; host tids known once they are made
   tracee::Process process;                        // the skeleton, stopped; runs batches
+  int controller_pidfd = -1;                      // in the skeleton's table: a pidfd of ours, for pidfd_getfd(2)
 
   [[nodiscard]] NsPid ns_pid() const { return NsPid(static_cast<pid_t>(entry->pid())); }
   tracee::Thread& leader() { return process.leader(); }

@@ -201,6 +201,17 @@ Result<Replies> Process::run(Thread& thread, const Batch& batch) {
   return std::move(replies.front());
 }
 
+Result<void> Process::start(Thread& thread, const Batch& batch) {
+  const std::uint64_t at = area_.base + kPage;
+  FERRY_CHECK(sys::write_memory(pid_, at, batch.place(at)));
+  FERRY_TRY(const Registers now, thread.registers());
+  Registers regs = clean(now);
+  regs.rip = area_.base;
+  regs.rbx = at;
+  FERRY_CHECK(thread.set_registers(regs));
+  return thread.resume(PTRACE_CONT);
+}
+
 Result<std::vector<Replies>> Process::run_all(std::span<const Job> jobs) {
   std::vector<Replies> out;
   out.reserve(jobs.size());

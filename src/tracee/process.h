@@ -67,6 +67,8 @@ class Process {
   };
   // Errors: the first `must` record that failed, by name; gone if a thread died.
   Result<Replies> run(Thread& thread, const Batch& batch);
+  // Lets a thread go into a batch that it does not come back from (exit_group(2)).
+  Result<void> start(Thread& thread, const Batch& batch);
   // All at once, each thread its own batch.
   Result<std::vector<Replies>> run_all(std::span<const Job> jobs);
 

@@ -1,0 +1,265 @@
+#include "engine/checkpoint.h"
+
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/random.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include <chrono>
+
+#include "base/log.h"
+#include "engine/dump_tree.h"
+#include "engine/limits.h"
+#include "image/proto/inventory.pb.h"
+#include "image/set.h"
+#include "state/cpu/cpu.h"
+#include "state/dump.h"
+#include "state/file_kind.h"
+#include "state/files/fs.h"
+#include "state/memory/memory.h"
+#include "state/nsids/nsids.h"
+#include "sys/file.h"
+#include "tracee/stop_tree.h"
+
+namespace ferry::engine {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using image::Name;
+using image::Type;
+using state::DumpTask;
+using state::DumpThread;
+
+constexpr std::size_t kAreaSize = 4U << 20;  // address space only: what no batch uses is never touched
+constexpr std::chrono::seconds kDeathTime{10};
+
+std::uint64_t micros(Clock::duration d) {
+  return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(d).count());
+}
+
+// Everything of one checkpoint.  The members are destroyed in reverse order, so whatever step fails,
+// batch areas are unmapped and threads let go, and the freezer gets its state back before they run.
+class Checkpoint {
+ public:
+  Checkpoint(const DumpOptions& options, Listener& listener) : options_(options), listener_(listener) {}
+  Checkpoint(const Checkpoint&) = delete;
+  Checkpoint& operator=(const Checkpoint&) = delete;
+  ~Checkpoint() {
+    if (!let_go_) {
+      (void)freezer_.restore_state();
+    }
+  }
+
+  Result<DumpReport> run() {
+    FERRY_CHECK(raise_descriptor_limit());
+    FERRY_CHECK(tell(Stage::pre_dump));
+    FERRY_CHECK(stop());
+    FERRY_CHECK(describe_tree());
+    FERRY_CHECK(ask());
+    FERRY_CHECK(collect());
+    FERRY_CHECK(save_memory());
+    FERRY_CHECK(give_back());
+    FERRY_CHECK(save_images());
+    FERRY_CHECK(tell(Stage::post_dump));
+    FERRY_CHECK(end());
+    return report_;
+  }
+
+ private:
+  Result<void> tell(Stage stage) {
+    FERRY_CHECK(listener_.on({stage, std::nullopt, -1}));
+    return {};
+  }
+
+  Result<void> stop() {
+    const auto begin = Clock::now();
+    FERRY_TRY(freezer_, tracee::Freezer::open(options_.freeze_cgroup));
+    FERRY_TRY(stopped_, tracee::stop_tree(options_.pid, freezer_, tracee::Deadline(options_.timeout)));
+    frozen_since_ = Clock::now();
+    report_.freezing_us = micros(frozen_since_ - begin);
+    return {};
+  }
+
+  Result<void> describe_tree() {
+    pb::InventoryEntry inventory;
+    inventory.set_img_version(2);
+    inventory.set_fdinfo_per_id(true);
+    inventory.set_ns_per_id(true);
+    pb::TaskKobjIdsEntry& own = *inventory.mutable_root_ids();
+    own.set_vm_id(1);
+    own.set_files_id(1);
+    own.set_fs_id(1);
+    own.set_sighand_id(1);
+    inventory.set_lsmtype(pb::LSM_NO_LSM);
+    inventory.set_network_lock_method(2);
+    inventory.mutable_plugins_entry();
+    inventory.set_tcp_close(options_.tcp_close);
+    FERRY_TRY(const std::string id, random_id());
+    inventory.set_dump_criu_run_id(id);
+    inventory.set_ferry_id(id);
+    inventory.set_ferry_version(FERRY_VERSION);
+    set_.add(Name{Type::inventory, 0}, std::move(inventory));
+    FERRY_TRY(tasks_, build_dump_tree(std::move(stopped_), options_, set_));
+    return state::collect_ids(context_);
+  }
+
+  // What only the processes themselves can tell: one batch in each leader, a small one in each thread,
+  // all threads of a process at once.
+  Result<void> ask() {
+    for (auto& task : tasks_) {
+      if (task->zombie) {
+        continue;
+      }
+      for (auto& thread : task->process.threads()) {
+        FERRY_CHECK(thread.set_options(PTRACE_O_TRACESYSGOOD |
+                                       (task->status.seccomp != 0 ? PTRACE_O_SUSPEND_SECCOMP : 0)));
+      }
+      const auto kernel = state::memory::find_kernel_mappings(task->mappings);
+      FERRY_CHECK(task->process.map_area(kAreaSize, 0, kernel.vdso.start, kernel.vdso.size));
+      tracee::Batch of_process;
+      const auto answers = state::memory::ask(*task, of_process);
+      FERRY_TRY(const auto replies, task->process.run(task->process.leader(), of_process));
+      FERRY_CHECK(answers(replies));
+    }
+    return {};
+  }
+
+  Result<void> collect() {
+    for (auto& task : tasks_) {
+      if (task->zombie) {
+        continue;
+      }
+      for (DumpThread& thread : task->threads) {
+        FERRY_CHECK(collect_cpu(*task, thread));
+      }
+      FERRY_CHECK(state::memory::collect(*task, context_));
+      FERRY_CHECK(state::fs::collect(*task, context_));
+    }
+    return files_.collect_all(context_);
+  }
+
+  static Result<void> collect_cpu(DumpTask& task, DumpThread& thread) {
+    pb::ThreadInfoX86& info = *thread.core->mutable_thread_info();
+    state::cpu::save_registers(thread.registers, *info.mutable_gpregs());
+    FERRY_TRY(const auto area, task.thread(thread).extended_state());
+    return state::cpu::save_extended(area, *info.mutable_fpregs()).during("processor state of task {}", thread.tid);
+  }
+
+  Result<void> save_memory() {
+    const auto begin = Clock::now();
+    for (auto& task : tasks_) {
+      if (!task->zombie) {
+        FERRY_CHECK(state::memory::save_pages(*task, context_, report_).during("saving the memory of pid {}", task->pid));
+      }
+    }
+    report_.memdump_us = micros(Clock::now() - begin);
+    return {};
+  }
+
+  // From here on nothing of ours is in the tree.
+  Result<void> give_back() {
+    for (auto& task : tasks_) {
+      if (task->zombie) {
+        continue;
+      }
+      const auto kernel = state::memory::find_kernel_mappings(task->mappings);
+      FERRY_TRY(const std::uint64_t at, task->process.find_syscall(kernel.vdso.start, kernel.vdso.size));
+      FERRY_CHECK(task->process.unmap_area(task->process.leader(), at));
+      for (DumpThread& thread : task->threads) {
+        FERRY_CHECK(task->thread(thread).set_registers(thread.registers));
+      }
+    }
+    return {};
+  }
+
+  Result<void> save_images() {
+    const auto begin = Clock::now();
+    FERRY_CHECK(image::save(set_, options_.images_dir));
+    report_.memwrite_us = micros(Clock::now() - begin);
+    return {};
+  }
+
+  Result<void> end() {
+    if (options_.leave_running || options_.leave_stopped) {
+      FERRY_CHECK(freezer_.restore_state());
+      let_go_ = true;
+      for (auto& task : tasks_) {
+        if (options_.leave_stopped && !task->zombie) {
+          ::kill(task->pid.value, SIGSTOP);
+        }
+        for (auto& thread : task->process.threads()) {
+          FERRY_CHECK(thread.detach());
+        }
+      }
+      report_.frozen_us = micros(Clock::now() - frozen_since_);
+      return {};
+    }
+    report_.frozen_us = micros(Clock::now() - frozen_since_);
+    return kill_tree();
+  }
+
+  // The images are complete: the tree ends here.  Children first would let parents see them die, so all
+  // are killed while all are stopped.
+  Result<void> kill_tree() {
+    for (auto& task : tasks_) {
+      if (!task->zombie && ::kill(task->pid.value, SIGKILL) != 0) {
+        return sys_fail(fmt::format("kill({}, SIGKILL)", task->pid));
+      }
+    }
+    let_go_ = true;
+    // In a pid namespace its init waits for the others to be reaped, some of them by us: leaves first.
+    const tracee::Deadline deadline(kDeathTime);
+    for (auto task = tasks_.rbegin(); task != tasks_.rend(); ++task) {
+      auto& threads = (*task)->process.threads();
+      for (auto thread = threads.rbegin(); thread != threads.rend(); ++thread) {
+        while (thread->tid().value != 0) {
+          auto stop = thread->wait(deadline);
+          if (stop.has_value()) {
+            continue;  // a stop that was already on its way
+          }
+          if (stop.error().os_errno == ETIMEDOUT) {
+            return Result<void>(tl::unexpected(std::move(stop).error())).during("waiting for the tree to end");
+          }
+          thread->forget();
+        }
+      }
+    }
+    return {};
+  }
+
+  static Result<std::string> random_id() {
+    std::uint8_t bytes[16];
+    if (::getrandom(bytes, sizeof bytes, 0) != sizeof bytes) {
+      return sys_fail("getrandom");
+    }
+    std::string out;
+    for (std::size_t i = 0; i < sizeof bytes; ++i) {
+      out += fmt::format("{:02x}", bytes[i]);
+      if (i == 3 || i == 5 || i == 7 || i == 9) {
+        out += '-';
+      }
+    }
+    return out;
+  }
+
+  const DumpOptions& options_;
+  Listener& listener_;
+  DumpReport report_;
+  tracee::Freezer freezer_;
+  image::Set set_;
+  state::FileTable files_;
+  std::vector<tracee::StoppedTask> stopped_;
+  std::vector<std::unique_ptr<DumpTask>> tasks_;
+  state::DumpContext context_{options_, set_, tasks_, files_};
+  Clock::time_point frozen_since_{};
+  bool let_go_ = false;
+};
+
+}  // namespace
+
+Result<DumpReport> checkpoint(const DumpOptions& options, Listener& listener) {
+  return Checkpoint(options, listener).run();
+}
+
+}  // namespace ferry::engine

@@ -1,0 +1,19 @@
+// A stopped tree as the rooms see it: procfs read, numbers of the pid namespace, shared objects.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "base/error.h"
+#include "state/dump.h"
+#include "tracee/stop_tree.h"
+
+namespace ferry::engine {
+
+// Takes the stopped tasks over.  Adds pstree, core-*, ids-* and mm-* entries to the set, with what is
+// known from procfs.  Errors: unsupported if processes share what an image cannot say they share.
+Result<std::vector<std::unique_ptr<state::DumpTask>>> build_dump_tree(std::vector<tracee::StoppedTask> stopped,
+                                                                      const state::DumpOptions& options,
+                                                                      image::Set& set);
+
+}  // namespace ferry::engine

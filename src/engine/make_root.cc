@@ -1,0 +1,113 @@
+#include <linux/ptrace.h>
+#include <linux/sched.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "engine/restore_tree.h"
+#include "state/memory/memory.h"
+#include "sys/file.h"
+
+namespace ferry::engine {
+namespace {
+
+constexpr std::chrono::seconds kBirthTime{10};
+constexpr std::size_t kAreaSize = 16U << 20;
+constexpr std::size_t kParkSize = 1U << 20;
+// linux/ptrace.h, spelled out because it cannot be included beside sys/ptrace.h.
+constexpr unsigned long kSysGood = 1;
+constexpr unsigned long kSuspendSeccomp = 1 << 21;
+constexpr unsigned long kExitKill = 1 << 20;
+
+}  // namespace
+
+Result<void> make_root(const RootRequest& request, state::RestoreTask& root) {
+  const long pidfd = ::syscall(SYS_pidfd_open, ::getpid(), 0);
+  if (pidfd < 0) {
+    return sys_fail("pidfd_open(self)");
+  }
+  const UniqueFd self(static_cast<int>(pidfd));
+  const pid_t wanted = request.pid.value;
+  clone_args args{};
+  args.flags = request.clone_flags | (request.sibling ? std::uint64_t{CLONE_PARENT} : 0);
+  // clone(2): with CLONE_PARENT the exit signal is the one that our own parent gets from us.
+  args.exit_signal = request.sibling ? 0 : SIGCHLD;
+  args.set_tid = reinterpret_cast<std::uint64_t>(&wanted);
+  args.set_tid_size = 1;
+  const long child = ::syscall(SYS_clone3, &args, sizeof args);
+  if (child < 0) {
+    if (errno == EEXIST) {
+      return sys_fail(fmt::format("process id {} is taken; restore into a pid namespace, or when it is free: clone3", wanted));
+    }
+    return sys_fail(fmt::format("clone3(pid {}, namespaces {:#x})", wanted, request.clone_flags));
+  }
+  if (child == 0) {
+    for (;;) {
+      ::syscall(SYS_pause);  // until we are seized, and for ever should that fail: then SIGKILL comes
+    }
+  }
+  root.pid = HostPid(static_cast<pid_t>(child));
+  auto thread = tracee::Thread::seize(root.pid, kSysGood | kSuspendSeccomp | kExitKill);
+  if (!thread.has_value()) {
+    ::kill(root.pid.value, SIGKILL);
+    return Result<void>(tl::unexpected(std::move(thread).error()));
+  }
+  std::vector<tracee::Thread> threads;
+  threads.push_back(std::move(*thread));
+  FERRY_TRY(root.process, tracee::Process::of(root.pid, std::move(threads)));
+  FERRY_CHECK(root.leader().interrupt());
+  FERRY_CHECK(root.leader().wait(tracee::Deadline(kBirthTime)));
+  root.threads.front().tid = root.pid;
+  root.controller_pidfd = self.get();  // fork(2) copied it; ours is closed here, the skeleton's stays
+  return {};
+}
+
+Result<Layout> clear_root(state::RestoreContext& context) {
+  state::RestoreTask& root = context.root();
+  FERRY_TRY(const auto text, sys::read_file(fmt::format("/proc/{}/maps", root.pid)));
+  FERRY_TRY(const auto now, sys::parse_maps(text));
+  Layout layout;
+  layout.kernel = state::memory::find_kernel_mappings(now);
+  FERRY_TRY(const std::uint64_t hole, state::memory::find_hole(context, now, kAreaSize + kParkSize));
+  layout.park = hole + kAreaSize;
+  FERRY_CHECK(root.process.map_area(kAreaSize, hole, layout.kernel.vdso.start, layout.kernel.vdso.size));
+  layout.area = root.process.area();
+
+  tracee::Batch batch;
+  // fork(2) copied the registration of restartable sequences; once its memory is gone the kernel would
+  // send SIGSEGV at every return to user mode (rseq in kernel/rseq.c).
+  ptrace_rseq_configuration rseq{};
+  const long size = ::syscall(SYS_ptrace, PTRACE_GET_RSEQ_CONFIGURATION, root.pid.value, sizeof rseq, &rseq);
+  if (size == static_cast<long>(sizeof rseq) && rseq.rseq_abi_pointer != 0) {
+    batch.must("rseq(unregister)", SYS_rseq, {rseq.rseq_abi_pointer, rseq.rseq_abi_size, 1, rseq.signature});
+  }
+  batch.must("set_robust_list", SYS_set_robust_list, {0, 24});
+  batch.must("set_tid_address", SYS_set_tid_address, {0});
+  state::memory::add_clearing(batch, layout.area, layout.kernel);
+  FERRY_CHECK(root.process.run(root.leader(), batch).during("emptying the root skeleton"));
+  return layout;
+}
+
+void kill_skeletons(std::vector<std::unique_ptr<state::RestoreTask>>& tasks) {
+  const tracee::Deadline deadline(kBirthTime);
+  for (auto task = tasks.rbegin(); task != tasks.rend(); ++task) {
+    if ((*task)->pid.value == 0 || (*task)->process.threads().empty()) {
+      continue;
+    }
+    ::kill((*task)->pid.value, SIGKILL);
+  }
+  for (auto task = tasks.rbegin(); task != tasks.rend(); ++task) {
+    for (auto& thread : (*task)->process.threads()) {
+      while (thread.tid().value != 0) {
+        const auto stop = thread.wait(deadline);
+        if (!stop.has_value()) {
+          thread.forget();
+        }
+      }
+    }
+  }
+}
+
+}  // namespace ferry::engine

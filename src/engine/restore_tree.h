@@ -1,0 +1,46 @@
+// From images to skeletons: stopped processes with the right numbers, parents and sessions, and
+// nothing in them.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "base/error.h"
+#include "state/memory/memory.h"
+#include "state/restore.h"
+
+namespace ferry::engine {
+
+// The tasks of a set, parents first, each with its messages.  Errors: corrupt, naming file and pid.
+Result<std::vector<std::unique_ptr<state::RestoreTask>>> read_tree(const image::Set& set);
+
+// What a skeleton is made with.
+struct RootRequest {
+  NsPid pid;                      // its number in the innermost namespace
+  std::uint64_t clone_flags = 0;  // CLONE_NEW*
+  bool sibling = false;           // child of our parent: clone(2) CLONE_PARENT
+};
+// Forks the root skeleton: seized, stopped, with a pidfd of ours in its table; dies with us.
+// Errors: os with EEXIST if the pid is taken, by name.
+Result<void> make_root(const RootRequest& request, state::RestoreTask& root);
+
+// Where the batch area and the kernel's mappings of every skeleton are.
+struct Layout {
+  tracee::Area area;
+  std::uint64_t park = 0;  // room for the kernel's mappings on their way
+  state::memory::KernelMappings kernel;
+};
+// Maps the batch area into the root skeleton and removes everything else from it.
+Result<Layout> clear_root(state::RestoreContext& context);
+
+// Clones all other processes, each from the skeleton that it inherits its session from, with
+// process groups and zombies.  Errors: unsupported, for a tree that cannot be born again.
+Result<void> grow_tree(state::RestoreContext& context, const Layout& layout);
+
+// All threads but the leader, with their numbers, in the same process.
+Result<void> make_threads(state::RestoreTask& task);
+
+// Kills what was made so far.  Safe to call at any time.
+void kill_skeletons(std::vector<std::unique_ptr<state::RestoreTask>>& tasks);
+
+}  // namespace ferry::engine

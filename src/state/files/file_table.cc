@@ -1,0 +1,190 @@
+// Which descriptions a stopped tree holds, and which descriptors share one.
+#include <fcntl.h>
+#include <linux/kcmp.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "state/file_kind.h"
+#include "state/files/regular.h"
+#include "sys/file.h"
+
+namespace ferry::state {
+namespace {
+
+using image::Name;
+using image::Type;
+
+// Cheap facts that two descriptors of one description have in common; kcmp(2) decides among equals.
+struct Likeness {
+  dev_t dev;
+  ino_t ino;
+  std::uint32_t flags;
+  std::uint64_t pos;
+  int mnt_id;
+  auto operator<=>(const Likeness&) const = default;
+};
+
+bool same_description(int a, int b) {
+  const auto self = ::getpid();
+  return ::syscall(SYS_kcmp, self, self, KCMP_FILE, a, b) == 0;
+}
+
+}  // namespace
+
+struct FileTable::State {
+  struct Known {
+    std::uint32_t id;
+    pb::FdType type;
+    UniqueFd ours;
+  };
+  std::vector<std::unique_ptr<FileKind>> kinds = make_file_kinds();
+  std::map<Likeness, std::vector<Known>> known;
+  std::map<std::pair<HostPid, int>, std::uint32_t> ids;
+  // Mapped and otherwise used files by inode and mount: one entry each.
+  std::map<std::tuple<dev_t, ino_t, std::string, std::uint32_t>, std::uint32_t> paths;
+};
+
+FileTable::FileTable() : state_(std::make_unique<State>()) {}
+FileTable::~FileTable() = default;
+
+namespace {
+
+Result<FdProbe> probe_fd(DumpTask& task, int fd, UniqueFd& holder) {
+  const long got = ::syscall(SYS_pidfd_getfd, task.pidfd.get(), fd, 0);
+  if (got < 0) {
+    return sys_fail(fmt::format("pidfd_getfd(pid {}, fd {})", task.pid, fd));
+  }
+  holder = UniqueFd(static_cast<int>(got));
+  FERRY_TRY(const auto st, sys::stat_fd(holder.get(), fmt::format("pid {} fd {}", task.pid, fd)));
+  FERRY_TRY(const auto text, sys::read_file_at(task.proc.get(), fmt::format("fdinfo/{}", fd)));
+  FERRY_TRY(auto info, sys::parse_fdinfo(text));
+  FERRY_TRY(auto link, sys::read_link_at(task.proc.get(), fmt::format("fd/{}", fd)));
+  return FdProbe{task, fd, holder.get(), st, std::move(info), std::move(link)};
+}
+
+}  // namespace
+
+Result<void> FileTable::collect_all(DumpContext& context) {
+  for (auto& task : context.tasks) {
+    if (task->zombie || (task->parent != nullptr && task->parent->ids->files_id() == task->ids->files_id())) {
+      continue;  // a shared table is listed once, with the parent
+    }
+    const Name fdinfo{Type::fdinfo, task->ids->files_id()};
+    FERRY_TRY(auto numbers, sys::numeric_entries(task->proc.get(), "fd"));
+    std::sort(numbers.begin(), numbers.end());
+    for (const int fd : numbers) {
+      UniqueFd holder;
+      FERRY_TRY(FdProbe probe, probe_fd(*task, fd, holder));
+      const bool close_on_exec = (probe.info.flags & O_CLOEXEC) != 0;
+      const Likeness likeness{probe.stat.st_dev, probe.stat.st_ino, probe.status_flags(), probe.info.pos,
+                              probe.info.mnt_id};
+      auto& alike = state_->known[likeness];
+      const auto same = std::find_if(alike.begin(), alike.end(), [&](const State::Known& k) {
+        return same_description(k.ours.get(), holder.get());
+      });
+      std::uint32_t id = 0;
+      pb::FdType type = pb::FD_UND;
+      if (same != alike.end()) {
+        id = same->id;
+        type = same->type;
+      } else {
+        const auto kind = std::find_if(state_->kinds.begin(), state_->kinds.end(),
+                                       [&](const auto& k) { return k->matches(probe); });
+        if (kind == state_->kinds.end()) {
+          return fail(Kind::unsupported, "{}: ferry cannot carry this kind of file over", probe.subject());
+        }
+        id = next_id();
+        type = (*kind)->type();
+        pb::FileEntry entry;
+        entry.set_type(type);
+        entry.set_id(id);
+        FERRY_CHECK((*kind)->collect(probe, context, entry).during("saving pid {} fd {}", task->pid, fd));
+        context.set.add(Name{Type::files, 0}, std::move(entry));
+        alike.push_back({id, type, std::move(holder)});
+      }
+      state_->ids[{task->pid, fd}] = id;
+      pb::FdinfoEntry row;
+      row.set_id(id);
+      row.set_flags(close_on_exec ? 1 : 0);
+      row.set_type(type);
+      row.set_fd(static_cast<std::uint32_t>(fd));
+      context.set.add(fdinfo, std::move(row));
+    }
+  }
+  for (const auto& kind : state_->kinds) {
+    FERRY_CHECK(kind->finish(context).during("saving what the {}s of the tree share", kind->name()));
+  }
+  return {};
+}
+
+Result<std::uint32_t> FileTable::add_path(DumpContext& context, DumpTask& task, int ours, const std::string& link,
+                                          std::uint32_t flags) {
+  FERRY_TRY(const auto st, sys::stat_fd(ours, link));
+  auto& id = state_->paths[{st.st_dev, st.st_ino, link, flags}];
+  if (id != 0) {
+    return id;
+  }
+  pb::FileEntry entry;
+  entry.set_type(pb::FD_REG);
+  entry.set_id(next_id());
+  pb::RegFileEntry& reg = *entry.mutable_reg();
+  reg.set_id(entry.id());
+  reg.set_flags(flags);
+  reg.set_pos(0);
+  for (const auto set : {&pb::FownEntry::set_uid, &pb::FownEntry::set_euid, &pb::FownEntry::set_signum,
+                         &pb::FownEntry::set_pid_type, &pb::FownEntry::set_pid}) {
+    (reg.mutable_fown()->*set)(0);
+  }
+  FERRY_TRY(const auto info_text, sys::read_file(fmt::format("/proc/self/fdinfo/{}", ours)));
+  FERRY_TRY(const auto info, sys::parse_fdinfo(info_text));
+  reg.set_mnt_id(info.mnt_id);
+  FERRY_CHECK(regular::describe(context, task, ours, st, link, fmt::format("pid {}, {}", task.pid, link), reg));
+  id = entry.id();
+  context.set.add(Name{Type::files, 0}, std::move(entry));
+  return id;
+}
+
+std::uint32_t FileTable::id_of(const DumpTask& task, int fd) const {
+  const DumpTask* owner = &task;
+  while (owner->parent != nullptr && owner->parent->ids->files_id() == owner->ids->files_id()) {
+    owner = owner->parent;
+  }
+  const auto found = state_->ids.find({owner->pid, fd});
+  return found == state_->ids.end() ? 0 : found->second;
+}
+
+Result<std::uint32_t> FileTable::add_description(DumpContext& context, DumpTask& task, int ours) {
+  for (const auto& [likeness, list] : state_->known) {
+    for (const auto& k : list) {
+      if (same_description(k.ours.get(), ours)) {
+        return k.id;
+      }
+    }
+  }
+  FERRY_TRY(const auto st, sys::stat_fd(ours, "a descriptor in flight"));
+  FERRY_TRY(const auto text, sys::read_file(fmt::format("/proc/self/fdinfo/{}", ours)));
+  FERRY_TRY(auto info, sys::parse_fdinfo(text));
+  FERRY_TRY(auto link, sys::read_link(fmt::format("/proc/self/fd/{}", ours)));
+  FERRY_TRY(UniqueFd holder, sys::duplicate(ours));
+  const FdProbe probe{task, -1, holder.get(), st, std::move(info), std::move(link)};
+  const auto kind = std::find_if(state_->kinds.begin(), state_->kinds.end(),
+                                 [&](const auto& k) { return k->matches(probe); });
+  if (kind == state_->kinds.end()) {
+    return fail(Kind::unsupported, "{}: ferry cannot carry this kind of file over", probe.subject());
+  }
+  pb::FileEntry entry;
+  entry.set_type((*kind)->type());
+  entry.set_id(next_id());
+  FERRY_CHECK((*kind)->collect(probe, context, entry).during("saving a descriptor in flight in pid {}", task.pid));
+  const std::uint32_t id = entry.id();
+  const pb::FdType type = entry.type();
+  context.set.add(Name{Type::files, 0}, std::move(entry));
+  state_->known[{st.st_dev, st.st_ino, probe.status_flags(), probe.info.pos, probe.info.mnt_id}].push_back(
+      {id, type, std::move(holder)});
+  return id;
+}
+
+}  // namespace ferry::state

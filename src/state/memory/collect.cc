@@ -1,0 +1,199 @@
+#include <fcntl.h>
+#include <linux/prctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include <cstring>
+
+#include "state/memory/memory.h"
+#include "sys/file.h"
+
+namespace ferry::state::memory {
+namespace {
+
+constexpr std::size_t kCriuAuxvWords = 44;
+
+// proc(5), VmFlags: the advice that can be given again with madvise(2).
+struct Advice {
+  const char* flag;
+  int advice;
+};
+constexpr Advice kAdvice[] = {{"sr", MADV_SEQUENTIAL}, {"rr", MADV_RANDOM},     {"dc", MADV_DONTFORK},
+                              {"dd", MADV_DONTDUMP},   {"mg", MADV_MERGEABLE},  {"hg", MADV_HUGEPAGE},
+                              {"nh", MADV_NOHUGEPAGE}, {"wf", MADV_WIPEONFORK}};
+
+struct Refused {
+  const char* flag;
+  const char* why;
+};
+constexpr Refused kRefused[] = {{"ht", "memory of huge pages (hugetlb)"},
+                                {"um", "memory that userfaultfd watches"},
+                                {"uw", "memory that userfaultfd watches"},
+                                {"ss", "a shadow stack"},
+                                {"sl", "a sealed mapping (mseal)"},
+                                {"io", "memory of a device"},
+                                {"pf", "memory of a device"}};
+
+std::string subject_of(const DumpTask& task, const sys::Mapping& m) {
+  return fmt::format("pid {} mapping {:x}-{:x} ({})", task.pid, m.start, m.end, m.name.empty() ? "anonymous" : m.name);
+}
+
+bool is_kernel_mapping(const sys::Mapping& m) {
+  return m.name == "[vdso]" || m.name == "[vvar]" || m.name == "[vvar_vclock]" || m.name == "[vsyscall]";
+}
+
+class Collector {
+ public:
+  Collector(DumpTask& task, DumpContext& context) : task_(task), context_(context) {}
+
+  Result<void> run() {
+    for (const sys::Mapping& m : task_.mappings) {
+      if (m.name == "[uprobes]") {
+        return fail(Kind::unsupported, "{}: a debugger or tracing tool has uprobes in it; end that first",
+                    subject_of(task_, m));
+      }
+      if (!is_kernel_mapping(m)) {
+        for (const Refused& r : kRefused) {
+          if (m.has_flag(r.flag)) {
+            return fail(Kind::unsupported, "{}: {} cannot be carried over", subject_of(task_, m), r.why);
+          }
+        }
+      }
+      FERRY_CHECK(one(m).during("saving the mappings of pid {}", task_.pid));
+    }
+    return {};
+  }
+
+ private:
+  Result<void> one(const sys::Mapping& m) {
+    auto& vmas = *task_.mm->mutable_vmas();
+    // The kernel splits its data pages into two mappings; CRIU's format has one.
+    if ((m.name == "[vvar_vclock]" || m.name == "[vvar]") && !vmas.empty() &&
+        (vmas[vmas.size() - 1].status() & kVvar) != 0 && vmas[vmas.size() - 1].end() == m.start) {
+      vmas[vmas.size() - 1].set_end(m.end);
+      return {};
+    }
+    pb::VmaEntry& vma = *vmas.Add();
+    vma.set_start(m.start);
+    vma.set_end(m.end);
+    vma.set_pgoff(0);
+    vma.set_shmid(0);
+    vma.set_prot(static_cast<std::uint32_t>(m.prot));
+    vma.set_fd(-1);
+    std::uint32_t flags = m.shared ? MAP_SHARED : MAP_PRIVATE;
+    flags |= m.has_flag("gd") ? MAP_GROWSDOWN : 0U;
+    flags |= m.has_flag("nr") ? MAP_NORESERVE : 0U;
+    flags |= m.has_flag("lo") ? MAP_LOCKED : 0U;
+    std::uint64_t advice = 0;
+    for (const Advice& a : kAdvice) {
+      if (m.has_flag(a.flag)) {
+        advice |= std::uint64_t{1} << a.advice;
+      }
+    }
+    if (advice != 0) {
+      vma.set_madv(advice);
+    }
+    if (is_kernel_mapping(m)) {
+      flags |= MAP_ANONYMOUS;
+      vma.set_status(m.name == "[vdso]"       ? kRegular | kVdso | kAnonPrivate
+                     : m.name == "[vsyscall]" ? kVsyscall | kAnonPrivate
+                                              : kRegular | kVvar | kAnonPrivate);
+    } else if (m.inode == 0 && !m.shared) {
+      flags |= MAP_ANONYMOUS;
+      vma.set_status(kRegular | kAnonPrivate | (m.name == "[heap]" ? std::uint32_t{kHeap} : 0U));
+      constexpr std::string_view kNamed = "[anon:";
+      if (m.name.starts_with(kNamed)) {
+        vma.set_ferry_name(m.name.substr(kNamed.size(), m.name.size() - kNamed.size() - 1));
+      }
+    } else {
+      FERRY_CHECK(backed(m, vma));
+    }
+    vma.set_flags(flags);
+    return {};
+  }
+
+  // By a file, or by shared memory that looks like one.
+  Result<void> backed(const sys::Mapping& m, pb::VmaEntry& vma) {
+    vma.set_pgoff(m.offset);
+    const std::string range = fmt::format("map_files/{:x}-{:x}", m.start, m.end);
+    if (m.name.starts_with("/SYSV") && m.deleted) {
+      return fail(Kind::unsupported, "{}: System V shared memory cannot be carried over yet", subject_of(task_, m));
+    }
+    if (m.name.starts_with("/[aio]") || m.name.starts_with("anon_inode:") || m.name.starts_with("socket:")) {
+      return fail(Kind::unsupported, "{}: this kind of mapping cannot be carried over", subject_of(task_, m));
+    }
+    const bool shared_memory = m.name.starts_with("/memfd:") || (m.name == "/dev/zero" && m.shared && m.deleted) ||
+                               m.name.starts_with("[anon_shmem:");
+    FERRY_TRY(const auto link, sys::read_link_at(task_.proc.get(), range));
+    if (shared_memory) {
+      return fail(Kind::unsupported, "{}: shared memory cannot be carried over yet", subject_of(task_, m));
+    }
+    FERRY_TRY(const UniqueFd file, sys::open_at(task_.proc.get(), range, O_PATH));
+    FERRY_TRY(const auto st, sys::stat_fd(file.get(), link));
+    if (!S_ISREG(st.st_mode) && link != "/dev/zero") {
+      return fail(Kind::unsupported, "{}: memory of a device cannot be carried over", subject_of(task_, m));
+    }
+    // "mw": the mapping may become writable, so the file was opened for writing.
+    const std::uint32_t mode = m.shared && m.has_flag("mw") ? O_RDWR : O_RDONLY;
+    FERRY_TRY(const std::uint32_t id, context_.files.add_path(context_, task_, file.get(), link, mode));
+    vma.set_shmid(id);
+    vma.set_fdflags(mode);
+    vma.set_status(kRegular | (m.shared ? kFileShared : kFilePrivate));
+    return {};
+  }
+
+  DumpTask& task_;
+  DumpContext& context_;
+};
+
+Result<void> collect_exe(DumpTask& task, DumpContext& context) {
+  FERRY_TRY(const UniqueFd exe, sys::open_at(task.proc.get(), "exe", O_PATH));
+  FERRY_TRY(const auto link, sys::read_link_at(task.proc.get(), "exe"));
+  FERRY_TRY(const std::uint32_t id, context.files.add_path(context, task, exe.get(), link, O_RDONLY));
+  task.mm->set_exe_file_id(id);
+  return {};
+}
+
+Result<void> collect_auxv(DumpTask& task) {
+  FERRY_TRY(const auto text, sys::read_file_at(task.proc.get(), "auxv"));
+  std::vector<std::uint64_t> words(text.size() / sizeof(std::uint64_t));
+  std::memcpy(words.data(), text.data(), words.size() * sizeof(std::uint64_t));
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    task.mm->add_ferry_auxv(words[i]);
+    if (i < kCriuAuxvWords) {
+      task.mm->add_mm_saved_auxv(words[i]);
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Answers ask(DumpTask& task, tracee::Batch& batch) {
+  const auto brk = batch.may(SYS_brk, {0});
+  const auto dumpable = batch.may(SYS_prctl, {PR_GET_DUMPABLE, 0, 0, 0, 0});
+  return [&task, brk, dumpable](const tracee::Replies& replies) -> Result<void> {
+    task.mm->set_mm_brk(static_cast<std::uint64_t>(replies[brk]));
+    task.mm->set_dumpable(static_cast<std::int32_t>(replies[dumpable]));
+    return {};
+  };
+}
+
+Result<void> collect(DumpTask& task, DumpContext& context) {
+  pb::MmEntry& mm = *task.mm;
+  mm.set_mm_start_code(task.stat.start_code);
+  mm.set_mm_end_code(task.stat.end_code);
+  mm.set_mm_start_data(task.stat.start_data);
+  mm.set_mm_end_data(task.stat.end_data);
+  mm.set_mm_start_stack(task.stat.start_stack);
+  mm.set_mm_start_brk(task.stat.start_brk);
+  mm.set_mm_arg_start(task.stat.arg_start);
+  mm.set_mm_arg_end(task.stat.arg_end);
+  mm.set_mm_env_start(task.stat.env_start);
+  mm.set_mm_env_end(task.stat.env_end);
+  FERRY_CHECK(collect_exe(task, context).during("saving the program of pid {}", task.pid));
+  FERRY_CHECK(collect_auxv(task));
+  return Collector(task, context).run();
+}
+
+}  // namespace ferry::state::memory

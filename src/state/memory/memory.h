@@ -1,0 +1,76 @@
+// Address spaces: mappings, their attributes, and what they hold.
+//
+// collect_* and save_* on a stopped tree; map, fill and finish on skeletons whose address space is
+// empty but for the batch area and the vDSO.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/error.h"
+#include "image/page_store.h"
+#include "state/dump.h"
+#include "state/file_kind.h"
+#include "state/restore.h"
+#include "tracee/batch.h"
+
+namespace ferry::state::memory {
+
+// CRIU's status bits of a mapping (docs/images.md).
+enum Status : std::uint32_t {
+  kRegular = 1 << 0,
+  kVsyscall = 1 << 2,
+  kVdso = 1 << 3,
+  kHeap = 1 << 5,
+  kFilePrivate = 1 << 6,
+  kFileShared = 1 << 7,
+  kAnonShared = 1 << 8,
+  kAnonPrivate = 1 << 9,
+  kSysvIpc = 1 << 10,
+  kSocket = 1 << 11,
+  kVvar = 1 << 12,
+  kAioRing = 1 << 13,
+  kMemfd = 1 << 14,
+  kShadowStack = 1 << 15,
+  kGuard = 1 << 16,
+  kUprobes = 1 << 17,
+};
+
+// --- checkpoint
+
+// The current break, which only the process itself can tell.
+Answers ask(DumpTask& task, tracee::Batch& batch);
+// mm-PID: every mapping, exe, auxv, the borders of code, data, stack, arguments.
+// Errors: unsupported, by mapping.
+Result<void> collect(DumpTask& task, DumpContext& context);
+// Pages of private memory into pages-N.img.  Adds to the report's page counts.
+Result<void> save_pages(DumpTask& task, DumpContext& context, DumpReport& report);
+
+// --- restore
+
+// Where the kernel's own mappings are in a process.
+struct KernelMappings {
+  struct Piece {
+    std::uint64_t start = 0, size = 0;
+  };
+  std::vector<Piece> vvar;  // neighbours, ascending
+  Piece vdso;               // size 0: none
+};
+KernelMappings find_kernel_mappings(const std::vector<sys::Mapping>& mappings);
+
+// A place of `size` bytes that no task of the set and nothing in `now` uses.
+Result<std::uint64_t> find_hole(const RestoreContext& context, const std::vector<sys::Mapping>& now, std::uint64_t size);
+
+// Empties the skeleton but for the area and the kernel's mappings.  To be run once, in the root
+// skeleton, before anything is cloned from it.
+void add_clearing(tracee::Batch& batch, const tracee::Area& area, const KernelMappings& kernel);
+// Moves vvar and vDSO to where the task wants them, by way of `park` if they would overlap, and makes
+// all its mappings.  `kernel` is updated.  Errors: unsupported if this kernel's vDSO is another one.
+Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMappings& kernel, std::uint64_t park,
+                          tracee::Batch& batch);
+// Writes the pages from outside.
+Result<std::uint64_t> fill(RestoreTask& task, image::PageStore& pages);
+// mlock, PR_SET_MM_MAP with exe and auxv.
+Result<void> finish(RestoreTask& task, RestoreContext& context, tracee::Batch& batch);
+
+}  // namespace ferry::state::memory

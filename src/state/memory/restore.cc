@@ -1,0 +1,378 @@
+#include <fcntl.h>
+#include <linux/prctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "state/memory/memory.h"
+#include "sys/file.h"
+#include "sys/memory.h"
+
+namespace ferry::state::memory {
+namespace {
+
+constexpr std::uint64_t kPage = 4096;
+constexpr std::uint64_t kLowest = 0x100000000;        // above what 32-bit leftovers use
+constexpr std::uint64_t kUserEnd = 0x7ffffffff000;    // end of a 47-bit address space
+constexpr std::size_t kChunk = 16U << 20;             // of a pages file mapped at a time
+
+struct Range {
+  std::uint64_t start, end;
+};
+
+bool is_mapped_anew(const pb::VmaEntry& vma) {
+  return (vma.status() & (kVdso | kVvar | kVsyscall | kGuard)) == 0;
+}
+
+Result<void> check(const pb::MmEntry& mm) {
+  std::uint64_t last = 0;
+  for (const pb::VmaEntry& vma : mm.vmas()) {
+    if ((vma.status() & kGuard) != 0) {
+      continue;
+    }
+    if ((vma.status() & kVsyscall) != 0) {
+      continue;
+    }
+    if (vma.start() % kPage != 0 || vma.end() % kPage != 0 || vma.start() >= vma.end() || vma.start() < last ||
+        vma.end() > kUserEnd + kPage) {
+      return fail(Kind::corrupt, "mapping {:x}-{:x} is out of order or out of range", vma.start(), vma.end());
+    }
+    last = vma.end();
+  }
+  return {};
+}
+
+// The description that a file mapping maps; an inherited or restored file of files.img.
+Result<int> file_of(const pb::VmaEntry& vma, RestoreContext& context) {
+  if (vma.shmid() > 0xffffffff) {
+    return fail(Kind::corrupt, "mapping {:x} names file {}", vma.start(), vma.shmid());
+  }
+  return context.files.get(static_cast<std::uint32_t>(vma.shmid()));
+}
+
+Result<void> move_kernel_mappings(const pb::MmEntry& mm, KernelMappings& kernel, std::uint64_t park,
+                                  tracee::Batch& batch) {
+  std::uint64_t vvar_at = 0;
+  std::uint64_t vvar_size = 0;
+  std::uint64_t vdso_at = 0;
+  std::uint64_t vdso_size = 0;
+  for (const pb::VmaEntry& vma : mm.vmas()) {
+    if ((vma.status() & kVvar) != 0) {
+      vvar_at = vma.start();
+      vvar_size = vma.end() - vma.start();
+    } else if ((vma.status() & kVdso) != 0) {
+      vdso_at = vma.start();
+      vdso_size = vma.end() - vma.start();
+    }
+  }
+  std::uint64_t have_vvar = 0;
+  for (const auto& piece : kernel.vvar) {
+    have_vvar += piece.size;
+  }
+  if (vdso_size == 0) {
+    for (const auto& piece : kernel.vvar) {
+      batch.must("munmap(vvar)", SYS_munmap, {piece.start, piece.size});
+    }
+    if (kernel.vdso.size != 0) {
+      batch.must("munmap(vdso)", SYS_munmap, {kernel.vdso.start, kernel.vdso.size});
+    }
+    kernel = {};
+    return {};
+  }
+  if (vdso_size != kernel.vdso.size || vvar_size != have_vvar) {
+    return fail(Kind::unsupported,
+                "the checkpoint comes from a kernel with another vDSO ({} + {} bytes, here {} + {}); restore it on "
+                "the same kernel",
+                vvar_size, vdso_size, have_vvar, kernel.vdso.size);
+  }
+  // One mremap for each mapping: kernels before 6.17 do not move several at once.
+  const auto move = [&](std::uint64_t vvar_to, std::uint64_t vdso_to) {
+    for (auto& piece : kernel.vvar) {
+      batch.must("mremap(vvar)", SYS_mremap, {piece.start, piece.size, piece.size, MREMAP_MAYMOVE | MREMAP_FIXED, vvar_to});
+      piece.start = vvar_to;
+      vvar_to += piece.size;
+    }
+    batch.must("mremap(vdso)", SYS_mremap,
+               {kernel.vdso.start, kernel.vdso.size, kernel.vdso.size, MREMAP_MAYMOVE | MREMAP_FIXED, vdso_to});
+    kernel.vdso.start = vdso_to;
+  };
+  if (!kernel.vvar.empty() && kernel.vvar.front().start == vvar_at && kernel.vdso.start == vdso_at) {
+    return {};
+  }
+  move(park, park + have_vvar);
+  move(vvar_at, vdso_at);
+  return {};
+}
+
+}  // namespace
+
+KernelMappings find_kernel_mappings(const std::vector<sys::Mapping>& mappings) {
+  KernelMappings out;
+  for (const sys::Mapping& m : mappings) {
+    if (m.name == "[vvar]" || m.name == "[vvar_vclock]") {
+      out.vvar.push_back({m.start, m.size()});
+    } else if (m.name == "[vdso]") {
+      out.vdso = {m.start, m.size()};
+    }
+  }
+  return out;
+}
+
+Result<std::uint64_t> find_hole(const RestoreContext& context, const std::vector<sys::Mapping>& now, std::uint64_t size) {
+  std::vector<Range> used;
+  for (const auto& m : now) {
+    used.push_back({m.start, m.end});
+  }
+  for (const auto& task : context.tasks) {
+    if (task->mm == nullptr) {
+      continue;
+    }
+    FERRY_CHECK(check(*task->mm).during("mm-{}", task->ns_pid()));
+    for (const auto& vma : task->mm->vmas()) {
+      // A stack may have grown further down in the meantime of another task: leave it room.
+      const std::uint64_t below = (vma.flags() & MAP_GROWSDOWN) != 0 ? std::min<std::uint64_t>(vma.start(), 8U << 20) : 0;
+      used.push_back({vma.start() - below, vma.end()});
+    }
+  }
+  std::sort(used.begin(), used.end(), [](const Range& a, const Range& b) { return a.start < b.start; });
+  std::uint64_t at = kLowest;
+  for (const Range& r : used) {
+    if (r.start > at && r.start - at >= size + 2 * kPage) {
+      break;
+    }
+    at = std::max(at, r.end + kPage);
+  }
+  if (at + size > kUserEnd) {
+    return fail(Kind::unsupported, "no {} bytes of address space are free in every task of the set", size);
+  }
+  return at;
+}
+
+void add_clearing(tracee::Batch& batch, const tracee::Area& area, const KernelMappings& kernel) {
+  std::vector<Range> keep{{area.base, area.base + area.size}};
+  for (const auto& piece : kernel.vvar) {
+    keep.push_back({piece.start, piece.start + piece.size});
+  }
+  if (kernel.vdso.size != 0) {
+    keep.push_back({kernel.vdso.start, kernel.vdso.start + kernel.vdso.size});
+  }
+  std::sort(keep.begin(), keep.end(), [](const Range& a, const Range& b) { return a.start < b.start; });
+  std::uint64_t at = 0;
+  for (const Range& r : keep) {
+    if (r.start > at) {
+      batch.must("munmap", SYS_munmap, {at, r.start - at});
+    }
+    at = r.end;
+  }
+  if (at < kUserEnd) {
+    batch.must("munmap", SYS_munmap, {at, kUserEnd - at});
+  }
+}
+
+Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMappings& kernel, std::uint64_t park,
+                          tracee::Batch& batch) {
+  FERRY_CHECK(move_kernel_mappings(*task.mm, kernel, park, batch));
+  std::uint64_t fetched_file = 0;  // shmid + 1 of the file that `fetched` holds
+  tracee::Value fetched;
+  const auto close_fetched = [&] {
+    if (fetched_file != 0) {
+      batch.must("closing a mapped file", SYS_close, {fetched});
+      fetched_file = 0;
+    }
+  };
+  for (const pb::VmaEntry& vma : task.mm->vmas()) {
+    if (!is_mapped_anew(vma)) {
+      continue;
+    }
+    if ((vma.status() & kRegular) == 0 || (vma.status() & (kSysvIpc | kSocket | kAioRing | kShadowStack | kUprobes)) != 0) {
+      return fail(Kind::unsupported, "mapping {:x}-{:x} of pid {} is of a kind (status {:#x}) that cannot be restored",
+                  vma.start(), vma.end(), task.ns_pid(), vma.status());
+    }
+    const std::uint64_t size = vma.end() - vma.start();
+    // MAP_LOCKED would fault everything in at once; mlock comes last.
+    const std::uint32_t flags = (vma.flags() & ~std::uint32_t{MAP_LOCKED}) | MAP_FIXED_NOREPLACE;
+    const bool file = (vma.status() & (kFilePrivate | kFileShared | kMemfd)) != 0;
+    if (file) {
+      if (fetched_file != vma.shmid() + 1) {
+        close_fetched();
+        FERRY_TRY(const int ours, file_of(vma, context).during("mapping {:x}-{:x}", vma.start(), vma.end()));
+        fetched = batch.must("fetching a mapped file", SYS_pidfd_getfd, {task.controller_pidfd, ours, 0});
+        fetched_file = vma.shmid() + 1;
+      }
+      batch.must("mmap(file)", SYS_mmap,
+                 {vma.start(), size, vma.prot(), flags & ~std::uint32_t{MAP_ANONYMOUS}, fetched, vma.pgoff()});
+    } else {
+      batch.must("mmap(anonymous)", SYS_mmap, {vma.start(), size, vma.prot(), flags | MAP_ANONYMOUS, -1, 0});
+    }
+    for (int advice = 0; advice < 64; ++advice) {
+      if ((vma.madv() >> advice & 1) != 0) {
+        batch.must("madvise", SYS_madvise, {vma.start(), size, advice});
+      }
+    }
+    if (vma.has_ferry_name()) {
+      batch.may(SYS_prctl, {PR_SET_VMA, PR_SET_VMA_ANON_NAME, vma.start(), size, batch.string(vma.ferry_name())});
+    }
+  }
+  close_fetched();
+  return {};
+}
+
+namespace {
+
+// One stretch of a pages file into as many places of the target as it has extents.
+class Scatter {
+ public:
+  explicit Scatter(RestoreTask& task) : task_(task) {}
+  ~Scatter() { unmap(); }
+  Scatter(const Scatter&) = delete;
+  Scatter& operator=(const Scatter&) = delete;
+
+  Result<void> add(const image::Extent& e) {
+    std::uint64_t done = 0;
+    const std::uint64_t size = e.page_count * image::kPageSize;
+    while (done < size) {
+      const std::uint64_t offset = e.offset + done;
+      if (base_ == nullptr || e.fd != fd_ || offset < mapped_at_ || offset >= mapped_at_ + mapped_size_) {
+        FERRY_CHECK(flush());
+        FERRY_CHECK(map(e.fd, offset));
+      }
+      const std::uint64_t take = std::min(size - done, mapped_at_ + mapped_size_ - offset);
+      local_.push_back({base_ + (offset - mapped_at_), take});
+      remote_.push_back({reinterpret_cast<void*>(e.vaddr + done), take});
+      done += take;
+      if (local_.size() == 512) {
+        FERRY_CHECK(flush());
+      }
+    }
+    return {};
+  }
+
+  Result<void> flush() {
+    if (local_.empty()) {
+      return {};
+    }
+    std::size_t total = 0;
+    for (const iovec& v : local_) {
+      total += v.iov_len;
+    }
+    const ssize_t n = ::process_vm_writev(task_.pid.value, local_.data(), local_.size(), remote_.data(), remote_.size(), 0);
+    if (n != static_cast<ssize_t>(total)) {
+      // Read-only private mappings keep their final protection and are written past it.
+      for (std::size_t i = 0; i < local_.size(); ++i) {
+        FERRY_CHECK(sys::write_memory(
+            task_.pid, reinterpret_cast<std::uint64_t>(remote_[i].iov_base),
+            std::span(static_cast<const std::byte*>(local_[i].iov_base), local_[i].iov_len), task_.process.memory()));
+      }
+    }
+    local_.clear();
+    remote_.clear();
+    return {};
+  }
+
+ private:
+  Result<void> map(int fd, std::uint64_t offset) {
+    unmap();
+    FERRY_TRY(const auto st, sys::stat_fd(fd, "a pages file"));
+    mapped_at_ = offset;
+    mapped_size_ = std::min<std::uint64_t>(kChunk, static_cast<std::uint64_t>(st.st_size) - offset);
+    void* at = ::mmap(nullptr, mapped_size_, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, static_cast<off_t>(offset));
+    if (at == MAP_FAILED) {
+      base_ = nullptr;
+      return sys_fail(fmt::format("mmap(pages file, offset {})", offset));
+    }
+    base_ = static_cast<std::byte*>(at);
+    fd_ = fd;
+    return {};
+  }
+  void unmap() {
+    if (base_ != nullptr) {
+      ::munmap(base_, mapped_size_);
+      base_ = nullptr;
+    }
+  }
+
+  RestoreTask& task_;
+  std::vector<iovec> local_, remote_;
+  std::byte* base_ = nullptr;
+  int fd_ = -1;
+  std::uint64_t mapped_at_ = 0, mapped_size_ = 0;
+};
+
+}  // namespace
+
+Result<std::uint64_t> fill(RestoreTask& task, image::PageStore& pages) {
+  FERRY_TRY(const auto extents, pages.extents({image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid().value)}));
+  std::uint64_t vdso_start = 0;
+  std::uint64_t vdso_end = 0;
+  for (const pb::VmaEntry& vma : task.mm->vmas()) {
+    if ((vma.status() & kVdso) != 0) {
+      vdso_start = vma.start();
+      vdso_end = vma.end();
+    }
+  }
+  std::uint64_t written = 0;
+  Scatter scatter(task);
+  for (const image::Extent& e : extents) {
+    if (e.fd < 0) {
+      return fail(Kind::unsupported, "page {:#x} of pid {} is with a page server (lazy pages), not in the set", e.vaddr,
+                  task.ns_pid());
+    }
+    if (e.vaddr >= vdso_start && e.vaddr < vdso_end) {
+      // Not written but compared: code of another kernel would read other data pages.
+      std::vector<std::byte> theirs(e.page_count * image::kPageSize);
+      std::vector<std::byte> ours(theirs.size());
+      FERRY_CHECK(sys::pread_exactly(e.fd, theirs.data(), theirs.size(), e.offset, "a pages file"));
+      FERRY_CHECK(sys::read_memory(task.pid, e.vaddr, ours, task.process.memory()));
+      if (theirs != ours) {
+        return fail(Kind::unsupported, "the checkpoint comes from a kernel with another vDSO; restore it on the same kernel");
+      }
+      continue;
+    }
+    FERRY_CHECK(scatter.add(e).during("filling {:#x} of pid {}", e.vaddr, task.ns_pid()));
+    written += e.page_count;
+  }
+  FERRY_CHECK(scatter.flush().during("filling the memory of pid {}", task.ns_pid()));
+  return written;
+}
+
+Result<void> finish(RestoreTask& task, RestoreContext& context, tracee::Batch& batch) {
+  const pb::MmEntry& mm = *task.mm;
+  for (const pb::VmaEntry& vma : mm.vmas()) {
+    if (is_mapped_anew(vma) && (vma.flags() & MAP_LOCKED) != 0) {
+      batch.must("mlock", SYS_mlock, {vma.start(), vma.end() - vma.start()});
+    }
+  }
+  std::vector<std::uint64_t> auxv(mm.ferry_auxv().begin(), mm.ferry_auxv().end());
+  if (auxv.empty()) {
+    auxv.assign(mm.mm_saved_auxv().begin(), mm.mm_saved_auxv().end());
+  }
+  const auto vector = batch.bytes(std::as_bytes(std::span(auxv)));
+  FERRY_TRY(const int exe, context.files.get(mm.exe_file_id()).during("the program of pid {}", task.ns_pid()));
+  const auto fetched = batch.must("fetching the program", SYS_pidfd_getfd, {task.controller_pidfd, exe, 0});
+  prctl_mm_map map{};
+  map.start_code = mm.mm_start_code();
+  map.end_code = mm.mm_end_code();
+  map.start_data = mm.mm_start_data();
+  map.end_data = mm.mm_end_data();
+  map.start_brk = mm.mm_start_brk();
+  map.brk = mm.mm_brk();
+  map.start_stack = mm.mm_start_stack();
+  map.arg_start = mm.mm_arg_start();
+  map.arg_end = mm.mm_arg_end();
+  map.env_start = mm.mm_env_start();
+  map.env_end = mm.mm_env_end();
+  map.auxv_size = static_cast<__u32>(auxv.size() * sizeof(std::uint64_t));
+  const auto at = batch.object(map);
+  batch.point(at, offsetof(prctl_mm_map, auxv), vector);
+  // The result's upper half falls into the padding behind the structure: data is aligned to 16.
+  static_assert(offsetof(prctl_mm_map, exe_fd) + 4 == sizeof(prctl_mm_map) && sizeof(prctl_mm_map) % 16 != 0);
+  batch.store(fetched, at, offsetof(prctl_mm_map, exe_fd));
+  batch.must("prctl(PR_SET_MM_MAP)", SYS_prctl, {PR_SET_MM, PR_SET_MM_MAP, at, sizeof map, 0});
+  batch.must("closing the program", SYS_close, {fetched});
+  return {};
+}
+
+}  // namespace ferry::state::memory
