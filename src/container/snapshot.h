@@ -21,11 +21,11 @@ struct DumpRequest {
   RuntimeFacts facts;
   int images_dir = -1;  // open directory
   bool leave_running = false;
-  bool close_tcp = false;
   // To be called once, with the images complete and the tree still frozen; its error undoes the dump.
   std::function<Result<void>()> while_frozen;
 };
-// Saves the tree.  On success it is gone, or runs on if leave_running; on an error it runs on.
+// Saves the tree; established TCP connections are kept as closed ones, because their peers will not
+// wait for a checkpoint on disk.  On success it is gone, or runs on if leave_running; on an error it runs on.
 using Dumper = std::function<Result<void>(const DumpRequest&)>;
 
 struct SnapshotOptions {
@@ -34,7 +34,6 @@ struct SnapshotOptions {
   std::string checkpoint_dir;  // empty: Docker's place
   bool leave_running = false;
   bool drop_exec = false;
-  bool close_tcp = false;
 };
 struct SnapshotReport {
   std::string path;
@@ -52,8 +51,10 @@ struct RestoreOptions {
 struct RestoreReport {
   std::vector<std::string> notes;
 };
+// Says what is wrong with an image set, before anything is changed.
+using Verifier = std::function<Result<void>(const std::string& images_dir)>;
 // On an error the container does not run and its writable layer is the one it had.
-Result<RestoreReport> start_from_snapshot(Docker& docker, const RestoreOptions& options);
+Result<RestoreReport> start_from_snapshot(Docker& docker, const RestoreOptions& options, const Verifier& verify);
 
 // Where the checkpoints of a container are kept: the directory given, made absolute, or Docker's place.
 Result<std::string> checkpoints_directory(const Docker& docker, const std::string& container_id,

@@ -34,7 +34,7 @@ class Draft {
     draft.final_ = directory + "/" + name;
     struct stat info {};
     if (::lstat(draft.final_.c_str(), &info) == 0) {
-      return fail(Kind::invalid, "there is already a checkpoint \"{}\" in {}: remove it, or use another name", name, directory);
+      return fail(Kind::invalid, "a checkpoint \"{}\" exists already in {}: remove it, or use another name", name, directory);
     }
     FERRY_TRY(const std::string id, random_id());
     const std::string path = fmt::format("{}/.ferry-{}", directory, id);
@@ -180,7 +180,6 @@ Result<SnapshotReport> create_snapshot(Docker& docker, const SnapshotOptions& op
                       .facts = {},
                       .images_dir = -1,
                       .leave_running = options.leave_running,
-                      .close_tcp = options.close_tcp,
                       .while_frozen = {}};
   FERRY_TRY(request.facts, runtime_facts(shim, container.pid, container.id));
 

@@ -53,7 +53,7 @@ Result<UniqueFd> open_layer(const std::string& path, std::uint64_t expected_byte
 
 }  // namespace
 
-Result<RestoreReport> start_from_snapshot(Docker& docker, const RestoreOptions& options) {
+Result<RestoreReport> start_from_snapshot(Docker& docker, const RestoreOptions& options, const Verifier& verify) {
   FERRY_CHECK(check_checkpoint_name(options.name));
   FERRY_CHECK(check_experimental(docker));
   FERRY_TRY(const Container container, docker.container(options.container));
@@ -64,6 +64,7 @@ Result<RestoreReport> start_from_snapshot(Docker& docker, const RestoreOptions& 
   FERRY_TRY(const std::string descriptors_text, read_small_file(images + "/" + kDescriptorsFile));
   FERRY_TRY(const auto descriptors, decode_descriptors(descriptors_text).during("reading {}", images));
 
+  FERRY_CHECK(verify(images).during("checkpoint {}", images));
   FERRY_CHECK(refuse(examine_restoring_daemon(docker)));
   FERRY_TRY(const HostPid containerd, find_containerd(docker.api()));
   FERRY_CHECK(check_visible(containerd, images));
