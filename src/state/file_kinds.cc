@@ -4,6 +4,8 @@
 #include "state/fifo/fifo.h"
 #include "state/file_kind.h"
 #include "state/files/regular.h"
+#include "state/inet_socket/inet_socket.h"
+#include "state/netlink_socket/netlink_socket.h"
 #include "state/pipe/pipe.h"
 #include "state/signalfd/signalfd.h"
 #include "state/timerfd/timerfd.h"
@@ -16,6 +18,8 @@ std::vector<std::unique_ptr<FileKind>> make_file_kinds() {
   std::vector<std::unique_ptr<FileKind>> kinds;
   // First: its queues may hold descriptors of any kind, which have to be known when those finish.
   kinds.push_back(make_unix_socket_kind());
+  kinds.push_back(make_inet_socket_kind());
+  kinds.push_back(make_netlink_socket_kind());
   kinds.push_back(make_pipe_kind());
   kinds.push_back(make_fifo_kind());
   kinds.push_back(make_eventfd_kind());

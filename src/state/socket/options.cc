@@ -250,15 +250,14 @@ Result<void> check_network_namespace(const FdProbe& probe, DumpContext& context)
   return {};
 }
 
-Result<std::optional<UniqueFd>> inherited(std::uint32_t inode, const RestoreOptions& options) {
+Result<UniqueFd> inherited(std::uint32_t inode, const RestoreOptions& options) {
   const std::string key = fmt::format("socket:[{}]", inode);
   for (const InheritFd& given : options.inherit_fds) {
     if (given.key == key) {
-      FERRY_TRY(UniqueFd fd, sys::duplicate(given.fd));
-      return std::optional<UniqueFd>(std::move(fd));
+      return sys::duplicate(given.fd);
     }
   }
-  return std::optional<UniqueFd>();
+  return UniqueFd();
 }
 
 }  // namespace ferry::state::socket

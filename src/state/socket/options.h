@@ -1,7 +1,6 @@
 // What sockets of all families have in common: SOL_SOCKET options (socket(7)), network namespace.
 #pragma once
 
-#include <optional>
 #include <string>
 #include <string_view>
 
@@ -25,7 +24,7 @@ Result<void> set_int(int fd, int level, int option, int value, std::string_view 
 // Errors: unsupported if the socket is of another network namespace than the root task.
 Result<void> check_network_namespace(const FdProbe& probe, DumpContext& context);
 
-// A copy of the inherited descriptor with key "socket:[INODE]", if the caller gave one.
-Result<std::optional<UniqueFd>> inherited(std::uint32_t inode, const RestoreOptions& options);
+// A copy of the inherited descriptor with key "socket:[INODE]"; empty if the caller gave none.
+Result<UniqueFd> inherited(std::uint32_t inode, const RestoreOptions& options);
 
 }  // namespace ferry::state::socket

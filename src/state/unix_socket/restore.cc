@@ -10,7 +10,6 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
-#include <optional>
 
 #include "state/socket/options.h"
 #include "state/unix_socket/queue.h"
@@ -112,9 +111,9 @@ const pb::UnixSkEntry* Restorer::accepted_from(const pb::UnixSkEntry& entry) con
 
 Result<UniqueFd> Restorer::open(const pb::UnixSkEntry& entry, RestoreContext& context) {
   index(context.set);
-  FERRY_TRY(std::optional<UniqueFd> given, socket::inherited(entry.ino(), context.options));
+  FERRY_TRY(UniqueFd given, socket::inherited(entry.ino(), context.options));
   if (given) {
-    return std::move(*given);
+    return given;
   }
   if (const auto half = halves_.find(entry.ino()); half != halves_.end()) {
     UniqueFd fd = std::move(half->second);
@@ -271,7 +270,11 @@ Result<void> Restorer::connect(const pb::UnixSkEntry& entry, int fd, RestoreCont
       }
       FERRY_CHECK(connect_by_name(*peer, fd, context).during("{}", subject_of(entry)));
     }
-  } else if (entry.peer() != 0 && !socket::inherited(entry.ino(), context.options).value_or(std::nullopt)) {
+  } else if (entry.peer() != 0) {
+    FERRY_TRY(const UniqueFd given, socket::inherited(entry.ino(), context.options));
+    if (given) {
+      return restore_fown(fd, entry.fown(), context);
+    }
     return fail(Kind::unsupported, "{} is connected to socket {} outside of the tree; give --inherit-fd fd[N]:socket:[{}]",
                 subject_of(entry), entry.peer(), entry.ino());
   }

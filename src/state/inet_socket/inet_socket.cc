@@ -1,0 +1,287 @@
+#include "state/inet_socket/inet_socket.h"
+
+#include <net/if.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#include <cerrno>
+
+#include "base/log.h"
+#include "image/proto/inventory.pb.h"
+#include "state/socket/options.h"
+
+namespace ferry::state {
+namespace {
+
+using inet_socket::Endpoint;
+
+constexpr std::uint32_t kMptcp = 262;  // IPPROTO_MPTCP, Linux 5.6
+
+bool is_tcp(std::uint32_t protocol) { return protocol == IPPROTO_TCP || protocol == kMptcp; }
+
+// Where a connection is in its life: the states of tcp(7) that have a peer.
+bool has_peer(std::uint32_t state) { return state != TCP_CLOSE && state != TCP_LISTEN; }
+
+class InetSocketKind : public FileKind {
+ public:
+  [[nodiscard]] std::string_view name() const override { return "Internet socket"; }
+  [[nodiscard]] pb::FdType type() const override { return pb::FD_INETSK; }
+
+  [[nodiscard]] bool matches(const FdProbe& probe) const override {
+    if (!S_ISSOCK(probe.stat.st_mode) || !probe.link.starts_with("socket:[")) {
+      return false;
+    }
+    const auto domain = socket::get_int(probe.ours, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN");
+    return domain.has_value() && (*domain == AF_INET || *domain == AF_INET6);
+  }
+
+  Result<void> collect(const FdProbe& probe, DumpContext& context, pb::FileEntry& out) override {
+    const std::string subject = probe.subject();
+    FERRY_CHECK(socket::check_network_namespace(probe, context));
+    pb::InetSkEntry& entry = *out.mutable_isk();
+    FERRY_TRY(const int family, socket::get_int(probe.ours, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN"));
+    FERRY_TRY(const int type, socket::get_int(probe.ours, SOL_SOCKET, SO_TYPE, "SO_TYPE"));
+    FERRY_TRY(const int protocol, socket::get_int(probe.ours, SOL_SOCKET, SO_PROTOCOL, "SO_PROTOCOL"));
+    entry.set_id(out.id());
+    entry.set_ino(static_cast<std::uint32_t>(probe.stat.st_ino));
+    entry.set_family(static_cast<std::uint32_t>(family));
+    entry.set_type(static_cast<std::uint32_t>(type));
+    entry.set_proto(static_cast<std::uint32_t>(protocol));
+    entry.set_flags(probe.status_flags());
+    entry.set_backlog(0);
+    if (probe.task.ids != nullptr && probe.task.ids->has_net_ns_id()) {
+      entry.set_ns_id(probe.task.ids->net_ns_id());
+    }
+    FERRY_CHECK(collect_fown(probe, context, *entry.mutable_fown()));
+    FERRY_CHECK(socket::collect_options(probe.ours, subject, *entry.mutable_opts()));
+    FERRY_CHECK(inet_socket::collect_ip_options(probe.ours, subject, entry).during("{}", subject));
+    FERRY_CHECK(collect_addresses(probe, entry));
+    if (is_tcp(entry.proto())) {
+      FERRY_CHECK(inet_socket::collect_tcp_options(probe.ours, subject, *entry.mutable_tcp_opts()).during("{}", subject));
+      return collect_tcp(probe, context.options, entry);
+    }
+    if (type != SOCK_DGRAM && type != SOCK_RAW) {
+      return fail(Kind::unsupported, "{}: sockets of type {} and protocol {} cannot be carried over", subject, type,
+                  protocol);
+    }
+    return collect_datagrams(probe, entry);
+  }
+
+  Result<UniqueFd> open(const pb::FileEntry& file, RestoreContext& context) override {
+    const pb::InetSkEntry& entry = file.isk();
+    FERRY_TRY(UniqueFd given, socket::inherited(entry.ino(), context.options));
+    if (given) {
+      return given;
+    }
+    const std::string subject = subject_of(entry);
+    FERRY_TRY(const bool closed, comes_back_closed(entry, context));
+    FERRY_TRY(UniqueFd fd, context.inside.get<UniqueFd>([&]() -> Result<UniqueFd> {
+      UniqueFd made(::socket(static_cast<int>(entry.family()), static_cast<int>(entry.type()) | SOCK_CLOEXEC,
+                             static_cast<int>(entry.proto())));
+      if (!made) {
+        return sys_fail(fmt::format("socket(family {}, type {}, protocol {})", entry.family(), entry.type(), entry.proto()));
+      }
+      return made;
+    }));
+    FERRY_CHECK(socket::restore_options(fd.get(), entry.opts(), subject));
+    FERRY_CHECK(inet_socket::restore_ip_options(fd.get(), entry).during("{}", subject));
+    if (entry.has_tcp_opts()) {
+      FERRY_CHECK(inet_socket::restore_tcp_options(fd.get(), entry.tcp_opts()).during("{}", subject));
+    }
+    if (closed) {
+      return fd;
+    }
+    FERRY_TRY(Endpoint source, Endpoint::from_image(entry.family(), entry.src_port(), entry.src_addr()));
+    if (source.port != 0 || !source.is_any()) {
+      FERRY_CHECK(socket::prepare_bind(fd.get(), entry.opts(), subject));
+      FERRY_CHECK(bind(fd.get(), source, entry, context));
+    }
+    return fd;
+  }
+
+  Result<void> connect(const pb::FileEntry& file, int fd, RestoreContext& context) override {
+    const pb::InetSkEntry& entry = file.isk();
+    const std::string subject = subject_of(entry);
+    FERRY_TRY(const UniqueFd given, socket::inherited(entry.ino(), context.options));
+    FERRY_TRY(const bool closed, comes_back_closed(entry, context));
+    if (!given && closed) {
+      // tcp(7) has no state for it but "not connected"; shutdown(2) says so and marks both directions,
+      // so that the program reads the end of file and cannot write.
+      if (::shutdown(fd, SHUT_RDWR) != 0 && errno != ENOTCONN) {
+        return sys_fail(fmt::format("shutdown({})", subject));
+      }
+    } else if (!given && entry.state() == TCP_LISTEN) {
+      if (::listen(fd, static_cast<int>(entry.backlog())) != 0) {
+        return sys_fail(fmt::format("listen({})", subject));
+      }
+    } else if (!given && entry.dst_port() != 0) {
+      FERRY_CHECK(connect_datagrams(fd, entry, context));
+    }
+    // bind(2) and listen(2) wanted it set.
+    if (!given) {
+      FERRY_CHECK(socket::set_int(fd, SOL_SOCKET, SO_REUSEADDR, entry.opts().reuseaddr() ? 1 : 0, "SO_REUSEADDR"));
+    }
+    FERRY_CHECK(restore_status_flags(fd, entry.flags()));
+    return restore_fown(fd, entry.fown(), context);
+  }
+
+ private:
+  static std::string subject_of(const pb::InetSkEntry& entry) {
+    const auto source = Endpoint::from_image(entry.family(), entry.src_port(), entry.src_addr());
+    return fmt::format("{} socket {}", is_tcp(entry.proto()) ? "TCP" : "datagram",
+                       source.has_value() ? source->text() : std::string("without address"));
+  }
+
+  // --- checkpoint
+  static Result<void> collect_addresses(const FdProbe& probe, pb::InetSkEntry& entry) {
+    sockaddr_storage address{};
+    socklen_t size = sizeof address;
+    if (::getsockname(probe.ours, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
+      return sys_fail(fmt::format("getsockname({})", probe.subject()));
+    }
+    FERRY_TRY(const Endpoint source, Endpoint::from(address));
+    // A raw socket shows its protocol in the place of the port.
+    entry.set_src_port(entry.type() == SOCK_RAW ? 0 : source.port);
+    for (const std::uint32_t word : source.words) {
+      entry.add_src_addr(word);
+    }
+    Endpoint destination = source;
+    destination.port = 0;
+    destination.words.assign(source.words.size(), 0);
+    size = sizeof address;
+    if (::getpeername(probe.ours, reinterpret_cast<sockaddr*>(&address), &size) == 0) {
+      FERRY_TRY(destination, Endpoint::from(address));
+    } else if (errno != ENOTCONN && errno != EINVAL) {
+      return sys_fail(fmt::format("getpeername({})", probe.subject()));
+    }
+    entry.set_dst_port(destination.port);
+    for (const std::uint32_t word : destination.words) {
+      entry.add_dst_addr(word);
+    }
+    const std::uint32_t scope = source.scope != 0 ? source.scope : destination.scope;
+    return scope == 0 ? Result<void>() : collect_scope(probe, scope, entry);
+  }
+
+  // The interface's name, in the socket's network namespace, which SIOCGIFNAME of any of its sockets asks.
+  static Result<void> collect_scope(const FdProbe& probe, std::uint32_t index, pb::InetSkEntry& entry) {
+    ifreq request{};
+    request.ifr_ifindex = static_cast<int>(index);
+    if (::ioctl(probe.ours, SIOCGIFNAME, &request) != 0) {
+      return sys_fail(fmt::format("ioctl({}, SIOCGIFNAME, {})", probe.subject(), index));
+    }
+    entry.set_ifname(request.ifr_name);
+    return {};
+  }
+
+  static Result<void> collect_tcp(const FdProbe& probe, const DumpOptions& options, pb::InetSkEntry& entry) {
+    tcp_info info{};
+    socklen_t size = sizeof info;
+    if (::getsockopt(probe.ours, IPPROTO_TCP, TCP_INFO, &info, &size) != 0) {
+      return sys_fail(fmt::format("getsockopt({}, TCP_INFO)", probe.subject()));
+    }
+    entry.set_state(info.tcpi_state);
+    if (info.tcpi_state == TCP_LISTEN) {
+      // Of a listener these two are the accept queue and its limit (sock_diag(7), idiag_rqueue).
+      entry.set_backlog(info.tcpi_sacked);
+      if (info.tcpi_unacked != 0 && !options.tcp_close) {
+        return fail(Kind::unsupported,
+                    "{}: {} TCP connections wait for accept(2); try again, or close them with --tcp-close",
+                    probe.subject(), info.tcpi_unacked);
+      }
+      return {};
+    }
+    if (!has_peer(info.tcpi_state)) {
+      return {};
+    }
+    if (!options.tcp_close) {
+      FERRY_TRY(const Endpoint source, Endpoint::from_image(entry.family(), entry.src_port(), entry.src_addr()));
+      FERRY_TRY(const Endpoint peer, Endpoint::from_image(entry.family(), entry.dst_port(), entry.dst_addr()));
+      return fail(Kind::unsupported,
+                  "{}: an established TCP connection {} -> {} cannot be carried over yet; close it with --tcp-close",
+                  probe.subject(), source.text(), peer.text());
+    }
+    entry.set_state(TCP_CLOSE);
+    return {};
+  }
+
+  static Result<void> collect_datagrams(const FdProbe& probe, pb::InetSkEntry& entry) {
+    entry.set_state(entry.dst_port() != 0 ? TCP_ESTABLISHED : TCP_CLOSE);
+    int unread = 0;
+    if (::ioctl(probe.ours, FIONREAD, &unread) == 0 && unread > 0) {
+      // As a network may lose them; CRIU does the same.
+      log::warning("{}: datagrams that were received and not read yet are left out", probe.subject());
+    }
+    struct pollfd p {};
+    p.fd = probe.ours;
+    p.events = POLLRDHUP;
+    if (::poll(&p, 1, 0) < 0) {
+      return sys_fail(fmt::format("poll({})", probe.subject()));
+    }
+    if ((p.revents & POLLHUP) != 0) {
+      entry.set_shutdown(pb::SKSHUT_BOTH);
+    } else if ((p.revents & POLLRDHUP) != 0) {
+      entry.set_shutdown(pb::SKSHUT_READ);
+    }
+    return {};
+  }
+
+  // --- restore
+  static Result<bool> comes_back_closed(const pb::InetSkEntry& entry, const RestoreContext& context) {
+    if (!is_tcp(entry.proto()) || (entry.dst_port() == 0 && !has_peer(entry.state()))) {
+      return false;
+    }
+    FERRY_TRY(const auto* inventory, context.set.one<pb::InventoryEntry>({image::Type::inventory}));
+    if (entry.state() != TCP_CLOSE && !context.options.tcp_close && !inventory->tcp_close()) {
+      return fail(Kind::unsupported, "{}: an established TCP connection cannot be restored yet; close it with --tcp-close",
+                  subject_of(entry));
+    }
+    return true;
+  }
+
+  static Result<void> add_scope(Endpoint& endpoint, const pb::InetSkEntry& entry, RestoreContext& context) {
+    if (entry.ifname().empty()) {
+      return {};
+    }
+    FERRY_TRY(endpoint.scope, context.inside.get<std::uint32_t>([&]() -> Result<std::uint32_t> {
+      const unsigned index = ::if_nametoindex(entry.ifname().c_str());
+      if (index == 0) {
+        return sys_fail(fmt::format("if_nametoindex({})", entry.ifname()));
+      }
+      return index;
+    }));
+    return {};
+  }
+
+  static Result<void> bind(int fd, Endpoint source, const pb::InetSkEntry& entry, RestoreContext& context) {
+    FERRY_CHECK(add_scope(source, entry, context));
+    const sockaddr_storage address = source.to_sockaddr();
+    if (::bind(fd, reinterpret_cast<const sockaddr*>(&address), source.size()) != 0) {
+      return sys_fail(fmt::format("bind({})", source.text()));
+    }
+    return {};
+  }
+
+  static Result<void> connect_datagrams(int fd, const pb::InetSkEntry& entry, RestoreContext& context) {
+    FERRY_TRY(Endpoint peer, Endpoint::from_image(entry.family(), entry.dst_port(), entry.dst_addr()));
+    FERRY_CHECK(add_scope(peer, entry, context));
+    const sockaddr_storage address = peer.to_sockaddr();
+    if (::connect(fd, reinterpret_cast<const sockaddr*>(&address), peer.size()) != 0) {
+      return sys_fail(fmt::format("connect({} -> {})", subject_of(entry), peer.text()));
+    }
+    if (entry.shutdown() != pb::SKSHUT_NONE) {
+      constexpr int how[] = {-1, SHUT_RD, SHUT_WR, SHUT_RDWR};
+      if (::shutdown(fd, how[entry.shutdown()]) != 0) {
+        return sys_fail(fmt::format("shutdown({})", subject_of(entry)));
+      }
+    }
+    return {};
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<FileKind> make_inet_socket_kind() { return std::make_unique<InetSocketKind>(); }
+
+}  // namespace ferry::state
