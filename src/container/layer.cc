@@ -71,7 +71,8 @@ Result<LayerReport> inside(const std::string& directory, const std::function<Res
 auto archive_fail(archive* a, std::string_view what, const char* path) {
   const char* reason = archive_error_string(a);
   const int os_errno = archive_errno(a);
-  return fail(os_errno == EINVAL || os_errno <= 0 ? Kind::corrupt : kind_of_errno(os_errno), "{} {}: {}", what,
+  // libarchive says EILSEQ for a broken format, and -1 where no errno fits.
+  return fail(os_errno == EILSEQ || os_errno == EINVAL || os_errno <= 0 ? Kind::corrupt : kind_of_errno(os_errno), "{} {}: {}", what,
               path == nullptr ? "the layer" : path, reason == nullptr ? "unknown reason" : reason);
 }
 

@@ -72,7 +72,7 @@ Result<std::vector<Finding>> examine_source(Docker& docker, const Container& con
     }
     const std::string what = fmt::format("docker exec session {} runs in container {}", with_pid(session), container.name);
     if (options.drop_exec) {
-      out.push_back({false, what + " and ends now, as --drop-exec allows"});
+      out.push_back({false, what + " and is not kept, as --drop-exec allows"});
     } else {
       out.push_back({true, what + " and would be lost: end it, or say --drop-exec"});
     }
@@ -86,13 +86,13 @@ Result<std::vector<Finding>> examine_source(Docker& docker, const Container& con
   if (container.storage_driver != "overlay2") {
     out.push_back({true, fmt::format("container {} uses the storage driver {}: only overlay2 is supported, because the writable layer is read from its upper directory", container.name, container.storage_driver)});
   }
-  if (options.log_matters && !can_continue_log(container.log_driver)) {
+  if (options.moving && !can_continue_log(container.log_driver)) {
     out.push_back({true, fmt::format("the log of container {} is kept by the driver {}, which cannot be continued on another host: only json-file and none can", container.name, container.log_driver)});
   }
   if (container.foreground) {
     out.push_back({false, fmt::format("container {} was started in the foreground (docker run without -d): a client that is still attached is cut off", container.name)});
   }
-  if (!docker.info().live_restore) {
+  if (options.moving && !docker.info().live_restore) {
     out.push_back({false, "the Docker daemon runs without live-restore: restarting it ends every container, also a frozen one (set \"live-restore\": true in daemon.json)"});
   }
   return out;

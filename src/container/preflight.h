@@ -18,7 +18,7 @@ struct Finding {
 
 struct PreflightOptions {
   bool drop_exec = false;    // exec sessions may end
-  bool log_matters = false;  // the log is to be continued elsewhere
+  bool moving = false;     // to another host, where the log is to be continued
 };
 
 // The container has to be running: created, stopped, paused, restarting each gets its own sentence.

@@ -140,6 +140,9 @@ Result<std::vector<std::string>> examine(Docker& docker, const Container& contai
   FERRY_CHECK(refuse(findings));
   FERRY_CHECK(wait_for_health_check(docker, container, kHealthCheckLimit));
   std::vector<std::string> notes;
+  for (const Finding& finding : findings) {
+    notes.push_back(finding.text);
+  }
   if (!container.mounts.empty()) {
     std::string list;
     for (const Mount& mount : container.mounts) {

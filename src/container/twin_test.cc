@@ -22,7 +22,7 @@ Network segment(const std::string& name, const std::string& driver, const std::s
 }
 
 // A container as Docker describes it, changed by a JSON merge patch (RFC 7386).
-Container container_with(const Json& change) {
+Container container_with(const Json& change = Json::object()) {
   Json inspect = {
       {"Id", "85aa34bcabb715"},
       {"Name", "/web"},
@@ -52,7 +52,7 @@ DestinationFacts good_destination() {
 const std::map<std::string, Network> kHere{{"lan", segment("lan", "macvlan", "10.0.0.0/24")}};
 
 TEST(Twin, IsTheSameWithoutRestartsAndRemoval) {
-  const auto plan = plan_twin(container_with({}), kHere, good_destination());
+  const auto plan = plan_twin(container_with(), kHere, good_destination());
   ASSERT_TRUE(plan.has_value()) << plan.error().message();
   EXPECT_THAT(plan->obstacles, IsEmpty());
   EXPECT_THAT(plan->differences, IsEmpty());
@@ -75,7 +75,7 @@ TEST(Twin, IsTheSameWithoutRestartsAndRemoval) {
 }
 
 TEST(Twin, KeepsAddressAndMacOnASharedSegment) {
-  const auto plan = plan_twin(container_with({}), kHere, good_destination());
+  const auto plan = plan_twin(container_with(), kHere, good_destination());
   const Json request = Json::parse(plan.value().request_json);
   const Json& endpoint = request["NetworkingConfig"]["EndpointsConfig"]["lan"];
   EXPECT_EQ(endpoint["IPAMConfig"]["IPv4Address"], "10.0.0.2");
@@ -83,14 +83,14 @@ TEST(Twin, KeepsAddressAndMacOnASharedSegment) {
   EXPECT_EQ(request["MacAddress"], "02:42:0a:00:00:02");
   auto newer = good_destination();
   newer.api_version = "1.44";
-  const Json other = Json::parse(plan_twin(container_with({}), kHere, newer).value().request_json);
+  const Json other = Json::parse(plan_twin(container_with(), kHere, newer).value().request_json);
   EXPECT_EQ(other["NetworkingConfig"]["EndpointsConfig"]["lan"]["MacAddress"], "02:42:0a:00:00:02");
 }
 
 TEST(Twin, SaysWhichAddressIsLost) {
   auto facts = good_destination();
   facts.networks["lan"] = segment("lan", "macvlan", "10.9.0.0/24");
-  const auto plan = plan_twin(container_with({}), kHere, facts);
+  const auto plan = plan_twin(container_with(), kHere, facts);
   ASSERT_TRUE(plan.has_value());
   EXPECT_THAT(plan->obstacles, IsEmpty());
   EXPECT_THAT(plan->differences, Contains(HasSubstr("10.0.0.2")));
@@ -119,7 +119,7 @@ TEST(Twin, NamesEveryObstacle) {
 TEST(Twin, NamesItsImageByIdWhereTheNameMeansAnother) {
   auto facts = good_destination();
   facts.image_of_name = "sha256:else";
-  const auto plan = plan_twin(container_with({}), kHere, facts);
+  const auto plan = plan_twin(container_with(), kHere, facts);
   EXPECT_EQ(Json::parse(plan.value().request_json)["Image"], "sha256:f7");
   EXPECT_THAT(plan->differences, Contains(HasSubstr("busybox")));
 }
