@@ -1,0 +1,350 @@
+#include "state/cgroup/cgroup.h"
+
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/syscall.h>
+
+#include <set>
+
+#include "image/proto/inventory.pb.h"
+#include "state/cgroup/membership.h"
+#include "state/cgroup/tree.h"
+#include "state/nsids/nsids.h"
+#include "sys/file.h"
+
+namespace ferry::state::cgroup {
+namespace {
+
+constexpr std::uint32_t kOwnSet = 1;
+
+pb::InventoryEntry* inventory_of(image::Set& set) {
+  const auto& entries = set.entries({image::Type::inventory, 0});
+  return entries.empty() ? nullptr : static_cast<pb::InventoryEntry*>(entries.front().message.get());
+}
+
+Result<Membership> membership_at(int proc, const std::string& prefix) {
+  FERRY_TRY(const std::string text, sys::read_file_at(proc, prefix + "cgroup"));
+  return parse_membership(text);
+}
+
+// How many bytes of each path lie outside of the cgroup namespace of a task: cgroup_namespaces(7) shows
+// the rest to those inside.
+Result<std::map<std::string, std::uint32_t>> namespace_prefixes(DumpTask& task, const Membership& outside) {
+  FERRY_TRY(const UniqueFd ns, sys::open_at(task.proc.get(), "ns/cgroup", O_RDONLY));
+  Inside thread;
+  const auto read_inside = [&]() -> Result<Membership> {
+    if (::setns(ns.get(), CLONE_NEWCGROUP) != 0) {
+      return sys_fail(fmt::format("setns({}, cgroup)", task.subject()));
+    }
+    return membership_at(task.proc.get(), "");
+  };
+  FERRY_TRY(const Membership inside, thread.get<Membership>(read_inside));
+  std::map<std::string, std::uint32_t> out;
+  for (const auto& [name, path] : outside) {
+    const auto seen = inside.find(name);
+    if (seen == inside.end() || (seen->second != "/" && !path.ends_with(seen->second))) {
+      return fail(Kind::unsupported, "{} stands outside of its cgroup namespace in hierarchy \"{}\"", task.subject(),
+                  name);
+    }
+    const std::size_t visible = seen->second == "/" ? 0 : seen->second.size();
+    out[name] = path == "/" ? 0 : static_cast<std::uint32_t>(path.size() - visible);
+  }
+  return out;
+}
+
+class Sets {
+ public:
+  explicit Sets(Membership own) { sets_.push_back(std::move(own)); }
+  std::uint32_t number_of(const Membership& membership) {
+    for (std::size_t i = 0; i < sets_.size(); ++i) {
+      if (sets_[i] == membership) {
+        return static_cast<std::uint32_t>(i) + kOwnSet;
+      }
+    }
+    sets_.push_back(membership);
+    return static_cast<std::uint32_t>(sets_.size() - 1) + kOwnSet;
+  }
+  [[nodiscard]] const std::vector<Membership>& all() const { return sets_; }
+
+ private:
+  std::vector<Membership> sets_;
+};
+
+Result<void> describe_controllers(const Sets& sets, pb::CgroupEntry& out) {
+  std::map<std::string, std::set<std::string>> paths;
+  for (std::size_t i = 1; i < sets.all().size(); ++i) {
+    for (const auto& [name, path] : sets.all()[i]) {
+      paths[name].insert(path);
+    }
+  }
+  for (const auto& [name, list] : paths) {
+    FERRY_TRY(const Hierarchy hierarchy, Hierarchy::open(name));
+    pb::CgControllerEntry& controller = *out.add_controllers();
+    for (std::size_t at = 0; at <= name.size();) {
+      const std::size_t end = std::min(name.find(',', at), name.size());
+      controller.add_cnames(name.substr(at, end - at));
+      at = end + 1;
+    }
+    controller.set_is_threaded(!name.empty());
+    const std::string* last = nullptr;
+    for (const std::string& path : list) {  // sorted: a directory stands before what is below it
+      if (last != nullptr && path.starts_with(*last + "/")) {
+        continue;
+      }
+      last = &path;
+      pb::CgroupDirEntry& dir = *controller.add_dirs();
+      dir.set_dir_name(path.substr(1));
+      if (path != "/") {  // the root group belongs to the host
+        FERRY_CHECK(hierarchy.read(path, true, dir));
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<void> collect(DumpContext& context) {
+  if (pb::InventoryEntry* inventory = inventory_of(context.set)) {
+    inventory->set_root_cg_set(kOwnSet);
+  }
+  FERRY_TRY(const std::string own, sys::read_file("/proc/self/cgroup"));
+  FERRY_TRY(Membership here, parse_membership(own));
+  Sets sets(std::move(here));
+  std::optional<Membership> of_root;
+  for (const auto& task : context.tasks) {
+    if (task->zombie) {
+      continue;
+    }
+    for (DumpThread& thread : task->threads) {
+      std::uint32_t number = kOwnSet;
+      if (context.options.cgroup_mode != CgroupMode::ignore) {
+        FERRY_TRY(const Membership membership,
+                  membership_at(task->proc.get(), fmt::format("task/{}/", thread.tid)).during("{}", task->subject()));
+        if (!of_root.has_value()) {
+          of_root = membership;
+        }
+        number = sets.number_of(membership);
+      }
+      thread.core->mutable_thread_core()->set_cg_set(number);
+    }
+  }
+  if (sets.all().size() == 1) {
+    return {};
+  }
+  FERRY_TRY(const NamespaceIds ids, NamespaceIds::of(context.set));
+  std::map<std::string, std::uint32_t> prefixes;
+  if (ids.is_new(NsKind::cgroup)) {
+    FERRY_TRY(prefixes, namespace_prefixes(context.root(), *of_root));
+  }
+  pb::CgroupEntry entry;
+  for (std::size_t i = 1; i < sets.all().size(); ++i) {
+    pb::CgSetEntry& set = *entry.add_sets();
+    set.set_id(static_cast<std::uint32_t>(i) + kOwnSet);
+    for (const auto& [name, path] : sets.all()[i]) {
+      pb::CgMemberEntry& member = *set.add_ctls();
+      member.set_name(name);
+      member.set_path(path);
+      if (const auto prefix = prefixes.find(name); prefix != prefixes.end() && prefix->second != 0) {
+        member.set_cgns_prefix(prefix->second);
+      }
+    }
+  }
+  FERRY_CHECK(describe_controllers(sets, entry));
+  context.set.add({image::Type::cgroup, 0}, std::move(entry));
+  return {};
+}
+
+namespace {
+
+std::uint32_t set_of(const pb::CoreEntry& core) {
+  if (core.thread_core().has_cg_set()) {
+    return core.thread_core().cg_set();
+  }
+  return core.tc().cg_set();
+}
+
+class Mover {
+ public:
+  static Result<Mover> of(RestoreContext& context, const pb::CgroupEntry& image) {
+    FERRY_TRY(const std::string own, sys::read_file("/proc/self/cgroup"));
+    FERRY_TRY(Membership here, parse_membership(own));
+    return Mover(context, image, std::move(here));
+  }
+
+  // Groups and their properties, as the mode wants them.
+  Result<void> make_groups() {
+    for (const pb::CgControllerEntry& controller : image_.controllers()) {
+      std::string name;
+      for (const std::string& word : controller.cnames()) {
+        name += (name.empty() ? "" : ",") + word;
+      }
+      for (const pb::CgroupDirEntry& dir : controller.dirs()) {
+        if (!dir.dir_name().empty()) {
+          FERRY_CHECK(make_group(name, "/" + dir.dir_name(), dir));
+        }
+      }
+    }
+    return {};
+  }
+
+  // `thread`: only this one, not the whole process.  `inside_only`: up to the root of the cgroup namespace.
+  Result<void> move(std::uint32_t number, pid_t pid, bool thread, bool to_namespace_root = false) {
+    const pb::CgSetEntry* set = nullptr;
+    for (const pb::CgSetEntry& candidate : image_.sets()) {
+      set = candidate.id() == number ? &candidate : set;
+    }
+    if (set == nullptr) {
+      return fail(Kind::corrupt, "cgroup.img has no set {}", number);
+    }
+    FERRY_TRY(const std::string text, sys::read_file(fmt::format("/proc/{}/cgroup", pid)));
+    FERRY_TRY(const Membership now, parse_membership(text));
+    for (const pb::CgMemberEntry& member : set->ctls()) {
+      const bool cut = to_namespace_root && member.has_cgns_prefix();
+      const std::string wanted =
+          remap_.path(member.name(), cut ? member.path().substr(0, member.cgns_prefix()) : member.path());
+      FERRY_TRY(const auto local, local_name(member.name(), wanted));
+      if (!local.has_value() || now.at(*local) == wanted) {
+        continue;
+      }
+      FERRY_TRY(const Hierarchy* hierarchy, hierarchy_of(*local));
+      FERRY_CHECK(thread ? hierarchy->put_thread(wanted, pid) : hierarchy->put_process(wanted, pid));
+    }
+    return {};
+  }
+
+ private:
+  Mover(RestoreContext& context, const pb::CgroupEntry& image, Membership here)
+      : context_(context), image_(image), remap_(image, context.options.cgroup_roots), here_(std::move(here)) {}
+
+  // The hierarchy of this host that has the controller of one of the image.
+  Result<std::optional<std::string>> local_name(const std::string& name, const std::string& wanted) const {
+    if (here_.contains(name)) {
+      return std::optional(name);
+    }
+    const std::string first = name.substr(0, name.find(','));
+    for (const auto& [local, path] : here_) {
+      if (!name.empty() && names_controller(local, first)) {
+        return std::optional(local);
+      }
+    }
+    if (wanted == "/") {
+      return std::optional<std::string>();  // the root group of a hierarchy that is not here limits nothing
+    }
+    return fail(Kind::unsupported,
+                "the tree stood in cgroup {} of hierarchy \"{}\", which this host does not have (its cgroups are of "
+                "another version or are not mounted); use --manage-cgroups=ignore",
+                wanted, name);
+  }
+
+  Result<const Hierarchy*> hierarchy_of(const std::string& local) {
+    const auto found = open_.find(local);
+    if (found != open_.end()) {
+      return &found->second;
+    }
+    FERRY_TRY(Hierarchy hierarchy, Hierarchy::open(local));
+    return &open_.emplace(local, std::move(hierarchy)).first->second;
+  }
+
+  Result<void> make_group(const std::string& name, const std::string& old_path, const pb::CgroupDirEntry& dir) {
+    const std::string path = remap_.path(name, old_path);
+    FERRY_TRY(const auto local, local_name(name, path));
+    if (!local.has_value()) {
+      return {};
+    }
+    FERRY_TRY(const Hierarchy* hierarchy, hierarchy_of(*local));
+    const bool exists = hierarchy->has(path);
+    const CgroupMode mode = context_.options.cgroup_mode;
+    if (!exists && (mode == CgroupMode::none || mode == CgroupMode::props)) {
+      return fail(Kind::invalid, "cgroup {} of hierarchy \"{}\" does not exist, and the mode forbids to make it", path,
+                  *local);
+    }
+    if (exists && mode == CgroupMode::strict) {
+      return fail(Kind::invalid, "cgroup {} of hierarchy \"{}\" exists already, which mode strict forbids", path,
+                  *local);
+    }
+    if (!exists) {
+      FERRY_CHECK(hierarchy->make(path));
+    }
+    const bool properties = mode == CgroupMode::props || mode == CgroupMode::full || mode == CgroupMode::strict ||
+                            (mode == CgroupMode::soft && !exists);
+    if (properties) {
+      FERRY_CHECK(hierarchy->set_properties(path, dir, !exists));
+    }
+    for (const pb::CgroupDirEntry& child : dir.children()) {
+      FERRY_CHECK(make_group(name, old_path + "/" + child.dir_name(), child));
+    }
+    return {};
+  }
+
+  RestoreContext& context_;
+  const pb::CgroupEntry& image_;
+  Remap remap_;
+  Membership here_;
+  std::map<std::string, Hierarchy> open_;
+};
+
+// What there is to do: nothing in mode ignore, nor for a set whose tree stood where its dumper did.
+const pb::CgroupEntry* image_of(const RestoreContext& context) {
+  const auto list = context.set.list<pb::CgroupEntry>({image::Type::cgroup, 0});
+  return list.empty() || context.options.cgroup_mode == CgroupMode::ignore ? nullptr : list.front();
+}
+
+std::uint32_t own_set(const image::Set& set) {
+  const auto list = set.list<pb::InventoryEntry>({image::Type::inventory, 0});
+  return list.empty() ? 0 : list.front()->root_cg_set();
+}
+
+}  // namespace
+
+Result<void> restore_root(RestoreContext& context) {
+  FERRY_TRY(const NamespaceIds ids, NamespaceIds::of(context.set));
+  RestoreTask& root = context.root();
+  const pb::CgroupEntry* image = image_of(context);
+  const std::uint32_t number = set_of(*root.core);
+  const bool elsewhere = image != nullptr && number != 0 && number != own_set(context.set);
+  std::optional<Mover> mover;
+  if (image != nullptr) {
+    FERRY_TRY(Mover made, Mover::of(context, *image));
+    mover.emplace(std::move(made));
+    FERRY_CHECK(mover->make_groups());
+  }
+  if (elsewhere) {
+    FERRY_CHECK(mover->move(number, root.pid.value, false, ids.is_new(NsKind::cgroup)));
+  }
+  if (!ids.is_new(NsKind::cgroup)) {
+    return {};
+  }
+  // cgroup_namespaces(7): the root of the new namespace is where the task stands at this moment.
+  tracee::Batch batch;
+  batch.must("unshare(CLONE_NEWCGROUP)", SYS_unshare, {CLONE_NEWCGROUP});
+  FERRY_CHECK(root.process.run(root.leader(), batch));
+  return elsewhere ? mover->move(number, root.pid.value, false) : Result<void>();
+}
+
+Result<void> restore(RestoreContext& context) {
+  const pb::CgroupEntry* image = image_of(context);
+  if (image == nullptr) {
+    return {};
+  }
+  FERRY_TRY(Mover mover, Mover::of(context, *image));
+  const std::uint32_t own = own_set(context.set);
+  for (const auto& task : context.tasks) {
+    if (task->mm == nullptr) {
+      continue;  // a zombie's groups are not kept
+    }
+    const std::uint32_t number = set_of(*task->core);
+    if (number != 0 && number != own) {
+      FERRY_CHECK(mover.move(number, task->pid.value, false));
+    }
+    for (const RestoreThread& thread : task->threads) {
+      const std::uint32_t its = set_of(*thread.core);
+      if (its != 0 && its != own && its != number && thread.tid.value != 0) {
+        FERRY_CHECK(mover.move(its, thread.tid.value, true));
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace ferry::state::cgroup

@@ -1,0 +1,262 @@
+#include "state/cgroup/tree.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "state/cgroup/membership.h"
+#include "sys/file.h"
+#include "sys/mount_api.h"
+
+namespace ferry::state::cgroup {
+namespace {
+
+struct Controller {
+  std::string_view name;
+  std::vector<std::string_view> properties;
+};
+
+// What CRIU keeps, by controller, in the order in which it can be written again.
+const std::vector<Controller>& controllers_v1() {
+  static const std::vector<Controller> kTable = {
+      {"cpu", {"cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us", "cpu.rt_period_us", "cpu.rt_runtime_us"}},
+      {"memory",
+       {"memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.swappiness", "memory.soft_limit_in_bytes",
+        "memory.move_charge_at_immigrate", "memory.oom_control", "memory.use_hierarchy", "memory.kmem.limit_in_bytes",
+        "memory.kmem.tcp.limit_in_bytes"}},
+      {"cpuset",
+       {"cpuset.cpus", "cpuset.mems", "cpuset.memory_migrate", "cpuset.cpu_exclusive", "cpuset.mem_exclusive",
+        "cpuset.mem_hardwall", "cpuset.memory_spread_page", "cpuset.memory_spread_slab", "cpuset.sched_load_balance",
+        "cpuset.sched_relax_domain_level"}},
+      {"blkio", {"blkio.weight"}},
+      {"devices", {"devices.list"}},
+      {"net_cls", {"net_cls.classid"}},
+      {"pids", {"pids.max"}},
+  };
+  return kTable;
+}
+
+constexpr std::string_view kCommonV1[] = {"cgroup.clone_children", "notify_on_release", "cgroup.procs", "tasks"};
+constexpr std::string_view kCommonV2[] = {
+    "cgroup.subtree_control", "cgroup.max.descendants", "cgroup.max.depth", "cgroup.freeze", "cgroup.type",
+    "cpu.weight",  "cpu.max",         "cpuset.cpus", "cpuset.mems", "memory.min",
+    "memory.low",  "memory.high",     "memory.max",  "memory.swap.max", "pids.max", "io.weight"};
+
+std::vector<std::string_view> properties_of(std::string_view hierarchy) {
+  if (hierarchy.empty()) {
+    return {std::begin(kCommonV2), std::end(kCommonV2)};
+  }
+  std::vector<std::string_view> out;
+  for (const Controller& controller : controllers_v1()) {
+    if (names_controller(hierarchy, controller.name)) {
+      out.insert(out.end(), controller.properties.begin(), controller.properties.end());
+    }
+  }
+  out.insert(out.end(), std::begin(kCommonV1), std::end(kCommonV1));
+  return out;
+}
+
+// Present for their owner and mode: their content is the membership itself.
+bool is_member_list(std::string_view property) { return property == "cgroup.procs" || property == "tasks"; }
+
+std::string below_root(const std::string& path) { return path == "/" ? "." : path.substr(1); }
+
+std::string trimmed(std::string text) {
+  constexpr const char* kWhite = " \t\n";
+  text.erase(text.find_last_not_of(kWhite) + 1);
+  text.erase(0, text.find_first_not_of(kWhite));
+  return text;
+}
+
+void put_permissions(const struct stat& st, pb::CgroupPerms& out) {
+  out.set_mode(st.st_mode);
+  out.set_uid(st.st_uid);
+  out.set_gid(st.st_gid);
+}
+
+Result<void> give_permissions(int directory, const std::string& name, const pb::CgroupPerms& wanted) {
+  // Sets of CRIU hold bytes that were never set for some properties: a mode that is no mode.
+  if (!S_ISREG(wanted.mode()) && !S_ISDIR(wanted.mode())) {
+    return {};
+  }
+  struct stat st;
+  if (::fstatat(directory, name.c_str(), &st, 0) != 0) {
+    return sys_fail(fmt::format("stat({})", name));
+  }
+  if ((st.st_uid != wanted.uid() || st.st_gid != wanted.gid()) &&
+      ::fchownat(directory, name.c_str(), wanted.uid(), wanted.gid(), 0) != 0) {
+    return sys_fail(fmt::format("chown({})", name));
+  }
+  if ((st.st_mode & 07777) != (wanted.mode() & 07777) &&
+      ::fchmodat(directory, name.c_str(), wanted.mode() & 07777, 0) != 0) {
+    return sys_fail(fmt::format("chmod({})", name));
+  }
+  return {};
+}
+
+Result<void> write_property(int directory, const std::string& name, const std::string& value) {
+  if (name == "devices.list") {
+    // The list is read in one file and written by two others (cgroup-v1/devices.rst).
+    FERRY_CHECK(sys::write_file_at(directory, "devices.deny", "a"));
+    for (std::size_t at = 0; at < value.size();) {
+      const std::size_t end = std::min(value.find('\n', at), value.size());
+      FERRY_CHECK(sys::write_file_at(directory, "devices.allow", value.substr(at, end - at)));
+      at = end + 1;
+    }
+    return {};
+  }
+  if (name == "cgroup.subtree_control") {
+    std::string words;
+    for (std::size_t at = 0; at < value.size();) {
+      const std::size_t end = std::min(value.find(' ', at), value.size());
+      words += (words.empty() ? "+" : " +") + value.substr(at, end - at);
+      at = end + 1;
+    }
+    return sys::write_file_at(directory, name, words);
+  }
+  return sys::write_file_at(directory, name, value);
+}
+
+}  // namespace
+
+Result<Hierarchy> Hierarchy::open(const std::string& name) {
+  const std::string type = name.empty() ? "cgroup2" : "cgroup";
+  FERRY_TRY(const UniqueFd fs, sys::fs_open(type));
+  bool controllers = false;
+  for (std::size_t at = 0; at < name.size();) {
+    const std::size_t end = std::min(name.find(',', at), name.size());
+    const std::string word = name.substr(at, end - at);
+    if (word.starts_with("name=")) {
+      FERRY_CHECK(sys::fs_set_string(fs.get(), "name", word.substr(5)));
+    } else {
+      FERRY_CHECK(sys::fs_set_flag(fs.get(), word));
+      controllers = true;
+    }
+    at = end + 1;
+  }
+  if (!name.empty() && !controllers) {
+    FERRY_CHECK(sys::fs_set_flag(fs.get(), "none"));
+  }
+  FERRY_CHECK(sys::fs_create(fs.get()).during("opening cgroup hierarchy \"{}\"", name));
+  FERRY_TRY(UniqueFd root, sys::fs_mount(fs.get(), type));
+  return Hierarchy(name, std::move(root));
+}
+
+std::string Hierarchy::describe(const std::string& path) const {
+  return fmt::format("cgroup {} of hierarchy \"{}\"", path, name_);
+}
+
+bool Hierarchy::has(const std::string& path) const {
+  return ::faccessat(root_.get(), below_root(path).c_str(), F_OK, 0) == 0;
+}
+
+Result<void> Hierarchy::read(const std::string& path, bool deep, pb::CgroupDirEntry& out) const {
+  FERRY_TRY(const UniqueFd directory, sys::open_at(root_.get(), below_root(path), O_RDONLY | O_DIRECTORY));
+  FERRY_TRY(const struct stat own, sys::stat_fd(directory.get(), describe(path)));
+  put_permissions(own, *out.mutable_dir_perms());
+  for (const std::string_view property : properties_of(name_)) {
+    const std::string file(property);
+    struct stat st;
+    if (::fstatat(directory.get(), file.c_str(), &st, 0) != 0) {
+      continue;  // not every kernel, and not the root group, has every file
+    }
+    std::string value;
+    if (!is_member_list(property)) {
+      auto text = sys::read_file_at(directory.get(), file);
+      if (!text.has_value()) {
+        // Known to be unreadable in some states: -EINVAL of cpuset files, -EOPNOTSUPP of threaded groups.
+        continue;
+      }
+      value = trimmed(std::move(*text));
+    }
+    if (property == "memory.oom_control") {
+      // "oom_kill_disable 0\nunder_oom 0…": only the first can be written, as a bare number.
+      const std::size_t blank = value.find(' ');
+      value = blank == std::string::npos ? value : value.substr(blank + 1, value.find('\n') - blank - 1);
+    }
+    pb::CgroupPropEntry& entry = *out.add_properties();
+    entry.set_name(file);
+    entry.set_value(value);
+    put_permissions(st, *entry.mutable_perms());
+  }
+  if (!deep) {
+    return {};
+  }
+  FERRY_TRY(const auto names, sys::list_directory(directory.get(), "."));
+  for (const std::string& name : names) {
+    struct stat st;
+    if (::fstatat(directory.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode)) {
+      pb::CgroupDirEntry& child = *out.add_children();
+      child.set_dir_name(name);
+      FERRY_CHECK(read(path == "/" ? "/" + name : path + "/" + name, true, child));
+    }
+  }
+  return {};
+}
+
+Result<void> Hierarchy::make(const std::string& path) const {
+  for (std::size_t end = path.find('/', 1);; end = path.find('/', end + 1)) {
+    const std::string part = path.substr(0, end);
+    if (::mkdirat(root_.get(), below_root(part).c_str(), 0755) == 0) {
+      // A fresh cpuset has no processors and takes no tasks until it is given some (cgroup-v1/cpusets.rst).
+      if (names_controller(name_, "cpuset")) {
+        const std::string parent = part.substr(0, std::max<std::size_t>(part.rfind('/'), 1));
+        for (const char* file : {"cpuset.cpus", "cpuset.mems"}) {
+          FERRY_TRY(const std::string value, sys::read_file_at(root_.get(), below_root(parent) + "/" + file));
+          FERRY_CHECK(sys::write_file_at(root_.get(), below_root(part) + "/" + file, trimmed(value)));
+        }
+      }
+    } else if (errno != EEXIST) {
+      return sys_fail(fmt::format("mkdir({})", describe(part)));
+    }
+    if (end == std::string::npos) {
+      return {};
+    }
+  }
+}
+
+Result<void> Hierarchy::set_properties(const std::string& path, const pb::CgroupDirEntry& entry,
+                                       bool permissions) const {
+  FERRY_TRY(const UniqueFd directory, sys::open_at(root_.get(), below_root(path), O_RDONLY | O_DIRECTORY));
+  for (const pb::CgroupPropEntry& property : entry.properties()) {
+    const std::string& name = property.name();
+    if (name.find('/') != std::string::npos) {
+      return fail(Kind::corrupt, "cgroup.img: \"{}\" is no property name", name);
+    }
+    if (::faccessat(directory.get(), name.c_str(), F_OK, 0) != 0) {
+      continue;  // this kernel has no such file
+    }
+    if (permissions && property.has_perms()) {
+      FERRY_CHECK(give_permissions(directory.get(), name, property.perms()).during("{}", describe(path)));
+    }
+    // The freezer is the engine's and the caller's to use: a set made of a frozen container says FROZEN.
+    if (is_member_list(name) || name == "freezer.state" || name == "cgroup.freeze" || property.value().empty()) {
+      continue;
+    }
+    const auto present = sys::read_file_at(directory.get(), name);
+    if (present.has_value() && trimmed(*present) == property.value()) {
+      continue;
+    }
+    FERRY_CHECK(write_property(directory.get(), name, property.value())
+                    .during("setting {} of {} to \"{}\"", name, describe(path), property.value()));
+  }
+  if (permissions && entry.has_dir_perms()) {
+    FERRY_CHECK(give_permissions(directory.get(), ".", entry.dir_perms()).during("{}", describe(path)));
+  }
+  return {};
+}
+
+Result<void> Hierarchy::put_process(const std::string& path, pid_t pid) const {
+  return sys::write_file_at(root_.get(), below_root(path) + "/cgroup.procs", std::to_string(pid))
+      .during("moving pid {} to {}", pid, describe(path));
+}
+
+Result<void> Hierarchy::put_thread(const std::string& path, pid_t tid) const {
+  return sys::write_file_at(root_.get(), below_root(path) + (is_v2() ? "/cgroup.threads" : "/tasks"),
+                            std::to_string(tid))
+      .during("moving thread {} to {}", tid, describe(path));
+}
+
+}  // namespace ferry::state::cgroup

@@ -1,0 +1,41 @@
+// One cgroup hierarchy of this host, its directories and their property files.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "base/unique_fd.h"
+#include "image/proto/cgroup.pb.h"
+
+namespace ferry::state::cgroup {
+
+class Hierarchy {
+ public:
+  // `name` as in /proc/PID/cgroup.  The hierarchy is mounted for us alone, attached nowhere, so it does not
+  // matter where or whether the host has it mounted.
+  static Result<Hierarchy> open(const std::string& name);
+
+  [[nodiscard]] const std::string& name() const { return name_; }
+  [[nodiscard]] bool is_v2() const { return name_.empty(); }
+  [[nodiscard]] bool has(const std::string& path) const;
+
+  // A group with the properties that can be set again; `deep`: and all groups below it.
+  Result<void> read(const std::string& path, bool deep, pb::CgroupDirEntry& out) const;
+  // Makes a group and those above it.
+  Result<void> make(const std::string& path) const;
+  Result<void> set_properties(const std::string& path, const pb::CgroupDirEntry& entry, bool permissions) const;
+  // Writes a task to cgroup.procs, or a single thread to tasks (v1) or cgroup.threads (v2).
+  Result<void> put_process(const std::string& path, pid_t pid) const;
+  Result<void> put_thread(const std::string& path, pid_t tid) const;
+
+ private:
+  Hierarchy(std::string name, UniqueFd root) : name_(std::move(name)), root_(std::move(root)) {}
+  [[nodiscard]] std::string describe(const std::string& path) const;
+  std::string name_;
+  UniqueFd root_;
+};
+
+}  // namespace ferry::state::cgroup
