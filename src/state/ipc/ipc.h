@@ -1,0 +1,22 @@
+// System V IPC of the tree's own namespace: ipcns-var-NS.img (limits), ipcns-shm, -msg and -sem.
+// Source: ipc_namespaces(7), sysvipc(7), proc(5).
+#pragma once
+
+#include "base/error.h"
+#include "state/dump.h"
+#include "state/restore.h"
+
+namespace ferry::state::ipc {
+
+// Nothing if the tree shares our ipc namespace.
+// Errors: unsupported, naming a POSIX message queue that exists.
+Result<void> collect(DumpContext& context);
+
+// Limits and objects, with their numbers and content.  The root skeleton has its ipc namespace; no
+// mapping of a segment exists yet.
+Result<void> restore(RestoreContext& context);
+
+// Segments that were removed while attached (shmctl(2), IPC_RMID), once every mapping is in place.
+Result<void> finish(RestoreContext& context);
+
+}  // namespace ferry::state::ipc
