@@ -5,7 +5,10 @@
 #include "state/file_kind.h"
 #include "state/files/regular.h"
 #include "state/inet_socket/inet_socket.h"
+#include "state/memfd/memfd.h"
 #include "state/netlink_socket/netlink_socket.h"
+#include "state/ns_file/ns_file.h"
+#include "state/pidfd/pidfd.h"
 #include "state/pipe/pipe.h"
 #include "state/signalfd/signalfd.h"
 #include "state/timerfd/timerfd.h"
@@ -26,6 +29,9 @@ std::vector<std::unique_ptr<FileKind>> make_file_kinds() {
   kinds.push_back(make_epoll_kind());
   kinds.push_back(make_timerfd_kind());
   kinds.push_back(make_signalfd_kind());
+  kinds.push_back(make_memfd_kind());
+  kinds.push_back(make_ns_file_kind());
+  kinds.push_back(make_pidfd_kind());
   kinds.push_back(make_tty_kind());
   kinds.push_back(make_regular_file_kind());  // last: takes what has a path and is none of the others
   return kinds;

@@ -1,0 +1,110 @@
+#include "state/pidfd/pidfd.h"
+
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <charconv>
+
+namespace ferry::state {
+namespace {
+
+constexpr std::uint32_t kThread = O_EXCL;  // PIDFD_THREAD, Linux 6.9: of a thread, not of a process
+
+Result<UniqueFd> open_pidfd(pid_t pid, std::uint32_t flags) {
+  UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, flags & (kThread | O_NONBLOCK))));
+  if (!fd) {
+    return sys_fail(fmt::format("pidfd_open({})", pid));
+  }
+  return fd;
+}
+
+class PidfdKind : public FileKind {
+ public:
+  [[nodiscard]] std::string_view name() const override { return "pidfd"; }
+  [[nodiscard]] pb::FdType type() const override { return pb::FD_PIDFD; }
+  [[nodiscard]] bool matches(const FdProbe& probe) const override {
+    return probe.link == "anon_inode:[pidfd]" || probe.link.starts_with("pidfd:[");
+  }
+
+  // pidfd_open(2): fdinfo has the pid as the reader's pid namespace sees it, -1 once it is reaped.
+  Result<void> collect(const FdProbe& probe, DumpContext& context, pb::FileEntry& out) override {
+    const auto text = probe.info.get("Pid");
+    int pid = 0;
+    if (!text || std::from_chars(text->data(), text->data() + text->size(), pid).ec != std::errc()) {
+      return fail(Kind::corrupt, "{}: no Pid in its fdinfo", probe.subject());
+    }
+    pb::PidfdEntry& entry = *out.mutable_pidfd();
+    entry.set_id(out.id());
+    entry.set_ino(static_cast<std::uint32_t>(probe.stat.st_ino));
+    entry.set_flags(probe.status_flags() & ~static_cast<std::uint32_t>(O_ACCMODE));
+    FERRY_TRY(const std::int32_t inner, inner_pid(HostPid(pid), probe, context));
+    entry.set_nspid(inner);
+    return collect_fown(probe, context, *entry.mutable_fown());
+  }
+
+  Result<UniqueFd> open(const pb::FileEntry& file, RestoreContext& context) override {
+    const pb::PidfdEntry& entry = file.pidfd();
+    if (entry.nspid() < 0) {
+      return open_dead(entry);
+    }
+    for (const auto& task : context.tasks) {
+      if (task->ns_pid().value == entry.nspid()) {
+        return open_pidfd(task->pid.value, entry.flags());
+      }
+      for (const RestoreThread& thread : task->threads) {
+        if (thread.ns_tid.value == entry.nspid() && (entry.flags() & kThread) != 0 && thread.tid.value != 0) {
+          return open_pidfd(thread.tid.value, entry.flags());
+        }
+      }
+    }
+    return fail(Kind::unsupported, "a pidfd refers to task {}, which does not exist yet or is not in the set", entry.nspid());
+  }
+
+  Result<void> connect(const pb::FileEntry& file, int fd, RestoreContext& context) override {
+    return restore_fown(fd, file.pidfd().fown(), context);
+  }
+
+ private:
+  static Result<std::int32_t> inner_pid(HostPid pid, const FdProbe& probe, const DumpContext& context) {
+    if (pid.value < 0) {
+      return -1;
+    }
+    for (const auto& task : context.tasks) {
+      if (task->pid == pid) {
+        return task->ns_pid.value;
+      }
+      for (const DumpThread& thread : task->threads) {
+        if (thread.tid == pid) {
+          return fail(Kind::unsupported, "{}: a descriptor of a single thread (PIDFD_THREAD) cannot be carried over",
+                      probe.subject());
+        }
+      }
+    }
+    return fail(Kind::unsupported, "{}: it refers to pid {}, which is not part of the tree", probe.subject(), pid);
+  }
+
+  // Of a process that is dead and reaped: one that we make for the purpose.
+  Result<UniqueFd> open_dead(const pb::PidfdEntry& entry) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      ::_exit(0);
+    }
+    if (child < 0) {
+      return sys_fail("fork");
+    }
+    // A zombie can be referred to until it is reaped.
+    auto fd = open_pidfd(child, entry.flags() & ~kThread);
+    while (::waitpid(child, nullptr, 0) < 0 && errno == EINTR) {
+    }
+    return fd;
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<FileKind> make_pidfd_kind() { return std::make_unique<PidfdKind>(); }
+
+}  // namespace ferry::state
