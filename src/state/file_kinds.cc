@@ -5,6 +5,7 @@
 #include "state/file_kind.h"
 #include "state/files/regular.h"
 #include "state/inet_socket/inet_socket.h"
+#include "state/inotify/inotify.h"
 #include "state/memfd/memfd.h"
 #include "state/netlink_socket/netlink_socket.h"
 #include "state/ns_file/ns_file.h"
@@ -32,6 +33,7 @@ std::vector<std::unique_ptr<FileKind>> make_file_kinds() {
   kinds.push_back(make_memfd_kind());
   kinds.push_back(make_ns_file_kind());
   kinds.push_back(make_pidfd_kind());
+  kinds.push_back(make_inotify_kind());
   kinds.push_back(make_tty_kind());
   kinds.push_back(make_regular_file_kind());  // last: takes what has a path and is none of the others
   return kinds;

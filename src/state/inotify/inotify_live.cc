@@ -1,0 +1,36 @@
+#include <fcntl.h>
+#include <sys/inotify.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <string>
+
+#include "live/live.h"
+
+namespace ferry::live {
+namespace {
+
+LIVE_TEST(Inotify, KeepsWatchesUnderTheirNumbers) {
+  const std::string directory = "/tmp/ferry-inotify-" + std::to_string(::getpid());
+  ASSERT_EQ(::mkdir(directory.c_str(), 0700), 0);
+  const int fd = ::inotify_init1(IN_NONBLOCK);
+  ASSERT_EQ(::inotify_add_watch(fd, "/tmp", IN_ATTRIB), 1);
+  ASSERT_EQ(::inotify_rm_watch(fd, 1), 0);
+  alignas(inotify_event) char room[4096];
+  ASSERT_GT(::read(fd, room, sizeof room), 0) << "IN_IGNORED";
+  const int wd = ::inotify_add_watch(fd, directory.c_str(), IN_CREATE | IN_ONLYDIR);
+  ASSERT_EQ(wd, 2);
+  checkpoint_here();
+  EXPECT_EQ(::read(fd, room, sizeof room), -1) << "nothing has happened";
+  const std::string file = directory + "/new";
+  ::close(::open(file.c_str(), O_CREAT | O_WRONLY, 0600));
+  ASSERT_GT(::read(fd, room, sizeof room), 0);
+  const auto* event = reinterpret_cast<const inotify_event*>(room);
+  EXPECT_EQ(event->wd, wd);
+  EXPECT_STREQ(event->name, "new");
+  ::unlink(file.c_str());
+  ::rmdir(directory.c_str());
+}
+
+}  // namespace
+}  // namespace ferry::live
