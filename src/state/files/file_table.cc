@@ -9,6 +9,7 @@
 
 #include "state/file_kind.h"
 #include "state/files/regular.h"
+#include "state/locks/locks.h"
 #include "sys/file.h"
 
 namespace ferry::state {
@@ -78,6 +79,7 @@ Result<void> FileTable::collect_all(DumpContext& context) {
     for (const int fd : numbers) {
       UniqueFd holder;
       FERRY_TRY(FdProbe probe, probe_fd(*task, fd, holder));
+      FERRY_CHECK(locks::collect(probe, context));
       const bool close_on_exec = (probe.info.flags & O_CLOEXEC) != 0;
       const Likeness likeness{probe.stat.st_dev, probe.stat.st_ino, probe.status_flags(), probe.info.pos,
                               probe.info.mnt_id};

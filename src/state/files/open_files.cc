@@ -7,6 +7,7 @@
 #include <set>
 
 #include "state/file_kind.h"
+#include "state/locks/locks.h"
 #include "sys/file.h"
 
 namespace ferry::state {
@@ -156,6 +157,7 @@ Result<void> OpenFiles::install(RestoreContext& context, RestoreTask& task) {
     FERRY_TRY(FileKind * kind, state_->kind_of(*e));
     FERRY_CHECK(kind->settle(*e, *row, task, context, batch).during("settling fd {}", row->fd()));
   }
+  FERRY_CHECK(locks::restore(task, context, batch));
   FERRY_CHECK(task.process.run(task.leader(), batch).during("descriptors of pid {}", task.ns_pid()));
   task.controller_pidfd = -1;
   return {};

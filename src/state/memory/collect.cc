@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "state/memfd/memfd.h"
 #include "state/memory/memory.h"
 #include "sys/file.h"
 
@@ -125,8 +126,15 @@ class Collector {
     const bool shared_memory = m.name.starts_with("/memfd:") || (m.name == "/dev/zero" && m.shared && m.deleted) ||
                                m.name.starts_with("[anon_shmem:");
     FERRY_TRY(const auto link, sys::read_link_at(task_.proc.get(), range));
+    if (m.name.starts_with("/anon_hugepage")) {
+      return fail(Kind::unsupported, "{}: shared memory of huge pages cannot be carried over", subject_of(task_, m));
+    }
     if (shared_memory) {
-      return fail(Kind::unsupported, "{}: shared memory cannot be carried over yet", subject_of(task_, m));
+      FERRY_TRY(const std::uint32_t file, memfd::add_mapping(context_, task_, m));
+      vma.set_shmid(file);
+      vma.set_fdflags(O_RDWR);
+      vma.set_status(kRegular | kMemfd | (m.shared ? kFileShared : kFilePrivate));
+      return {};
     }
     FERRY_TRY(const UniqueFd file, sys::open_at(task_.proc.get(), range, O_PATH));
     FERRY_TRY(const auto st, sys::stat_fd(file.get(), link));
