@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "sys/file.h"
-#include "sys/proc.h"
 
 namespace ferry::state::tty {
 namespace {
@@ -47,18 +46,6 @@ Result<UniqueFd> open_master(const std::string& ptmx, std::uint32_t index) {
     }
     lower.push_back(std::move(master));
   }
-}
-
-Result<UniqueFd> find_own_master(dev_t device, std::uint32_t index) {
-  FERRY_TRY(const UniqueFd self, sys::open("/proc/self", O_PATH | O_DIRECTORY));
-  FERRY_TRY(const auto numbers, sys::numeric_entries(self.get(), "fd"));
-  for (const int fd : numbers) {
-    struct stat st {};
-    if (::fstat(fd, &st) == 0 && S_ISCHR(st.st_mode) && st.st_dev == device && index_of(fd) == index) {
-      return sys::duplicate(fd);
-    }
-  }
-  return UniqueFd();
 }
 
 Result<UniqueFd> open_slave(int master, int flags) {

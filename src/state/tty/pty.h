@@ -19,9 +19,6 @@ std::uint32_t slave_index(dev_t rdev);
 // The kernel gives the lowest free index, so lower ones are opened as well, for a moment.
 // Errors: os, if the index is in use elsewhere.
 Result<UniqueFd> open_master(const std::string& ptmx, std::uint32_t index);
-// A master that this process has already (a mount of the slave needs the pair): the one with that index
-// whose device node is on filesystem `device`.  None: an empty descriptor.
-Result<UniqueFd> find_own_master(dev_t device, std::uint32_t index);
 
 // A further description of the slave.  Source: ioctl_tty(2), TIOCGPTPEER (Linux 4.13).
 Result<UniqueFd> open_slave(int master, int flags);

@@ -384,14 +384,7 @@ class TtyKind : public FileKind {
       const std::string folder = ptmx.substr(0, ptmx.rfind('/'));
       ptmx = folder.ends_with("/pts") ? folder + "/ptmx" : "/dev/pts/ptmx";
     }
-    FERRY_TRY(const struct stat node, context.inside.get<struct stat>([&]() -> Result<struct stat> {
-      FERRY_TRY(const UniqueFd fd, sys::open(ptmx, O_PATH));
-      return sys::stat_fd(fd.get(), ptmx);
-    }));
-    FERRY_TRY(UniqueFd master, tty::find_own_master(node.st_dev, index));
-    if (!master) {
-      FERRY_TRY(master, context.inside.get<UniqueFd>([&] { return tty::open_master(ptmx, index); }));
-    }
+    FERRY_TRY(UniqueFd master, context.inside.get<UniqueFd>([&] { return tty::open_master(ptmx, index); }));
     const int unlocked = 0;
     if (::ioctl(master.get(), TIOCSPTLCK, &unlocked) != 0) {
       return sys_fail(fmt::format("ioctl({}, TIOCSPTLCK)", ptmx));
