@@ -213,8 +213,11 @@ Result<void> save(DumpTask& task, DumpThread& thread) {
 
 Result<tracee::Registers> prime(RestoreTask& task, RestoreThread& thread, const tracee::Registers& saved) {
   const auto& core = thread.core->thread_core();
+  // What CRIU would restore is complete: the kernel has nothing to add to it.
+  tracee::Registers as_saved = saved;
+  as_saved.orig_rax = kNoCall;
   if (!core.has_ferry_restart()) {
-    return saved;
+    return as_saved;
   }
   const pb::FerryRestart& restart = core.ferry_restart();
   tracee::Registers regs = saved;
@@ -241,7 +244,7 @@ Result<tracee::Registers> prime(RestoreTask& task, RestoreThread& thread, const 
     case SYS_futex:
       break;  // how much of the time had passed is in no file; absolute times are right as they are
     default:
-      return saved;  // EINTR, as CRIU would have it
+      return as_saved;  // EINTR, as CRIU would have it
   }
   tracee::Thread& traced = task.process.threads().at(thread.index);
   FERRY_TRY(const std::int64_t result,

@@ -178,8 +178,8 @@ Result<void> restore_login(const RestoreTask& task, tracee::Batch& batch) {
 
 Result<void> restore_scheduling(const RestoreThread& thread) {
   const auto& core = thread.core->thread_core();
-  FERRY_TRY(SchedAttr have, scheduling(thread.tid));
-  SchedAttr want = have;
+  FERRY_TRY(const SchedAttr have, scheduling(thread.tid));
+  SchedAttr want{};
   want.size = sizeof want;
   want.policy = core.sched_policy() & ~kResetOnFork;
   want.flags = (core.sched_policy() & kResetOnFork) != 0 ? SCHED_FLAG_RESET_ON_FORK : 0;
