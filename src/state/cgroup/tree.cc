@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "state/cgroup/membership.h"
+#include "state/mount/mountinfo.h"
 #include "sys/file.h"
 #include "sys/mount_api.h"
 
@@ -119,9 +120,43 @@ Result<void> write_property(int directory, const std::string& name, const std::s
   return sys::write_file_at(directory, name, value);
 }
 
+// A mount point of the hierarchy that the host has anyway: mounting one and taking it down again waits for
+// a grace period of the kernel, milliseconds that a frozen tree would notice.
+Result<std::optional<UniqueFd>> find_mounted(const std::string& name) {
+  FERRY_TRY(const std::string text, sys::read_file("/proc/self/mountinfo"));
+  FERRY_TRY(const auto lines, mount::parse_mountinfo(text));
+  for (const mount::Line& line : lines) {
+    if (line.root != "/" || line.type != (name.empty() ? "cgroup2" : "cgroup")) {
+      continue;
+    }
+    // The words of the name and of the options have to be the same set, a few others aside.
+    bool all = true;
+    for (std::size_t at = 0; at < name.size() && all;) {
+      const std::size_t end = std::min(name.find(',', at), name.size());
+      all = names_controller(line.options, name.substr(at, end - at));
+      at = end + 1;
+    }
+    auto opened = all ? sys::open(line.mountpoint, O_RDONLY | O_DIRECTORY) : Result<UniqueFd>(UniqueFd());
+    if (!all || !opened.has_value()) {
+      continue;
+    }
+    struct statx st;
+    // Something else may be mounted over it.
+    if (::statx(opened->get(), "", AT_EMPTY_PATH, STATX_MNT_ID, &st) == 0 &&
+        st.stx_mnt_id == static_cast<std::uint64_t>(line.id)) {
+      return std::optional<UniqueFd>(std::move(*opened));
+    }
+  }
+  return std::optional<UniqueFd>();
+}
+
 }  // namespace
 
 Result<Hierarchy> Hierarchy::open(const std::string& name) {
+  FERRY_TRY(auto mounted, find_mounted(name));
+  if (mounted.has_value()) {
+    return Hierarchy(name, std::move(*mounted));
+  }
   const std::string type = name.empty() ? "cgroup2" : "cgroup";
   FERRY_TRY(const UniqueFd fs, sys::fs_open(type));
   bool controllers = false;

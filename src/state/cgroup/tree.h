@@ -14,8 +14,8 @@ namespace ferry::state::cgroup {
 
 class Hierarchy {
  public:
-  // `name` as in /proc/PID/cgroup.  The hierarchy is mounted for us alone, attached nowhere, so it does not
-  // matter where or whether the host has it mounted.
+  // `name` as in /proc/PID/cgroup.  A hierarchy that the host has not mounted where we see it is mounted for
+  // us alone, attached nowhere.
   static Result<Hierarchy> open(const std::string& name);
 
   [[nodiscard]] const std::string& name() const { return name_; }

@@ -226,7 +226,8 @@ class Builder {
     return sys::attach_mount(mount.get(), place.get(), entry.mountpoint());
   }
 
-  // pivot_root(2), "pivot_root(".", ".")": the old root ends up on top of the new one and is taken off.
+  // pivot_root(2), "pivot_root(".", ".")": the old root ends up on top of the new one, and the stage on top
+  // of it; both are taken off.
   // The kernel moves everyone whose root was the old one: the skeleton and this thread.
   Result<void> pivot() {
     if (::fchdir(root_.get()) != 0) {
@@ -235,8 +236,10 @@ class Builder {
     if (::syscall(SYS_pivot_root, ".", ".") != 0) {
       return sys_fail(fmt::format("pivot_root({})", context_.options.root));
     }
-    if (::umount2(".", MNT_DETACH) != 0) {
-      return sys_fail("umount2(old root)");
+    for (const char* what : {"stage", "old root"}) {
+      if (::umount2(".", MNT_DETACH) != 0) {
+        return sys_fail(fmt::format("umount2({})", what));
+      }
     }
     if (::chdir("/") != 0) {
       return sys_fail("chdir(/)");
