@@ -14,6 +14,7 @@
 #include "programs/criu/cpuinfo.h"
 #include "programs/criu/operation.h"
 #include "programs/criu/swrk.h"
+#include "tracee/thread.h"
 
 namespace ferry::criu {
 namespace {
@@ -191,4 +192,7 @@ int work(std::vector<std::string> arguments) {
 }  // namespace
 }  // namespace ferry::criu
 
-int main(int argc, char** argv) { return ferry::criu::work(std::vector<std::string>(argv, argv + argc)); }
+int main(int argc, char** argv) {
+  ferry::tracee::block_sigchld();
+  return ferry::criu::work(std::vector<std::string>(argv, argv + argc));
+}
