@@ -4,7 +4,7 @@
 add_library(ferry_options INTERFACE)
 target_compile_options(ferry_options INTERFACE
   -Wall -Wextra -Wconversion -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wimplicit-fallthrough -Werror)
-target_compile_definitions(ferry_options INTERFACE _GNU_SOURCE FMT_HEADER_ONLY FERRY_VERSION="${PROJECT_VERSION}")
+target_compile_definitions(ferry_options INTERFACE _GNU_SOURCE FERRY_VERSION="${PROJECT_VERSION}")
 target_include_directories(ferry_options INTERFACE ${CMAKE_SOURCE_DIR}/src)
 if(FERRY_SANITIZE)
   target_compile_options(ferry_options INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)

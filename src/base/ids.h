@@ -28,10 +28,11 @@ using RemoteFd = Id<struct RemoteFdTag, int>;
 }  // namespace ferry
 
 template <class Tag, class Rep>
-struct fmt::formatter<ferry::Id<Tag, Rep>> : fmt::formatter<Rep> {
+struct fmt::formatter<ferry::Id<Tag, Rep>> {
+  constexpr auto parse(format_parse_context& ctx) { return ctx.begin(); }
   template <class Ctx>
   auto format(const ferry::Id<Tag, Rep>& id, Ctx& ctx) const {
-    return fmt::formatter<Rep>::format(id.value, ctx);
+    return fmt::format_to(ctx.out(), "{}", id.value);
   }
 };
 

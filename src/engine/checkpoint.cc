@@ -13,12 +13,26 @@
 #include "engine/limits.h"
 #include "image/proto/inventory.pb.h"
 #include "image/set.h"
+#include "state/cgroup/cgroup.h"
 #include "state/cpu/cpu.h"
+#include "state/creds/creds.h"
 #include "state/dump.h"
 #include "state/file_kind.h"
 #include "state/files/fs.h"
+#include "state/interrupted/interrupted.h"
+#include "state/ipc/ipc.h"
+#include "state/limits/limits.h"
 #include "state/memory/memory.h"
+#include "state/mount/mount.h"
+#include "state/net/net.h"
 #include "state/nsids/nsids.h"
+#include "state/pidns/pidns.h"
+#include "state/seccomp/seccomp.h"
+#include "state/signals/signals.h"
+#include "state/thread_area/thread_area.h"
+#include "state/timens/timens.h"
+#include "state/timers/timers.h"
+#include "state/uts/uts.h"
 #include "sys/file.h"
 #include "tracee/stop_tree.h"
 
@@ -47,6 +61,9 @@ class Checkpoint {
   Checkpoint& operator=(const Checkpoint&) = delete;
   ~Checkpoint() {
     if (!let_go_) {
+      if (network_announced_) {
+        (void)tell(Stage::network_unlock);
+      }
       (void)freezer_.restore_state();
     }
   }
@@ -56,8 +73,11 @@ class Checkpoint {
     FERRY_CHECK(tell(Stage::pre_dump));
     FERRY_CHECK(stop());
     FERRY_CHECK(describe_tree());
+    FERRY_CHECK(notify_stopped());
+    FERRY_CHECK(settle_threads());
     FERRY_CHECK(ask());
-    FERRY_CHECK(collect());
+    FERRY_CHECK(collect_tasks());
+    FERRY_CHECK(collect_namespaces());
     FERRY_CHECK(save_memory());
     FERRY_CHECK(give_back());
     FERRY_CHECK(save_images());
@@ -104,39 +124,106 @@ class Checkpoint {
     return state::collect_ids(context_);
   }
 
-  // What only the processes themselves can tell: one batch in each leader, a small one in each thread,
-  // all threads of a process at once.
-  Result<void> ask() {
-    for (auto& task : tasks_) {
-      if (task->zombie) {
-        continue;
-      }
-      for (auto& thread : task->process.threads()) {
-        FERRY_CHECK(thread.set_options(PTRACE_O_TRACESYSGOOD |
-                                       (task->status.seccomp != 0 ? PTRACE_O_SUSPEND_SECCOMP : 0)));
-      }
-      const auto kernel = state::memory::find_kernel_mappings(task->mappings);
-      FERRY_CHECK(task->process.map_area(kAreaSize, 0, kernel.vdso.start, kernel.vdso.size));
-      tracee::Batch of_process;
-      const auto answers = state::memory::ask(*task, of_process);
-      FERRY_TRY(const auto replies, task->process.run(task->process.leader(), of_process));
-      FERRY_CHECK(answers(replies));
+  // The network of the tree is not locked: its processes are stopped, and connections that would have to
+  // be kept silent are refused or closed.  The caller is told all the same, as CRIU tells it.
+  Result<void> notify_stopped() {
+    FERRY_TRY(const auto namespaces, state::NamespaceIds::of(set_));
+    network_announced_ = namespaces.is_new(state::NsKind::net);
+    if (network_announced_) {
+      FERRY_CHECK(tell(Stage::network_lock));
+    }
+    FERRY_TRY(auto answer, listener_.on({Stage::query_ext_files, std::nullopt, -1}));
+    for (std::string& external : answer.external) {
+      options_.external.push_back(std::move(external));
     }
     return {};
   }
 
-  Result<void> collect() {
+  // Before anything runs in a thread: what the stop itself did to it.
+  Result<void> settle_threads() {
     for (auto& task : tasks_) {
-      if (task->zombie) {
-        continue;
-      }
       for (DumpThread& thread : task->threads) {
-        FERRY_CHECK(collect_cpu(*task, thread));
+        FERRY_CHECK(state::interrupted::after_stop(*task, thread));
+        FERRY_CHECK(state::thread_area::settle_rseq(*task, thread));
       }
-      FERRY_CHECK(state::memory::collect(*task, context_));
-      FERRY_CHECK(state::fs::collect(*task, context_));
+    }
+    return {};
+  }
+
+  // What only the processes themselves can tell: one batch in each leader, a small one in each thread,
+  // all threads of a process at once.
+  Result<void> ask() {
+    for (auto& task : tasks_) {
+      if (!task->zombie) {
+        FERRY_CHECK(ask(*task).during("asking pid {}", task->pid));
+      }
+    }
+    return {};
+  }
+
+  static Result<void> ask(DumpTask& task) {
+    for (auto& thread : task.process.threads()) {
+      // Not at the seizing: it takes effect at once, and then the program would run unfiltered.
+      FERRY_CHECK(thread.set_options(PTRACE_O_TRACESYSGOOD |
+                                     (task.status.seccomp != 0 ? PTRACE_O_SUSPEND_SECCOMP : 0)));
+    }
+    const auto kernel = state::memory::find_kernel_mappings(task.mappings);
+    FERRY_CHECK(task.process.map_area(kAreaSize, 0, kernel.vdso.start, kernel.vdso.size));
+    tracee::Batch of_process;
+    const state::Answers process_answers[] = {
+        state::memory::ask(task, of_process), state::signals::ask(task, of_process),
+        state::timers::ask(task, of_process), state::creds::ask(task, of_process),
+        state::limits::ask(task, of_process)};
+    FERRY_TRY(const auto replies, task.process.run(task.process.leader(), of_process));
+    for (const auto& answer : process_answers) {
+      FERRY_CHECK(answer(replies));
+    }
+    std::vector<tracee::Batch> of_threads(task.threads.size());
+    std::vector<std::vector<state::Answers>> thread_answers(task.threads.size());
+    std::vector<tracee::Process::Job> jobs;
+    for (DumpThread& thread : task.threads) {
+      tracee::Batch& batch = of_threads[thread.index];
+      thread_answers[thread.index] = {
+          state::signals::ask_thread(task, thread, batch), state::creds::ask_thread(task, thread, batch),
+          state::seccomp::ask_thread(task, thread, batch), state::limits::ask_thread(task, thread, batch),
+          state::thread_area::ask_thread(task, thread, batch)};
+      jobs.push_back({&task.thread(thread), &batch});
+    }
+    FERRY_TRY(const auto all, task.process.run_all(jobs));
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      for (const auto& answer : thread_answers[i]) {
+        FERRY_CHECK(answer(all[i]));
+      }
+    }
+    return {};
+  }
+
+  // From outside: procfs, ptrace, and duplicates of descriptors.
+  Result<void> collect_tasks() {
+    state::seccomp::touch(context_);
+    for (auto& task : tasks_) {
+      if (!task->zombie) {
+        FERRY_CHECK(collect_task(*task).during("saving pid {}", task->pid));
+      }
     }
     return files_.collect_all(context_);
+  }
+
+  Result<void> collect_task(DumpTask& task) {
+    for (DumpThread& thread : task.threads) {
+      FERRY_CHECK(collect_cpu(task, thread));
+      FERRY_CHECK(state::interrupted::save(task, thread));
+      FERRY_CHECK(state::thread_area::collect_thread(task, thread, context_));
+      FERRY_CHECK(state::signals::collect_thread(task, thread, context_));
+      FERRY_CHECK(state::creds::collect_thread(task, thread, context_));
+      FERRY_CHECK(state::seccomp::collect_thread(task, thread, context_));
+      FERRY_CHECK(state::limits::collect_thread(task, thread, context_));
+    }
+    FERRY_CHECK(state::signals::collect(task, context_));
+    FERRY_CHECK(state::timers::collect(task, context_));
+    FERRY_CHECK(state::limits::collect(task, context_));
+    FERRY_CHECK(state::memory::collect(task, context_));
+    return state::fs::collect(task, context_);
   }
 
   static Result<void> collect_cpu(DumpTask& task, DumpThread& thread) {
@@ -144,6 +231,16 @@ class Checkpoint {
     state::cpu::save_registers(thread.registers, *info.mutable_gpregs());
     FERRY_TRY(const auto area, task.thread(thread).extended_state());
     return state::cpu::save_extended(area, *info.mutable_fpregs()).during("processor state of task {}", thread.tid);
+  }
+
+  Result<void> collect_namespaces() {
+    FERRY_CHECK(state::pidns::collect(context_));
+    FERRY_CHECK(state::uts::collect(context_));
+    FERRY_CHECK(state::ipc::collect(context_));
+    FERRY_CHECK(state::timens::collect(context_));
+    FERRY_CHECK(state::net::collect(context_));
+    FERRY_CHECK(state::mount::collect(context_));
+    return state::cgroup::collect(context_);
   }
 
   Result<void> save_memory() {
@@ -164,9 +261,11 @@ class Checkpoint {
         continue;
       }
       const auto kernel = state::memory::find_kernel_mappings(task->mappings);
+      FERRY_CHECK(state::signals::mend_trap(*task));
       FERRY_TRY(const std::uint64_t at, task->process.find_syscall(kernel.vdso.start, kernel.vdso.size));
       FERRY_CHECK(task->process.unmap_area(task->process.leader(), at));
       for (DumpThread& thread : task->threads) {
+        // As settled: a call that only the stop ended is made again.
         FERRY_CHECK(task->thread(thread).set_registers(thread.registers));
       }
     }
@@ -182,6 +281,9 @@ class Checkpoint {
 
   Result<void> end() {
     if (options_.leave_running || options_.leave_stopped) {
+      if (network_announced_) {
+        (void)tell(Stage::network_unlock);
+      }
       FERRY_CHECK(freezer_.restore_state());
       let_go_ = true;
       for (auto& task : tasks_) {
@@ -243,7 +345,7 @@ class Checkpoint {
     return out;
   }
 
-  const DumpOptions& options_;
+  DumpOptions options_;  // with the external resources that the listener adds
   Listener& listener_;
   DumpReport report_;
   tracee::Freezer freezer_;
@@ -253,6 +355,7 @@ class Checkpoint {
   std::vector<std::unique_ptr<DumpTask>> tasks_;
   state::DumpContext context_{options_, set_, tasks_, files_};
   Clock::time_point frozen_since_{};
+  bool network_announced_ = false;
   bool let_go_ = false;
 };
 

@@ -1,5 +1,6 @@
 #include <linux/ptrace.h>
 #include <linux/sched.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -29,6 +30,10 @@ Result<void> make_root(const RootRequest& request, state::RestoreTask& root) {
     return sys_fail("pidfd_open(self)");
   }
   const UniqueFd self(static_cast<int>(pidfd));
+  // setns(2): a pid namespace applies to children made from now on.
+  if (request.pid_namespace && ::setns(*request.pid_namespace, CLONE_NEWPID) != 0) {
+    return sys_fail("setns(external pid namespace)");
+  }
   const pid_t wanted = request.pid.value;
   clone_args args{};
   args.flags = request.clone_flags | (request.sibling ? std::uint64_t{CLONE_PARENT} : 0);

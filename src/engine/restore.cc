@@ -4,19 +4,34 @@
 #include <sys/wait.h>
 
 #include <chrono>
+#include <map>
 
 #include "base/log.h"
 #include "engine/limits.h"
 #include "engine/restore_tree.h"
 #include "image/page_store.h"
 #include "image/proto/inventory.pb.h"
+#include "state/cgroup/cgroup.h"
 #include "state/cpu/cpu.h"
+#include "state/creds/creds.h"
 #include "state/file_kind.h"
 #include "state/files/fs.h"
 #include "state/inside.h"
+#include "state/interrupted/interrupted.h"
+#include "state/ipc/ipc.h"
+#include "state/limits/limits.h"
 #include "state/memory/memory.h"
+#include "state/mount/mount.h"
+#include "state/net/net.h"
 #include "state/nsids/nsids.h"
+#include "state/pidns/pidns.h"
 #include "state/restore.h"
+#include "state/seccomp/seccomp.h"
+#include "state/signals/signals.h"
+#include "state/thread_area/thread_area.h"
+#include "state/timens/timens.h"
+#include "state/timers/timers.h"
+#include "state/uts/uts.h"
 
 namespace ferry::engine {
 namespace {
@@ -80,62 +95,130 @@ class Restore {
     request.pid = context_.root().ns_pid();
     request.clone_flags = namespaces_.clone_flags();
     request.sibling = options_.sibling;
+    FERRY_TRY(request.pid_namespace, state::pidns::external_fd(set_, options_));
     FERRY_CHECK(make_root(request, context_.root()));
+    FERRY_TRY(layout_, clear_root(context_));
+    FERRY_CHECK(state::timens::restore(context_));
+    FERRY_CHECK(state::net::restore(context_));
     if (request.clone_flags != 0) {
       FERRY_CHECK(tell(Stage::setup_namespaces, true));
     }
-    FERRY_TRY(layout_, clear_root(context_));
+    FERRY_CHECK(state::uts::restore(context_));
+    FERRY_CHECK(state::ipc::restore(context_));
+    FERRY_CHECK(state::cgroup::restore_root(context_));
+    FERRY_CHECK(state::mount::restore(context_));
     if (request.clone_flags != 0) {
       FERRY_CHECK(tell(Stage::post_setup_namespaces, false));
     }
-    return grow_tree(context_, layout_);
+    FERRY_CHECK(grow_tree(context_, layout_));
+    return {};
   }
 
   Result<void> dress() {
-    FERRY_CHECK(files_.open_all(context_));
     for (auto& task : tasks_) {
       if (task->mm != nullptr) {
-        FERRY_CHECK(dress(*task).during("restoring pid {}", task->ns_pid()));
+        FERRY_CHECK(make_threads(*task));
+      }
+    }
+    FERRY_CHECK(state::cgroup::restore(context_));
+    FERRY_CHECK(files_.open_all(context_));
+    FERRY_CHECK(state::mount::finish(context_));
+    for (auto& task : tasks_) {
+      if (task->mm != nullptr) {
+        FERRY_CHECK(build_memory(*task).during("restoring pid {}", task->ns_pid()));
+      }
+    }
+    FERRY_CHECK(state::ipc::finish(context_));
+    for (auto& task : tasks_) {
+      if (task->mm != nullptr) {
+        FERRY_CHECK(dress_task(*task).during("restoring pid {}", task->ns_pid()));
       }
     }
     return {};
   }
 
-  Result<void> dress(RestoreTask& task) {
+  Result<void> build_memory(RestoreTask& task) {
     auto kernel = layout_.kernel;
     tracee::Batch mappings;
     FERRY_CHECK(state::memory::add_mappings(task, context_, kernel, layout_.park, mappings));
     FERRY_CHECK(task.process.run(task.leader(), mappings).during("mappings"));
     FERRY_TRY(const std::uint64_t filled, state::memory::fill(task, *pages_));
     report_.pages_restored += filled;
-    tracee::Batch of_process;
-    FERRY_CHECK(state::memory::finish(task, context_, of_process));
-    FERRY_CHECK(state::fs::restore(task, context_, of_process));
-    FERRY_CHECK(task.process.run(task.leader(), of_process).during("process state"));
-    FERRY_CHECK(make_threads(task));
-    FERRY_CHECK(files_.install(context_, task));
-    task_kernel_.push_back(kernel);
+    kernel_[&task] = kernel;
     return {};
   }
 
-  // The point of no return: the batch areas go, the threads get their registers and run.
-  Result<void> resume() {
-    std::size_t index = 0;
+  // In this order: what needs privileges before they go, what takes effect at once after what it would
+  // hinder, timers last because they run from then on.
+  Result<void> dress_task(RestoreTask& task) {
+    tracee::Batch early;
+    FERRY_CHECK(state::memory::finish(task, context_, early));
+    FERRY_CHECK(state::fs::restore(task, context_, early));
+    FERRY_CHECK(task.process.run(task.leader(), early).during("program and directories"));
+    FERRY_CHECK(files_.install(context_, task));
+
+    tracee::Batch of_process;
+    FERRY_CHECK(state::signals::restore(task, context_, of_process));
+    FERRY_CHECK(state::limits::restore(task, context_, of_process));
+    FERRY_CHECK(task.process.run(task.leader(), of_process).during("process attributes"));
+
+    std::vector<tracee::Batch> of_threads(task.threads.size());
+    std::vector<tracee::Process::Job> jobs;
+    for (RestoreThread& thread : task.threads) {
+      tracee::Batch& batch = of_threads[thread.index];
+      FERRY_CHECK(state::thread_area::restore_thread(task, thread, context_, batch));
+      FERRY_CHECK(state::signals::restore_thread(task, thread, context_, batch));
+      FERRY_CHECK(state::limits::restore_thread(task, thread, context_, batch));
+      FERRY_CHECK(state::seccomp::restore_thread(task, thread, context_, batch));
+      FERRY_CHECK(state::creds::restore_thread(task, thread, context_, batch));
+      jobs.push_back({&task.process.threads().at(thread.index), &batch});
+    }
+    FERRY_CHECK(task.process.run_all(jobs).during("thread attributes"));
+
+    tracee::Batch last;
+    FERRY_CHECK(state::creds::restore_dumpable(task, last));
+    FERRY_CHECK(state::timers::restore(task, context_, last));
+    FERRY_CHECK(task.process.run(task.leader(), last).during("timers"));
+    return state::signals::mend_trap(task);
+  }
+
+  // Calls to continue are primed while the batch areas are there; then these go, and the threads get their
+  // registers.
+  Result<void> finish_threads() {
     for (auto& task : tasks_) {
       if (task->mm == nullptr) {
         continue;
       }
-      const auto& kernel = task_kernel_[index++];
+      std::vector<tracee::Registers> registers;
+      for (RestoreThread& thread : task->threads) {
+        const auto saved = state::cpu::load_registers(thread.core->thread_info().gpregs());
+        FERRY_TRY(auto regs, state::interrupted::prime(*task, thread, saved));
+        FERRY_CHECK(state::thread_area::settle_rseq(*task, thread, regs));
+        registers.push_back(regs);
+      }
+      const auto& kernel = kernel_.at(task.get());
       FERRY_TRY(const std::uint64_t at, task->process.find_syscall(kernel.vdso.start, kernel.vdso.size));
       FERRY_CHECK(task->process.unmap_area(task->leader(), at));
       for (RestoreThread& thread : task->threads) {
-        FERRY_CHECK(set_cpu(*task, thread).during("registers of thread {}", thread.ns_tid));
+        FERRY_CHECK(set_cpu(*task, thread, registers[thread.index]).during("registers of thread {}", thread.ns_tid));
       }
     }
-    (void)tell(Stage::network_unlock, false);
+    return {};
+  }
+
+  // The point of no return.
+  Result<void> resume() {
+    FERRY_CHECK(finish_threads());
+    if (namespaces_.is_new(state::NsKind::net)) {
+      (void)tell(Stage::network_unlock, false);
+    }
     (void)tell(Stage::pre_resume, false);
     let_go_ = true;
     for (auto& task : tasks_) {
+      if (task->mm != nullptr && (task->core->tc().task_state() == kStopped || options_.leave_stopped)) {
+        const int signal = task->core->tc().has_stop_signo() ? static_cast<int>(task->core->tc().stop_signo()) : SIGSTOP;
+        ::kill(task->pid.value, options_.leave_stopped ? SIGSTOP : signal);
+      }
       for (auto& thread : task->process.threads()) {
         FERRY_CHECK(thread.detach());
       }
@@ -144,15 +227,14 @@ class Restore {
     return {};
   }
 
-  static Result<void> set_cpu(RestoreTask& task, RestoreThread& thread) {
-    tracee::Thread& traced = task.process.threads().at(thread.index);
+  static constexpr std::uint32_t kStopped = 3;  // TaskCoreEntry.task_state
+
+  static Result<void> set_cpu(RestoreTask& task, const RestoreThread& thread, const tracee::Registers& registers) {
+    const tracee::Thread& traced = task.process.threads().at(thread.index);
     FERRY_TRY(const auto area, state::cpu::load_extended(thread.core->thread_info().fpregs()));
     FERRY_CHECK(traced.set_extended_state(area));
-    auto regs = state::cpu::load_registers(thread.core->thread_info().gpregs());
-    regs.orig_rax = ~0ULL;
-    FERRY_CHECK(traced.set_registers(regs));
-    return traced.set_signal_mask(thread.index == 0 ? thread.core->tc().blk_sigset()
-                                                    : thread.core->thread_core().blk_sigset());
+    FERRY_CHECK(traced.set_registers(registers));
+    return traced.set_signal_mask(state::signals::blocked_by(task, thread));
   }
 
   const RestoreOptions& options_;
@@ -166,7 +248,7 @@ class Restore {
   state::RestoreContext context_{options_, set_, tasks_, inside_, files_, listener_};
   state::NamespaceIds namespaces_;
   Layout layout_;
-  std::vector<state::memory::KernelMappings> task_kernel_;
+  std::map<const RestoreTask*, state::memory::KernelMappings> kernel_;  // where each task's vDSO is now
   bool let_go_ = false;
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "base/error.h"
@@ -18,6 +19,7 @@ Result<std::vector<std::unique_ptr<state::RestoreTask>>> read_tree(const image::
 struct RootRequest {
   NsPid pid;                      // its number in the innermost namespace
   std::uint64_t clone_flags = 0;  // CLONE_NEW*
+  std::optional<int> pid_namespace;  // to be born in, not owned; instead of CLONE_NEWPID
   bool sibling = false;           // child of our parent: clone(2) CLONE_PARENT
 };
 // Forks the root skeleton: seized, stopped, with a pidfd of ours in its table; dies with us.

@@ -179,9 +179,12 @@ Result<Freezer> Freezer::open(const std::string& directory) {
     out.was_frozen_ = *state != "THAWED\n";
     return out;
   }
-  FERRY_TRY(const auto state, sys::read_file(directory + "/cgroup.freeze"));
+  auto state = sys::read_file(directory + "/cgroup.freeze");
+  if (!state.has_value()) {
+    return Result<Freezer>(tl::unexpected(std::move(state).error())).during("freezer cgroup {}", directory);
+  }
   out.v2_ = true;
-  out.was_frozen_ = state == "1\n";
+  out.was_frozen_ = *state == "1\n";
   return out;
 }
 

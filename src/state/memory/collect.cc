@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "state/memfd/memfd.h"
+#include "state/memfd/memfd.h"
 #include "state/memory/memory.h"
 #include "sys/file.h"
 
@@ -118,22 +119,20 @@ class Collector {
     vma.set_pgoff(m.offset);
     const std::string range = fmt::format("map_files/{:x}-{:x}", m.start, m.end);
     if (m.name.starts_with("/SYSV") && m.deleted) {
-      return fail(Kind::unsupported, "{}: System V shared memory cannot be carried over yet", subject_of(task_, m));
+      // ipc/shm.c: the inode number of a segment's file is its id.
+      vma.set_shmid(m.inode);
+      vma.set_status(kRegular | kSysvIpc | kAnonShared);
+      return {};
     }
-    if (m.name.starts_with("/[aio]") || m.name.starts_with("anon_inode:") || m.name.starts_with("socket:")) {
+    if (m.name == "/[aio]" || m.name.starts_with("anon_inode:") || m.name.starts_with("socket:")) {
       return fail(Kind::unsupported, "{}: this kind of mapping cannot be carried over", subject_of(task_, m));
     }
-    const bool shared_memory = m.name.starts_with("/memfd:") || (m.name == "/dev/zero" && m.shared && m.deleted) ||
-                               m.name.starts_with("[anon_shmem:");
     FERRY_TRY(const auto link, sys::read_link_at(task_.proc.get(), range));
-    if (m.name.starts_with("/anon_hugepage")) {
-      return fail(Kind::unsupported, "{}: shared memory of huge pages cannot be carried over", subject_of(task_, m));
-    }
-    if (shared_memory) {
-      FERRY_TRY(const std::uint32_t file, memfd::add_mapping(context_, task_, m));
-      vma.set_shmid(file);
-      vma.set_fdflags(O_RDWR);
+    if (memfd::is_memfd(link) && (m.shared || link.starts_with("/memfd:"))) {
+      FERRY_TRY(const std::uint32_t id, memfd::add_mapping(context_, task_, m));
+      vma.set_shmid(id);
       vma.set_status(kRegular | kMemfd | (m.shared ? kFileShared : kFilePrivate));
+      vma.set_fdflags(O_RDWR);
       return {};
     }
     FERRY_TRY(const UniqueFd file, sys::open_at(task_.proc.get(), range, O_PATH));

@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <linux/prctl.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
@@ -187,13 +188,22 @@ Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMapp
     if (!is_mapped_anew(vma)) {
       continue;
     }
-    if ((vma.status() & kRegular) == 0 || (vma.status() & (kSysvIpc | kSocket | kAioRing | kShadowStack | kUprobes)) != 0) {
+    if ((vma.status() & kRegular) == 0 || (vma.status() & (kSocket | kAioRing | kShadowStack | kUprobes)) != 0) {
       return fail(Kind::unsupported, "mapping {:x}-{:x} of pid {} is of a kind (status {:#x}) that cannot be restored",
                   vma.start(), vma.end(), task.ns_pid(), vma.status());
     }
     const std::uint64_t size = vma.end() - vma.start();
     // MAP_LOCKED would fault everything in at once; mlock comes last.
     const std::uint32_t flags = (vma.flags() & ~std::uint32_t{MAP_LOCKED}) | MAP_FIXED_NOREPLACE;
+    if ((vma.status() & kSysvIpc) != 0) {
+      if (vma.pgoff() != 0) {
+        return fail(Kind::unsupported, "mapping {:x}-{:x} of pid {} is a part of a System V segment", vma.start(),
+                    vma.end(), task.ns_pid());
+      }
+      const int mode = ((vma.prot() & PROT_WRITE) == 0 ? SHM_RDONLY : 0) | ((vma.prot() & PROT_EXEC) != 0 ? SHM_EXEC : 0);
+      batch.must("shmat", SYS_shmat, {vma.shmid(), vma.start(), mode});
+      continue;
+    }
     const bool file = (vma.status() & (kFilePrivate | kFileShared | kMemfd)) != 0;
     if (file) {
       if (fetched_file != vma.shmid() + 1) {

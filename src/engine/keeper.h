@@ -1,0 +1,29 @@
+// Where a checkpoint goes: a directory, or a connection.
+#pragma once
+
+#include <memory>
+
+#include "base/error.h"
+#include "image/page_sink.h"
+#include "image/set.h"
+
+namespace ferry::engine {
+
+// Called in this order while the tree is stopped: pages() for every pagemap, images() once, end() once.
+// An error of any lets the tree run on as if nothing had been tried.
+class Keeper {
+ public:
+  virtual ~Keeper() = default;
+  // A place for the pages of one pagemap; destroyed before the next is asked for.
+  virtual Result<std::unique_ptr<image::PageSink>> pages(image::Set& set, image::Name pagemap) = 0;
+  // The set is complete.
+  virtual Result<void> images(const image::Set& set) = 0;
+  enum class Verdict {
+    as_asked,  // what the options say: kill, leave running, leave stopped
+    run_on,    // somebody else decided that this tree goes on living here
+  };
+  // The last word, after post_dump: what becomes of the tree.  May wait for another host.
+  virtual Result<Verdict> end() { return Verdict::as_asked; }
+};
+
+}  // namespace ferry::engine

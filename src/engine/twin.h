@@ -1,0 +1,72 @@
+// Restore ahead of time: first the namespaces, mounts and an empty, stopped root process, made by the
+// `criu` that the container runtime calls; later the rest, by a receiver outside of the container.
+//
+// Between the two the root task (the "root skeleton") sleeps in pause(2) with all signals blocked,
+// traced by nobody, holding the descriptors that the runtime handed in and a pidfd of the receiver.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "engine/options.h"
+#include "image/set.h"
+
+namespace ferry::engine {
+
+// What criu has to tell the receiver about the skeleton it made; travels over a local socket as JSON.
+struct Skeleton {
+  HostPid root;
+  std::uint64_t area_base = 0, area_size = 0;  // the batch area, mapped
+  std::uint64_t park = 0;
+  int receiver_pidfd = -1;               // number in the skeleton's table
+  std::vector<InheritFd> inherit_fds;    // numbers in the skeleton's table
+  std::vector<ExternalMount> external_mounts;
+  std::vector<CgroupRoot> cgroup_roots;
+  std::string root_directory;
+};
+std::string encode_skeleton(const Skeleton& skeleton);
+Result<Skeleton> decode_skeleton(std::string_view json);
+
+// By criu: makes the skeleton from the set in options.images_dir (tasks, namespaces and mounts are
+// looked at; no pages are needed), tells the listener all stages as a whole restore would, and lets the
+// root go into its sleep.  `receiver`: a pidfd of the process that will own it.
+// On any error nothing is left.
+Result<Skeleton> make_skeleton(const RestoreOptions& options, Listener& listener, int receiver);
+
+// Gives the pages of one task to the skeletons of the tree: called when they are ready to be filled.
+// `write(vaddr, bytes)` puts whole pages into place.
+using WritePages = std::function<Result<void>(std::uint64_t vaddr, std::span<const std::byte> pages)>;
+class PageSource {
+ public:
+  virtual ~PageSource() = default;
+  // All stored pages of the pagemap, in any order.
+  virtual Result<void> each(image::Name pagemap, const WritePages& write) = 0;
+};
+
+// By the receiver: owns the skeleton from adopt() on; the tree dies with the object (and with the
+// process) until resume() has succeeded.
+class Twin {
+ public:
+  static Result<Twin> adopt(const Skeleton& skeleton);
+  Twin(Twin&&) noexcept;
+  Twin& operator=(Twin&&) noexcept;
+  ~Twin();
+  // The whole tree as the set says, everything but the last step: still stopped.
+  Result<void> grow(const image::Set& set, PageSource& pages);
+  // Point of no return.
+  Result<void> resume();
+  // Whether the root skeleton still lives (its user may have stopped the container).
+  [[nodiscard]] bool alive() const;
+
+ private:
+  struct State;
+  explicit Twin(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace ferry::engine
