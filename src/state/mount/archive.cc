@@ -88,7 +88,7 @@ Result<std::string> archive_here() {
   if (::archive_write_add_filter_gzip(out.get()) != ARCHIVE_OK ||
       ::archive_write_set_filter_option(out.get(), "gzip", "compression-level", "1") != ARCHIVE_OK ||
       ::archive_write_set_filter_option(out.get(), "gzip", "timestamp", nullptr) != ARCHIVE_OK ||
-      ::archive_write_set_format_pax_restricted(out.get()) != ARCHIVE_OK ||
+      ::archive_write_set_format_pax(out.get()) != ARCHIVE_OK ||
       ::archive_write_set_bytes_in_last_block(out.get(), 1) != ARCHIVE_OK ||
       ::archive_write_open(out.get(), &bytes, nullptr, append, nullptr) != ARCHIVE_OK) {
     return archive_fail(out.get(), "making an archive");
@@ -101,7 +101,7 @@ Result<std::string> archive_here() {
     return archive_fail(disk.get(), "opening a tmpfs");
   }
   const LinkResolver links(::archive_entry_linkresolver_new());
-  ::archive_entry_linkresolver_set_strategy(links.get(), ARCHIVE_FORMAT_TAR_PAX_RESTRICTED);
+  ::archive_entry_linkresolver_set_strategy(links.get(), ARCHIVE_FORMAT_TAR_PAX_INTERCHANGE);
   const ArchiveEntry entry(::archive_entry_new());
   for (;;) {
     ::archive_entry_clear(entry.get());
