@@ -98,6 +98,9 @@ LIVE_TEST_WITH(InetSocket, RefusesAnEstablishedConnection, {.refused = "an estab
 LIVE_TEST_WITH(InetSocket, ClosesConnectionsIfTold,
                {.dump = {"--tcp-close"}, .restore = {"--tcp-close"}, .leave_running = false}) {
   const int server = bound(SOCK_STREAM);
+  // Inherited by the accepted socket, whose remains (TIME_WAIT) would be in the way of the next bind.
+  const int on = 1;
+  ASSERT_EQ(::setsockopt(server, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on), 0);
   ASSERT_EQ(::listen(server, 1), 0);
   const int fd = connect_to(port_of(server));
   const int accepted = ::accept(server, nullptr, nullptr);

@@ -44,16 +44,25 @@ class PipeKind : public FileKind {
 
   Result<UniqueFd> open(const pb::FileEntry& file, RestoreContext& context) override {
     const pb::PipeEntry& entry = file.pipe();
-    FERRY_TRY(const Ends* ends, this->ends(entry, context));
+    FERRY_TRY(Ends* ends, this->ends(entry, context));
     const int flags = static_cast<int>(entry.flags() | (entry.ferry_packet_mode() ? kPacketMode : 0));
     if (ends->other >= 0) {  // an inherited descriptor that is not a pipe: what it refers to is shared as it is
       return sys::duplicate(ends->other);
     }
-    // A description of its own for every entry: status flags are a description's.
+    // A description of its own for every entry: status flags are a description's.  The first gets the one
+    // that pipe2(2) made, because a description that open(2) makes shows O_LARGEFILE.
     const bool writes = (flags & O_ACCMODE) == O_WRONLY;
+    const bool both = (flags & O_ACCMODE) == O_RDWR;
+    bool& given = writes ? ends->write_given : ends->read_given;
     const int from = writes ? ends->write.get() : ends->read.get();
-    FERRY_TRY(UniqueFd fd, sys::open(fmt::format("/proc/self/fd/{}", from), flags & ~O_NONBLOCK)
-                               .during("opening an end of pipe {}", entry.pipe_id()));
+    UniqueFd fd;
+    if (given || both) {
+      FERRY_TRY(fd, sys::open(fmt::format("/proc/self/fd/{}", from), flags & ~O_NONBLOCK)
+                        .during("opening an end of pipe {}", entry.pipe_id()));
+    } else {
+      FERRY_TRY(fd, sys::duplicate(from));
+      given = true;
+    }
     FERRY_CHECK(restore_status_flags(fd.get(), static_cast<std::uint32_t>(flags)));
     return fd;
   }
@@ -73,6 +82,7 @@ class PipeKind : public FileKind {
  private:
   struct Ends {
     UniqueFd read, write;
+    bool read_given = false, write_given = false;  // to an entry
     int other = -1;
   };
 
@@ -87,7 +97,7 @@ class PipeKind : public FileKind {
     }
   }
 
-  Result<const Ends*> ends(const pb::PipeEntry& entry, RestoreContext& context) {
+  Result<Ends*> ends(const pb::PipeEntry& entry, RestoreContext& context) {
     const std::uint32_t pipe_id = entry.pipe_id();
     if (const auto known = pipes_.find(pipe_id); known != pipes_.end()) {
       return &known->second;

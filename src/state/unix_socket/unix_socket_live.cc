@@ -85,7 +85,8 @@ LIVE_TEST(UnixSocket, KeepsDescriptorsInFlight) {
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
   ASSERT_EQ(::pipe(inner), 0);
   char control[CMSG_SPACE(sizeof(int))] = {};
-  iovec part{const_cast<char*>("x"), 1};
+  char payload = 'x';
+  iovec part{&payload, 1};
   msghdr message{};
   message.msg_iov = &part;
   message.msg_iovlen = 1;
