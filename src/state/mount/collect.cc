@@ -44,6 +44,9 @@ class Collector {
     std::erase_if(lines_, [&](const Line& line) {
       return std::find(skip.begin(), skip.end(), line.mountpoint) != skip.end();
     });
+    if (ids_.is_new(NsKind::cgroup)) {
+      FERRY_CHECK(read_cgroups_from_inside());
+    }
     for (const Line& line : lines_) {
       places_.push_back({line.id, line.parent, line.mountpoint});
     }
@@ -74,6 +77,31 @@ class Collector {
   Result<void> archive_tmpfs();
 
  private:
+  // mountinfo shows cgroup2 with paths as the reader's cgroup namespace has them, so those of a new one
+  // are read from inside; what lies outside of it begins with "/.." there (cgroup_namespaces(7)) and is
+  // the host's.
+  Result<void> read_cgroups_from_inside() {
+    DumpTask& root = context_.root();
+    FERRY_TRY(const UniqueFd ns, sys::open_at(root.proc.get(), "ns/cgroup", O_RDONLY));
+    Inside thread;
+    const auto read = [&]() -> Result<std::string> {
+      if (::setns(ns.get(), CLONE_NEWCGROUP) != 0) {
+        return sys_fail(fmt::format("setns({}, cgroup)", root.subject()));
+      }
+      return sys::read_file_at(root.proc.get(), "mountinfo");
+    };
+    FERRY_TRY(const std::string text, thread.get<std::string>(read));
+    FERRY_TRY(const auto inside, parse_mountinfo(text));
+    for (Line& line : lines_) {
+      const auto same = std::find_if(inside.begin(), inside.end(), [&](const Line& l) { return l.id == line.id; });
+      if (line.type == "cgroup2" && same != inside.end() && !same->root.starts_with("/..")) {
+        line.root = same->root;
+        own_cgroups_.insert(line.id);
+      }
+    }
+    return {};
+  }
+
   // The key under which the caller knows a mount.
   std::optional<std::string> declared_key(const Line& line) const {
     for (const ExternalMount& external : context_.options.external_mounts) {
@@ -140,9 +168,7 @@ class Collector {
       entry.set_ext_key(*key);
       return {};
     }
-    const bool own_superblock = kind.making == Making::of_namespace ||
-                                (kind.type == pb::FSTYPE_CGROUP2 && ids_.is_new(NsKind::cgroup));
-    if (own_superblock) {
+    if (kind.making == Making::of_namespace || own_cgroups_.contains(line.id)) {
       return {};
     }
     if (line.dev == root_->dev && is_below(line.root, root_->root)) {
@@ -197,6 +223,7 @@ class Collector {
   std::vector<Line> lines_, own_;
   std::vector<Place> places_;
   std::vector<std::size_t> order_;
+  std::set<int> own_cgroups_;  // mounts of cgroup2 within the tree's cgroup namespace
   const Line* root_ = nullptr;
 };
 
