@@ -84,8 +84,10 @@ Remap::Remap(const pb::CgroupEntry& image, const std::vector<CgroupRoot>& roots)
         chosen = &root;
         break;
       }
-      if (root.controller.empty()) {
-        chosen = &root;  // unless a later one names it
+      // Unless a later one names it.  runc says "" and means cgroup v2 alone, so a hierarchy in which the
+      // tree stood at the root, with no group to replace, is left alone.
+      if (root.controller.empty() && from != "/") {
+        chosen = &root;
       }
     }
     if (chosen != nullptr) {

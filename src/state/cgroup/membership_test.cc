@@ -55,5 +55,11 @@ TEST(CgroupRemap, ANamedControllerWinsOverTheRest) {
   EXPECT_EQ(remap.path("pids", "/old"), "/rest");
 }
 
+TEST(CgroupRemap, TheRestLeavesHierarchiesAloneInWhichTheTreeHadNoGroup) {
+  const Remap remap(image({{"", "/old"}, {"name=x", "/"}}), {{"", "/new"}});
+  EXPECT_EQ(remap.path("", "/old"), "/new");
+  EXPECT_EQ(remap.path("name=x", "/"), "/");
+}
+
 }  // namespace
 }  // namespace ferry::state::cgroup
