@@ -33,7 +33,7 @@ class FifoKind : public FileKind {
               context.files.add_path(context, probe.task, probe.ours, probe.link, probe.status_flags()));
     entry.set_regf_id(path);
     if ((probe.status_flags() & O_ACCMODE) != O_WRONLY && seen_.insert(entry.pipe_id()).second) {
-      FERRY_TRY(const PipeContent content, peek_pipe(probe.ours, false, probe.subject()));
+      FERRY_TRY(const PipeContent content, peek_pipe(probe.ours, probe.subject()));
       add_pipe_content(context.set, image::Type::fifo_data, entry.pipe_id(), content);
     }
     return {};

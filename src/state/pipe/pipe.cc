@@ -36,7 +36,7 @@ class PipeKind : public FileKind {
     FERRY_CHECK(collect_fown(probe, context, *entry.mutable_fown()));
     note_peer(probe);
     if ((probe.status_flags() & O_ACCMODE) != O_WRONLY && seen_.insert(entry.pipe_id()).second) {
-      FERRY_TRY(const PipeContent content, peek_pipe(probe.ours, packets, probe.subject()));
+      FERRY_TRY(const PipeContent content, peek_pipe(probe.ours, probe.subject()));
       add_pipe_content(context.set, image::Type::pipes_data, entry.pipe_id(), content);
     }
     return {};
@@ -57,7 +57,7 @@ class PipeKind : public FileKind {
     const int from = writes ? ends->write.get() : ends->read.get();
     UniqueFd fd;
     if (given || both) {
-      FERRY_TRY(fd, sys::open(fmt::format("/proc/self/fd/{}", from), flags & ~O_NONBLOCK)
+      FERRY_TRY(fd, sys::open(fmt::format("/proc/self/fd/{}", from), flags & ~(O_NONBLOCK | O_DIRECT))
                         .during("opening an end of pipe {}", entry.pipe_id()));
     } else {
       FERRY_TRY(fd, sys::duplicate(from));
@@ -121,10 +121,23 @@ class PipeKind : public FileKind {
       // Packets are made by the writer's flag (pipe(2), O_DIRECT), so the writer that fills has it as well.
       const std::string path = fmt::format("/proc/self/fd/{}", made.write.get());
       FERRY_TRY(const UniqueFd filler,
-                sys::open(path, O_WRONLY | O_NONBLOCK | (entry.ferry_packet_mode() ? O_DIRECT : 0)));
-      FERRY_CHECK(fill_pipe(filler.get(), context.set, image::Type::pipes_data, pipe_id, entry.ferry_packet_mode()));
+                sys::open(path, O_WRONLY | O_NONBLOCK));
+      // Not by open(2), which refuses it for a pipe; fcntl(2) sets it since Linux 4.5 (pipe(2)).
+      FERRY_CHECK(restore_status_flags(filler.get(), O_NONBLOCK | (has_packets(pipe_id, context.set) ? kPacketMode : 0)));
+      FERRY_CHECK(fill_pipe(filler.get(), context.set, image::Type::pipes_data, pipe_id,
+                            has_packets(pipe_id, context.set)));
     }
     return &pipes_.emplace(pipe_id, std::move(made)).first->second;
+  }
+
+  // Only the writing end of a pipe that pipe2(2) made with O_DIRECT has the flag.
+  static bool has_packets(std::uint32_t pipe_id, const image::Set& set) {
+    for (const auto* file : set.list<pb::FileEntry>({image::Type::files})) {
+      if (file->has_pipe() && file->pipe().pipe_id() == pipe_id && file->pipe().ferry_packet_mode()) {
+        return true;
+      }
+    }
+    return false;
   }
 
   static Result<void> take_inherited(int fd, const std::string& key, Ends& made) {

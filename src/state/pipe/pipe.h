@@ -14,11 +14,11 @@ std::unique_ptr<FileKind> make_pipe_kind();
 
 struct PipeContent {
   std::uint32_t capacity = 0;         // F_GETPIPE_SZ, bytes
-  std::vector<std::string> pieces;    // one for a byte stream, one for each packet if `packets`
+  std::vector<std::string> pieces;    // one for a byte stream, one for each packet
 };
 // What a pipe holds, which it holds afterwards too: tee(2) into a pipe of ours.
 // `end` has to be readable.  Errors: unsupported if the pipe is larger than this process may make one.
-Result<PipeContent> peek_pipe(int end, bool packets, std::string_view subject);
+Result<PipeContent> peek_pipe(int end, std::string_view subject);
 
 // Appends `content` to the image `type` (pipes_data or fifo_data).
 void add_pipe_content(image::Set& set, image::Type type, std::uint32_t pipe_id, const PipeContent& content);

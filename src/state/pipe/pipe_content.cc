@@ -38,7 +38,7 @@ Result<void> set_capacity(int fd, std::uint32_t capacity, std::string_view subje
 
 }  // namespace
 
-Result<PipeContent> peek_pipe(int end, bool packets, std::string_view subject) {
+Result<PipeContent> peek_pipe(int end, std::string_view subject) {
   PipeContent content;
   const int capacity = ::fcntl(end, F_GETPIPE_SZ);
   if (capacity < 0) {
@@ -52,7 +52,7 @@ Result<PipeContent> peek_pipe(int end, bool packets, std::string_view subject) {
   if (held == 0) {
     return content;
   }
-  FERRY_TRY(const Ends copy, make_pipe(O_NONBLOCK | (packets ? O_DIRECT : 0)));
+  FERRY_TRY(const Ends copy, make_pipe(O_NONBLOCK));
   // A pipe is full when its slots are used up, however little each holds, so the copy needs as many.
   FERRY_CHECK(set_capacity(copy.write.get(), content.capacity, "our copy of a pipe").during("{}", subject));
   const ssize_t got = ::tee(end, copy.write.get(), std::numeric_limits<int>::max(), SPLICE_F_NONBLOCK);
@@ -69,13 +69,9 @@ Result<PipeContent> peek_pipe(int end, bool packets, std::string_view subject) {
     if (n <= 0) {
       return sys_fail(fmt::format("read(our copy of {})", subject));
     }
-    if (packets) {  // pipe(2): a read takes one packet
-      content.pieces.push_back(buffer.substr(used, static_cast<std::size_t>(n)));
-    }
+    // pipe(2), O_DIRECT: a read takes one packet, and everything if there are none.  tee(2) keeps the mark.
+    content.pieces.push_back(buffer.substr(used, static_cast<std::size_t>(n)));
     used += static_cast<std::size_t>(n);
-  }
-  if (!packets) {
-    content.pieces.push_back(std::move(buffer));
   }
   return content;
 }

@@ -49,8 +49,9 @@ Result<UniqueFd> open_master(const std::string& ptmx, std::uint32_t index) {
 }
 
 Result<UniqueFd> open_slave(int master, int flags) {
-  UniqueFd fd(::ioctl(master, TIOCGPTPEER, flags | O_NOCTTY | O_CLOEXEC));
-  if (!fd) {
+  // Without O_CLOEXEC, which this call, unlike open(2), leaves in the flags of the description for ever.
+  UniqueFd fd(::ioctl(master, TIOCGPTPEER, (flags & ~O_CLOEXEC) | O_NOCTTY));
+  if (!fd || ::fcntl(fd.get(), F_SETFD, FD_CLOEXEC) != 0) {
     return sys_fail("ioctl(pseudoterminal, TIOCGPTPEER)");
   }
   return fd;
