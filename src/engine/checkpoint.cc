@@ -12,6 +12,7 @@
 #include "engine/dump_tree.h"
 #include "engine/limits.h"
 #include "image/proto/inventory.pb.h"
+#include "image/page_store.h"
 #include "image/set.h"
 #include "state/cgroup/cgroup.h"
 #include "state/cpu/cpu.h"
@@ -52,11 +53,27 @@ std::uint64_t micros(Clock::duration d) {
   return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(d).count());
 }
 
+// A directory of images.
+class Directory final : public Keeper {
+ public:
+  explicit Directory(int directory) : directory_(directory) {}
+  Result<std::unique_ptr<image::PageSink>> pages(image::Set& set, Name pagemap) override {
+    FERRY_TRY(auto writer, image::PageWriter::create(set, pagemap, directory_, ++last_pages_id_));
+    return std::make_unique<image::PageWriter>(std::move(writer));
+  }
+  Result<void> images(const image::Set& set) override { return image::save(set, directory_); }
+
+ private:
+  int directory_;
+  std::uint32_t last_pages_id_ = 0;  // one counter for all pages-N.img of a set
+};
+
 // Everything of one checkpoint.  The members are destroyed in reverse order, so whatever step fails,
 // batch areas are unmapped and threads let go, and the freezer gets its state back before they run.
 class Checkpoint {
  public:
-  Checkpoint(const DumpOptions& options, Listener& listener) : options_(options), listener_(listener) {}
+  Checkpoint(const DumpOptions& options, Listener& listener, Keeper& keeper)
+      : options_(options), listener_(listener), keeper_(keeper) {}
   Checkpoint(const Checkpoint&) = delete;
   Checkpoint& operator=(const Checkpoint&) = delete;
   ~Checkpoint() {
@@ -274,13 +291,14 @@ class Checkpoint {
 
   Result<void> save_images() {
     const auto begin = Clock::now();
-    FERRY_CHECK(image::save(set_, options_.images_dir));
+    FERRY_CHECK(keeper_.images(set_));
     report_.memwrite_us = micros(Clock::now() - begin);
     return {};
   }
 
   Result<void> end() {
-    if (options_.leave_running || options_.leave_stopped) {
+    FERRY_TRY(const Keeper::Verdict verdict, keeper_.end());
+    if (options_.leave_running || options_.leave_stopped || verdict == Keeper::Verdict::run_on) {
       if (network_announced_) {
         (void)tell(Stage::network_unlock);
       }
@@ -347,13 +365,17 @@ class Checkpoint {
 
   DumpOptions options_;  // with the external resources that the listener adds
   Listener& listener_;
+  Keeper& keeper_;
   DumpReport report_;
   tracee::Freezer freezer_;
   image::Set set_;
   state::FileTable files_;
   std::vector<tracee::StoppedTask> stopped_;
   std::vector<std::unique_ptr<DumpTask>> tasks_;
-  state::DumpContext context_{options_, set_, tasks_, files_};
+  std::function<Result<std::unique_ptr<image::PageSink>>(Name)> open_pages_ = [this](Name pagemap) {
+    return keeper_.pages(set_, pagemap);
+  };
+  state::DumpContext context_{options_, set_, tasks_, files_, open_pages_};
   Clock::time_point frozen_since_{};
   bool network_announced_ = false;
   bool let_go_ = false;
@@ -362,7 +384,12 @@ class Checkpoint {
 }  // namespace
 
 Result<DumpReport> checkpoint(const DumpOptions& options, Listener& listener) {
-  return Checkpoint(options, listener).run();
+  Directory directory(options.images_dir);
+  return checkpoint(options, listener, directory);
+}
+
+Result<DumpReport> checkpoint(const DumpOptions& options, Listener& listener, Keeper& keeper) {
+  return Checkpoint(options, listener, keeper).run();
 }
 
 }  // namespace ferry::engine

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/error.h"
+#include "engine/keeper.h"
 #include "engine/options.h"
 
 namespace ferry::engine {
@@ -14,5 +15,7 @@ namespace ferry::engine {
 // What cannot be carried is refused with Kind::unsupported, by process and descriptor or mapping,
 // before anything is stopped where that can be known, and always before anything is changed.
 Result<DumpReport> checkpoint(const DumpOptions& options, Listener& listener);
+// The same, kept elsewhere than in a directory; options.images_dir is not looked at.
+Result<DumpReport> checkpoint(const DumpOptions& options, Listener& listener, Keeper& keeper);
 
 }  // namespace ferry::engine

@@ -25,11 +25,15 @@ constexpr unsigned long kExitKill = 1 << 20;
 }  // namespace
 
 Result<void> make_root(const RootRequest& request, state::RestoreTask& root) {
-  const long pidfd = ::syscall(SYS_pidfd_open, ::getpid(), 0);
-  if (pidfd < 0) {
-    return sys_fail("pidfd_open(self)");
+  UniqueFd controller;
+  if (request.controller >= 0) {
+    FERRY_TRY(controller, sys::duplicate(request.controller));
+  } else {
+    controller = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0)));
+    if (!controller) {
+      return sys_fail("pidfd_open(self)");
+    }
   }
-  const UniqueFd self(static_cast<int>(pidfd));
   // setns(2): a pid namespace applies to children made from now on.
   if (request.pid_namespace && ::setns(*request.pid_namespace, CLONE_NEWPID) != 0) {
     return sys_fail("setns(external pid namespace)");
@@ -53,19 +57,42 @@ Result<void> make_root(const RootRequest& request, state::RestoreTask& root) {
       ::syscall(SYS_pause);  // until we are seized, and for ever should that fail: then SIGKILL comes
     }
   }
-  root.pid = HostPid(static_cast<pid_t>(child));
-  auto thread = tracee::Thread::seize(root.pid, kSysGood | kSuspendSeccomp | kExitKill);
-  if (!thread.has_value()) {
-    ::kill(root.pid.value, SIGKILL);
-    return Result<void>(tl::unexpected(std::move(thread).error()));
+  auto seized = seize_root(HostPid(static_cast<pid_t>(child)));
+  if (!seized.has_value()) {
+    ::kill(static_cast<pid_t>(child), SIGKILL);
+    return Result<void>(tl::unexpected(std::move(seized).error()));
   }
+  FERRY_CHECK(stop_root(std::move(*seized), root));
+  root.controller_pidfd = controller.get();  // fork(2) copied it; ours is closed here, the skeleton's stays
+  return {};
+}
+
+Result<tracee::Thread> seize_root(HostPid pid) {
+  return tracee::Thread::seize(pid, kSysGood | kSuspendSeccomp | kExitKill);
+}
+
+Result<void> stop_root(tracee::Thread thread, state::RestoreTask& root) {
+  const HostPid pid = thread.tid();
   std::vector<tracee::Thread> threads;
-  threads.push_back(std::move(*thread));
-  FERRY_TRY(root.process, tracee::Process::of(root.pid, std::move(threads)));
+  threads.push_back(std::move(thread));
+  FERRY_TRY(root.process, tracee::Process::of(pid, std::move(threads)));
+  root.pid = pid;
+  root.threads.front().tid = pid;
   FERRY_CHECK(root.leader().interrupt());
-  FERRY_CHECK(root.leader().wait(tracee::Deadline(kBirthTime)));
-  root.threads.front().tid = root.pid;
-  root.controller_pidfd = self.get();  // fork(2) copied it; ours is closed here, the skeleton's stays
+  FERRY_CHECK(root.leader().wait(tracee::Deadline(kBirthTime)).during("stopping the root skeleton {}", pid));
+  return {};
+}
+
+Result<void> check_layout(const state::RestoreContext& context, const Layout& layout) {
+  for (const auto& task : context.tasks) {
+    for (int i = 0; task->mm != nullptr && i < task->mm->vmas_size(); ++i) {
+      const auto& vma = task->mm->vmas(i);
+      if (vma.start() < layout.park + kParkSize && vma.end() > layout.area.base && (vma.status() & state::memory::kVsyscall) == 0) {
+        return fail(Kind::unsupported, "pid {} has mapped {:x}-{:x}, where its skeleton's work area is", task->ns_pid(),
+                    vma.start(), vma.end());
+      }
+    }
+  }
   return {};
 }
 

@@ -20,11 +20,17 @@ struct RootRequest {
   NsPid pid;                      // its number in the innermost namespace
   std::uint64_t clone_flags = 0;  // CLONE_NEW*
   std::optional<int> pid_namespace;  // to be born in, not owned; instead of CLONE_NEWPID
+  int controller = -1;            // pidfd of who will dress the tree; -1: this process
   bool sibling = false;           // child of our parent: clone(2) CLONE_PARENT
 };
 // Forks the root skeleton: seized, stopped, with a pidfd of ours in its table; dies with us.
 // Errors: os with EEXIST if the pid is taken, by name.
 Result<void> make_root(const RootRequest& request, state::RestoreTask& root);
+
+// Seizes the only thread of a process that is to be dressed, still running; it dies with us from then on.
+Result<tracee::Thread> seize_root(HostPid pid);
+// Stops it and makes it the root skeleton.
+Result<void> stop_root(tracee::Thread thread, state::RestoreTask& root);
 
 // Where the batch area and the kernel's mappings of every skeleton are.
 struct Layout {
@@ -34,6 +40,9 @@ struct Layout {
 };
 // Maps the batch area into the root skeleton and removes everything else from it.
 Result<Layout> clear_root(state::RestoreContext& context);
+
+// Errors: unsupported if a task of the set has a mapping where the area is.
+Result<void> check_layout(const state::RestoreContext& context, const Layout& layout);
 
 // Clones all other processes, each from the skeleton that it inherits its session from, with
 // process groups and zombies.  Errors: unsupported, for a tree that cannot be born again.

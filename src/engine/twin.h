@@ -6,9 +6,7 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -32,21 +30,10 @@ struct Skeleton {
 std::string encode_skeleton(const Skeleton& skeleton);
 Result<Skeleton> decode_skeleton(std::string_view json);
 
-// By criu: makes the skeleton from the set in options.images_dir (tasks, namespaces and mounts are
-// looked at; no pages are needed), tells the listener all stages as a whole restore would, and lets the
-// root go into its sleep.  `receiver`: a pidfd of the process that will own it.
-// On any error nothing is left.
-Result<Skeleton> make_skeleton(const RestoreOptions& options, Listener& listener, int receiver);
-
-// Gives the pages of one task to the skeletons of the tree: called when they are ready to be filled.
-// `write(vaddr, bytes)` puts whole pages into place.
-using WritePages = std::function<Result<void>(std::uint64_t vaddr, std::span<const std::byte> pages)>;
-class PageSource {
- public:
-  virtual ~PageSource() = default;
-  // All stored pages of the pagemap, in any order.
-  virtual Result<void> each(image::Name pagemap, const WritePages& write) = 0;
-};
+// By criu: makes the skeleton from a set of which no pages are needed (tasks, namespaces, mounts and
+// terminals are looked at), tells the listener all stages as a whole restore would, and lets the root go
+// into its sleep.  `receiver`: a pidfd of the process that will own it.  On any error nothing is left.
+Result<Skeleton> make_skeleton(image::Set set, const RestoreOptions& options, Listener& listener, int receiver);
 
 // By the receiver: owns the skeleton from adopt() on; the tree dies with the object (and with the
 // process) until resume() has succeeded.
@@ -56,10 +43,11 @@ class Twin {
   Twin(Twin&&) noexcept;
   Twin& operator=(Twin&&) noexcept;
   ~Twin();
-  // The whole tree as the set says, everything but the last step: still stopped.
-  Result<void> grow(const image::Set& set, PageSource& pages);
+  // The whole tree as the images in `images_dir` (an open directory, on tmpfs during a move) say:
+  // everything but the last step, still stopped.  The directory may go afterwards.
+  Result<void> grow(int images_dir);
   // Point of no return.
-  Result<void> resume();
+  Result<RestoreReport> resume();
   // Whether the root skeleton still lives (its user may have stopped the container).
   [[nodiscard]] bool alive() const;
 

@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "base/unique_fd.h"
+#include "image/page_sink.h"
 #include "image/set.h"
 
 namespace ferry::image {
@@ -59,20 +60,20 @@ class PageStore {
 };
 
 // Writes one pages-N.img and the pagemap that describes it.
-class PageWriter {
+class PageWriter final : public PageSink {
  public:
   // Creates pages-`pages_id`.img (an existing one is replaced) and adds `pagemap` with its head to the
   // set.  The set has to outlive the writer; two threads must not share one.
   static Result<PageWriter> create(Set& set, Name pagemap, int directory, std::uint32_t pages_id);
 
   // Adds a range to the pagemap; a range that continues the last one with the same flags extends it.
-  void describe(std::uint64_t vaddr, std::uint64_t page_count, std::uint32_t flags);
+  void describe(std::uint64_t vaddr, std::uint64_t page_count, std::uint32_t flags) override;
   // Content of the next kPresent ranges, behind what is in the file.
-  Result<void> append(std::span<const std::byte> pages);
+  Result<void> append(std::span<const std::byte> pages) override;
   // For writing past this object (splice, process_vm_readv into a mapping…); the file position is the end.
   [[nodiscard]] int fd() const { return fd_.get(); }
   // Kind::invalid if the file has not exactly the pages that were described as present.
-  Result<void> finish();
+  Result<void> finish() override;
 
  private:
   PageWriter(Set& set, Name pagemap, UniqueFd fd, std::string file)

@@ -21,6 +21,7 @@
 #include "image/proto/files.pb.h"
 #include "image/proto/mm.pb.h"
 #include "image/proto/pstree.pb.h"
+#include "image/page_sink.h"
 #include "image/set.h"
 #include "state/options.h"
 #include "sys/proc.h"
@@ -67,7 +68,8 @@ struct DumpContext {
   image::Set& set;
   std::vector<std::unique_ptr<DumpTask>>& tasks;  // parents before children; front() is the root
   FileTable& files;
-  std::uint32_t last_pages_id = 0;  // one counter for all pages-N.img of the set
+  // Where the pages of a pagemap go: a file of the set's directory, or a connection.
+  const std::function<Result<std::unique_ptr<image::PageSink>>(image::Name)>& open_pages;
   DumpTask& root() { return *tasks.front(); }
   // nullptr if there is no task of that number in the tree
   [[nodiscard]] DumpTask* find(HostPid pid) const {

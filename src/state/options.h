@@ -96,6 +96,7 @@ struct CommonOptions {
 struct DumpOptions : CommonOptions {
   HostPid pid;
   bool leave_running = false;
+  bool skip_memory = false;  // a look at the tree: no page is read, so the set cannot be restored
   std::string freeze_cgroup;  // directory of the freezer cgroup, v1 or v2; empty: by ptrace alone
   std::uint64_t ghost_limit = 1U << 20;  // bytes
   std::chrono::seconds timeout{10};      // to stop the tree

@@ -201,15 +201,26 @@ Result<Replies> Process::run(Thread& thread, const Batch& batch) {
   return std::move(replies.front());
 }
 
-Result<void> Process::start(Thread& thread, const Batch& batch) {
+Result<void> Process::aim(Thread& thread, const Batch& batch) {
   const std::uint64_t at = area_.base + kPage;
   FERRY_CHECK(sys::write_memory(pid_, at, batch.place(at)));
   FERRY_TRY(const Registers now, thread.registers());
   Registers regs = clean(now);
   regs.rip = area_.base;
   regs.rbx = at;
-  FERRY_CHECK(thread.set_registers(regs));
+  return thread.set_registers(regs);
+}
+
+Result<void> Process::start(Thread& thread, const Batch& batch) {
+  FERRY_CHECK(aim(thread, batch));
   return thread.resume(PTRACE_CONT);
+}
+
+Result<void> Process::leave_in(Thread& thread, const Batch& batch) {
+  FERRY_CHECK(aim(thread, batch));
+  FERRY_CHECK(thread.set_signal_mask(~std::uint64_t{0}));
+  area_ = {};
+  return thread.detach();
 }
 
 Result<std::vector<Replies>> Process::run_all(std::span<const Job> jobs) {

@@ -69,10 +69,14 @@ class Process {
   Result<Replies> run(Thread& thread, const Batch& batch);
   // Lets a thread go into a batch that it does not come back from (exit_group(2)).
   Result<void> start(Thread& thread, const Batch& batch);
+  // Lets a thread go for good into a batch, with every signal blocked; the area stays.
+  Result<void> leave_in(Thread& thread, const Batch& batch);
   // All at once, each thread its own batch.
   Result<std::vector<Replies>> run_all(std::span<const Job> jobs);
 
  private:
+  // Places a batch and points the thread at it.
+  Result<void> aim(Thread& thread, const Batch& batch);
   Result<Replies> collect(const Job& job, std::uint64_t base, std::uint64_t stopped_at) const;
 
   HostPid pid_;

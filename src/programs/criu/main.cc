@@ -166,7 +166,8 @@ int work(std::vector<std::string> arguments) {
   for (const int fd : run->settings.close_fds) {
     ::close(fd);
   }
-  const Engine engine{engine::checkpoint, engine::restore};
+  const Engine engine{[](const auto& options, auto& listener) { return engine::checkpoint(options, listener); },
+                      engine::restore};
   switch (run->command) {
     case Command::help:
       print(STDOUT_FILENO, help_text());

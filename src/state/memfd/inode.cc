@@ -140,8 +140,10 @@ Result<const pb::MemfdInodeEntry*> describe(image::Set& set, int fd, const std::
 
 Result<void> save_content(DumpContext& context, const pb::MemfdInodeEntry& inode, int fd) {
   const image::Name name{image::Type::pagemap_shmem, inode.shmid()};
-  FERRY_TRY(auto writer,
-            image::PageWriter::create(context.set, name, context.options.images_dir, ++context.last_pages_id));
+  FERRY_TRY(const auto writer, context.open_pages(name));
+  if (context.options.skip_memory) {
+    return writer->finish();
+  }
   std::vector<std::byte> buffer(kChunk);
   off_t at = 0;
   const auto size = static_cast<off_t>(inode.size());
@@ -164,15 +166,15 @@ Result<void> save_content(DumpContext& context, const pb::MemfdInodeEntry& inode
       for (std::size_t i = 0; i < pages; ++i) {
         const auto page = std::span<const std::byte>(buffer).subspan(i * image::kPageSize, image::kPageSize);
         if (!is_zero(page)) {
-          writer.describe(static_cast<std::uint64_t>(data) + i * image::kPageSize, 1, image::kPresent);
-          FERRY_CHECK(writer.append(page));
+          writer->describe(static_cast<std::uint64_t>(data) + i * image::kPageSize, 1, image::kPresent);
+          FERRY_CHECK(writer->append(page));
         }
       }
       data += static_cast<off_t>(take);
     }
     at = hole;
   }
-  return writer.finish();
+  return writer->finish();
 }
 
 Result<UniqueFd> create(const pb::MemfdInodeEntry& inode, image::PageStore& pages) {

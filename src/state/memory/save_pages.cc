@@ -20,7 +20,7 @@ constexpr std::size_t kMaxRanges = 512;    // process_vm_readv(2) takes at most 
 // Gathers scattered ranges into one buffer and writes it when it is full.
 class Gather {
  public:
-  Gather(DumpTask& task, image::PageWriter& writer) : task_(task), writer_(writer), buffer_(kBuffer) {}
+  Gather(DumpTask& task, image::PageSink& writer) : task_(task), writer_(writer), buffer_(kBuffer) {}
 
   Result<void> add(std::uint64_t start, std::uint64_t end) {
     while (start < end) {
@@ -58,7 +58,7 @@ class Gather {
 
  private:
   DumpTask& task_;
-  image::PageWriter& writer_;
+  image::PageSink& writer_;
   std::vector<std::byte> buffer_;
   std::vector<iovec> remote_;
   std::size_t used_ = 0;
@@ -73,9 +73,8 @@ bool may_hold_own_pages(const pb::VmaEntry& vma) {
 Result<void> save_pages(DumpTask& task, DumpContext& context, DumpReport& report) {
   FERRY_TRY(const UniqueFd pagemap, sys::open_at(task.proc.get(), "pagemap", O_RDONLY));
   const image::Name name{image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid.value)};
-  FERRY_TRY(auto writer,
-            image::PageWriter::create(context.set, name, context.options.images_dir, ++context.last_pages_id));
-  Gather gather(task, writer);
+  FERRY_TRY(const auto writer, context.open_pages(name));
+  Gather gather(task, *writer);
   for (const pb::VmaEntry& vma : task.mm->vmas()) {
     if (!may_hold_own_pages(vma)) {
       continue;
@@ -89,18 +88,21 @@ Result<void> save_pages(DumpTask& task, DumpContext& context, DumpReport& report
     }
     report.pages_scanned += (vma.end() - vma.start()) / image::kPageSize;
     // CRIU's mark for what a lazy restore may leave for later: private anonymous memory, the vDSO apart.
+    if (context.options.skip_memory) {
+      continue;
+    }
     const std::uint32_t flags = image::kPresent | ((vma.status() & (kAnonPrivate | kVdso)) == kAnonPrivate &&
                                                            (vma.flags() & MAP_LOCKED) == 0
                                                        ? std::uint32_t{image::kLazy}
                                                        : 0U);
     for (const sys::PageRange& range : ranges) {
-      writer.describe(range.start, range.pages(), flags);
+      writer->describe(range.start, range.pages(), flags);
       FERRY_CHECK(gather.add(range.start, range.end));
       report.pages_written += range.pages();
     }
   }
   FERRY_CHECK(gather.flush());
-  return writer.finish();
+  return writer->finish();
 }
 
 }  // namespace ferry::state::memory

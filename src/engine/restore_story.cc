@@ -1,0 +1,243 @@
+#include "engine/restore_story.h"
+
+#include <signal.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+
+#include "state/cgroup/cgroup.h"
+#include "state/cpu/cpu.h"
+#include "state/creds/creds.h"
+#include "state/files/fs.h"
+#include "state/interrupted/interrupted.h"
+#include "state/ipc/ipc.h"
+#include "state/limits/limits.h"
+#include "state/mount/mount.h"
+#include "state/net/net.h"
+#include "state/pidns/pidns.h"
+#include "state/seccomp/seccomp.h"
+#include "state/signals/signals.h"
+#include "state/thread_area/thread_area.h"
+#include "state/timens/timens.h"
+#include "state/timers/timers.h"
+#include "state/uts/uts.h"
+
+#include "sys/file.h"
+
+namespace ferry::engine {
+namespace {
+
+using state::RestoreTask;
+using state::RestoreThread;
+
+constexpr std::uint32_t kStopped = 3;  // TaskCoreEntry.task_state
+
+Result<void> set_cpu(RestoreTask& task, const RestoreThread& thread, const tracee::Registers& registers) {
+  const tracee::Thread& traced = task.process.threads().at(thread.index);
+  FERRY_TRY(const auto area, state::cpu::load_extended(thread.core->thread_info().fpregs()));
+  FERRY_CHECK(traced.set_extended_state(area));
+  FERRY_CHECK(traced.set_registers(registers));
+  return traced.set_signal_mask(state::signals::blocked_by(task, thread));
+}
+
+}  // namespace
+
+RestoreStory::~RestoreStory() {
+  if (!let_go_) {
+    kill_skeletons(tasks_);
+  }
+}
+
+Result<void> RestoreStory::tell(Stage stage, bool with_pid) {
+  std::optional<HostPid> pid;
+  if (with_pid) {
+    pid = context_.root().pid;
+  }
+  FERRY_CHECK(listener_.on({stage, pid, -1}));
+  return {};
+}
+
+Result<void> RestoreStory::read(image::Set set) {
+  set_ = std::move(set);
+  FERRY_TRY(tasks_, read_tree(set_));
+  FERRY_TRY(namespaces_, state::NamespaceIds::of(set_));
+  return files_.prepare(context_);
+}
+
+Result<void> RestoreStory::make_root_world(int controller) {
+  RootRequest request;
+  request.pid = context_.root().ns_pid();
+  request.clone_flags = namespaces_.clone_flags();
+  request.sibling = options_.sibling;
+  request.controller = controller;
+  FERRY_TRY(request.pid_namespace, state::pidns::external_fd(set_, options_));
+  FERRY_CHECK(make_root(request, context_.root()));
+  FERRY_TRY(layout_, clear_root(context_));
+  FERRY_CHECK(state::timens::restore(context_));
+  FERRY_CHECK(state::net::restore(context_));
+  if (request.clone_flags != 0) {
+    FERRY_CHECK(tell(Stage::setup_namespaces, true));
+  }
+  FERRY_CHECK(state::uts::restore(context_));
+  FERRY_CHECK(state::ipc::restore(context_));
+  FERRY_CHECK(state::cgroup::restore_root(context_));
+  FERRY_CHECK(state::mount::restore(context_));
+  if (request.clone_flags != 0) {
+    FERRY_CHECK(tell(Stage::post_setup_namespaces));
+  }
+  return {};
+}
+
+Result<void> RestoreStory::take_root(tracee::Thread thread, tracee::Area area, std::uint64_t park, int controller_pidfd) {
+  RestoreTask& root = context_.root();
+  const HostPid pid = thread.tid();
+  FERRY_CHECK(stop_root(std::move(thread), root));
+  root.controller_pidfd = controller_pidfd;
+  root.process.inherit_area(area);
+  FERRY_TRY(const auto text, sys::read_file(fmt::format("/proc/{}/maps", pid)));
+  FERRY_TRY(const auto now, sys::parse_maps(text));
+  layout_ = {area, park, state::memory::find_kernel_mappings(now)};
+  FERRY_CHECK(check_layout(context_, layout_));
+  return inside_.enter(pid);
+}
+
+Result<void> RestoreStory::grow() {
+  FERRY_CHECK(grow_tree(context_, layout_));
+  for (auto& task : tasks_) {
+    if (task->mm != nullptr) {
+      FERRY_CHECK(make_threads(*task));
+    }
+  }
+  return state::cgroup::restore(context_);
+}
+
+Result<void> RestoreStory::dress(int images_dir) {
+  FERRY_TRY(auto pages, image::PageStore::open(set_, images_dir));
+  pages_ = std::make_unique<image::PageStore>(std::move(pages));
+  FERRY_CHECK(files_.open_all(context_));
+  FERRY_CHECK(state::mount::finish(context_));
+  for (auto& task : tasks_) {
+    if (task->mm != nullptr) {
+      FERRY_CHECK(build_memory(*task).during("restoring pid {}", task->ns_pid()));
+    }
+  }
+  FERRY_CHECK(state::ipc::finish(context_));
+  for (auto& task : tasks_) {
+    if (task->mm != nullptr) {
+      FERRY_CHECK(dress_task(*task).during("restoring pid {}", task->ns_pid()));
+    }
+  }
+  return {};
+}
+
+Result<void> RestoreStory::build_memory(RestoreTask& task) {
+  auto kernel = layout_.kernel;
+  tracee::Batch mappings;
+  FERRY_CHECK(state::memory::add_mappings(task, context_, kernel, layout_.park, mappings));
+  FERRY_CHECK(task.process.run(task.leader(), mappings).during("mappings"));
+  FERRY_TRY(const std::uint64_t filled, state::memory::fill(task, *pages_));
+  pages_restored_ += filled;
+  kernel_[&task] = kernel;
+  return {};
+}
+
+// In this order: what needs privileges before they go, what takes effect at once after what it would
+// hinder, timers last because they run from then on.
+Result<void> RestoreStory::dress_task(RestoreTask& task) {
+  tracee::Batch early;
+  FERRY_CHECK(state::memory::finish(task, context_, early));
+  FERRY_CHECK(state::fs::restore(task, context_, early));
+  FERRY_CHECK(task.process.run(task.leader(), early).during("program and directories"));
+  FERRY_CHECK(files_.install(context_, task));
+
+  tracee::Batch of_process;
+  FERRY_CHECK(state::signals::restore(task, context_, of_process));
+  FERRY_CHECK(state::limits::restore(task, context_, of_process));
+  FERRY_CHECK(task.process.run(task.leader(), of_process).during("process attributes"));
+
+  std::vector<tracee::Batch> of_threads(task.threads.size());
+  std::vector<tracee::Process::Job> jobs;
+  for (RestoreThread& thread : task.threads) {
+    tracee::Batch& batch = of_threads[thread.index];
+    FERRY_CHECK(state::thread_area::restore_thread(task, thread, context_, batch));
+    FERRY_CHECK(state::signals::restore_thread(task, thread, context_, batch));
+    FERRY_CHECK(state::limits::restore_thread(task, thread, context_, batch));
+    FERRY_CHECK(state::seccomp::restore_thread(task, thread, context_, batch));
+    FERRY_CHECK(state::creds::restore_thread(task, thread, context_, batch));
+    jobs.push_back({&task.process.threads().at(thread.index), &batch});
+  }
+  FERRY_CHECK(task.process.run_all(jobs).during("thread attributes"));
+
+  tracee::Batch last;
+  FERRY_CHECK(state::creds::restore_dumpable(task, last));
+  FERRY_CHECK(state::timers::restore(task, context_, last));
+  FERRY_CHECK(task.process.run(task.leader(), last).during("timers"));
+  return state::signals::mend_trap(task);
+}
+
+// Calls to continue are primed while the batch areas are there; then these go, and the threads get their
+// registers.
+Result<void> RestoreStory::finish_threads() {
+  for (auto& task : tasks_) {
+    if (task->mm == nullptr) {
+      continue;
+    }
+    std::vector<tracee::Registers> registers;
+    for (RestoreThread& thread : task->threads) {
+      const auto saved = state::cpu::load_registers(thread.core->thread_info().gpregs());
+      FERRY_TRY(auto regs, state::interrupted::prime(*task, thread, saved));
+      FERRY_CHECK(state::thread_area::settle_rseq(*task, thread, regs));
+      registers.push_back(regs);
+    }
+    const auto& kernel = kernel_.at(task.get());
+    FERRY_TRY(const std::uint64_t at, task->process.find_syscall(kernel.vdso.start, kernel.vdso.size));
+    FERRY_CHECK(task->process.unmap_area(task->leader(), at));
+    for (RestoreThread& thread : task->threads) {
+      FERRY_CHECK(set_cpu(*task, thread, registers[thread.index]).during("registers of thread {}", thread.ns_tid));
+    }
+  }
+  return {};
+}
+
+// The point of no return.
+Result<void> RestoreStory::let_go() {
+  if (namespaces_.is_new(state::NsKind::net)) {
+    (void)tell(Stage::network_unlock);
+  }
+  (void)tell(Stage::pre_resume);
+  let_go_ = true;
+  for (auto& task : tasks_) {
+    if (task->mm != nullptr && (task->core->tc().task_state() == kStopped || options_.leave_stopped)) {
+      const int signal = task->core->tc().has_stop_signo() ? static_cast<int>(task->core->tc().stop_signo()) : SIGSTOP;
+      ::kill(task->pid.value, options_.leave_stopped ? SIGSTOP : signal);
+    }
+    for (auto& thread : task->process.threads()) {
+      FERRY_CHECK(thread.detach());
+    }
+  }
+  (void)tell(Stage::post_resume);
+  return {};
+}
+
+Result<void> RestoreStory::put_root_to_sleep(std::vector<int> keep) {
+  RestoreTask& root = context_.root();
+  keep.push_back(root.controller_pidfd);
+  std::sort(keep.begin(), keep.end());
+  tracee::Batch close;
+  int from = 0;
+  for (const int fd : keep) {
+    if (fd > from) {
+      close.must("closing inherited descriptors", SYS_close_range, {from, fd - 1, 0});
+    }
+    from = fd + 1;
+  }
+  close.must("closing inherited descriptors", SYS_close_range, {from, ~0U, 0});
+  FERRY_CHECK(root.process.run(root.leader(), close));
+  tracee::Batch sleep;
+  sleep.may(SYS_pause, {});
+  FERRY_CHECK(root.process.leave_in(root.leader(), sleep));
+  let_go_ = true;
+  return {};
+}
+
+}  // namespace ferry::engine

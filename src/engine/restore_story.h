@@ -1,0 +1,77 @@
+// The steps of a restore, told in order by restore() (restore.cc) and, in two parts with a pause between
+// them, by make_skeleton() and Twin (twin.cc).
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "base/error.h"
+#include "engine/options.h"
+#include "engine/restore_tree.h"
+#include "image/page_store.h"
+#include "image/set.h"
+#include "state/file_kind.h"
+#include "state/inside.h"
+#include "state/memory/memory.h"
+#include "state/nsids/nsids.h"
+#include "state/restore.h"
+
+namespace ferry::engine {
+
+// Everything of one restore.  Until the tree is let go, destroying it kills what was made.
+// The steps are to be called in the order in which they stand.
+class RestoreStory {
+ public:
+  // Both have to outlive the story.
+  RestoreStory(const RestoreOptions& options, Listener& listener) : options_(options), listener_(listener) {}
+  RestoreStory(const RestoreStory&) = delete;
+  RestoreStory& operator=(const RestoreStory&) = delete;
+  ~RestoreStory();
+
+  // Takes the set and checks that it makes a tree.
+  Result<void> read(image::Set set);
+  // Root skeleton, emptied, with its namespaces, mounts and place in the cgroups.
+  // `controller`: a pidfd of the process that will dress the tree; -1: this one.
+  Result<void> make_root_world(int controller);
+  // Instead of make_root_world: a skeleton that another process made so, seized by seize_root.
+  Result<void> take_root(tracee::Thread root, tracee::Area area, std::uint64_t park, int controller_pidfd);
+  // All other processes and threads, stopped and empty.
+  Result<void> grow();
+  // Memory, files, attributes.  `images_dir`: where the pages are.
+  Result<void> dress(int images_dir);
+  // Registers; the batch areas go.
+  Result<void> finish_threads();
+  // The point of no return.
+  Result<void> let_go();
+
+  Result<void> tell(Stage stage, bool with_pid = false);
+  // Leaves the root skeleton alone in a sleep that only SIGKILL or a tracer ends; it lives on then.
+  // Of its descriptors only `keep` stay open.
+  Result<void> put_root_to_sleep(std::vector<int> keep);
+
+  state::RestoreContext& context() { return context_; }
+  [[nodiscard]] const Layout& layout() const { return layout_; }
+  [[nodiscard]] std::uint64_t pages_restored() const { return pages_restored_; }
+
+ private:
+  Result<void> build_memory(state::RestoreTask& task);
+  Result<void> dress_task(state::RestoreTask& task);
+
+  const RestoreOptions& options_;
+  Listener& listener_;
+  image::Set set_;
+  std::vector<std::unique_ptr<state::RestoreTask>> tasks_;
+  std::unique_ptr<image::PageStore> pages_;
+  state::Inside inside_;
+  state::OpenFiles files_;
+  state::RestoreContext context_{options_, set_, tasks_, inside_, files_, listener_};
+  state::NamespaceIds namespaces_;
+  Layout layout_;
+  std::map<const state::RestoreTask*, state::memory::KernelMappings> kernel_;  // where each task's vDSO is now
+  std::uint64_t pages_restored_ = 0;
+  bool let_go_ = false;
+};
+
+}  // namespace ferry::engine
