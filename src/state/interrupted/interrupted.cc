@@ -27,7 +27,7 @@ std::int64_t result_of(const tracee::Registers& regs) { return static_cast<std::
 bool in_call(const tracee::Registers& regs) { return regs.orig_rax != kNoCall; }
 
 // Goes on until the thread stands at the wanted stop; a signal that arrives is sent again when it is let go.
-Result<void> wait_for(tracee::Thread& thread, tracee::Stop::Why why) {
+Result<void> wait_for(tracee::Thread& thread, tracee::Stop::Why why, int request) {
   const tracee::Deadline deadline(kPatience);
   for (;;) {
     FERRY_TRY(const tracee::Stop stop, thread.wait(deadline));
@@ -37,13 +37,13 @@ Result<void> wait_for(tracee::Thread& thread, tracee::Stop::Why why) {
     if (stop.why == tracee::Stop::Why::signal) {
       thread.deferred_signals.push_back(stop.signal);
     }
-    FERRY_CHECK(thread.resume(PTRACE_SYSCALL));
+    FERRY_CHECK(thread.resume(request));
   }
 }
 
-Result<void> go_on_to(tracee::Thread& thread, tracee::Stop::Why why) {
+Result<void> go_on_to_entry(tracee::Thread& thread) {
   FERRY_CHECK(thread.resume(PTRACE_SYSCALL));
-  return wait_for(thread, why);
+  return wait_for(thread, tracee::Stop::Why::syscall, PTRACE_SYSCALL);
 }
 
 // Where the thread sleeps, once it does; empty if it did not go to sleep.
@@ -68,12 +68,11 @@ Result<std::string> sleeping_place(HostPid pid, HostPid tid) {
 Result<std::uint32_t> find_call(DumpTask& task, DumpThread& seen) {
   tracee::Thread& thread = task.thread(seen);
   FERRY_CHECK(thread.set_options(PTRACE_O_TRACESYSGOOD));
-  FERRY_CHECK(go_on_to(thread, tracee::Stop::Why::syscall));
-  FERRY_CHECK(thread.resume(PTRACE_SYSCALL));
+  FERRY_CHECK(go_on_to_entry(thread));
+  FERRY_CHECK(thread.resume(PTRACE_CONT));
   FERRY_TRY(const std::string place, sleeping_place(task.pid, seen.tid));
   FERRY_CHECK(thread.interrupt());
-  FERRY_CHECK(wait_for(thread, tracee::Stop::Why::syscall));
-  FERRY_CHECK(go_on_to(thread, tracee::Stop::Why::interrupt));
+  FERRY_CHECK(wait_for(thread, tracee::Stop::Why::interrupt, PTRACE_CONT));
   FERRY_TRY(seen.registers, thread.registers());
   return call_behind(place, seen.registers.rdi);
 }
@@ -103,11 +102,13 @@ Result<std::int64_t> interrupted_call(tracee::Thread& thread, tracee::Registers 
   FERRY_TRY(const std::uint64_t mask, thread.signal_mask());
   FERRY_CHECK(thread.set_signal_mask(kEverything));
   FERRY_CHECK(thread.set_registers(regs));
-  FERRY_CHECK(go_on_to(thread, tracee::Stop::Why::syscall));  // at its entry
+  FERRY_CHECK(go_on_to_entry(thread));
   FERRY_CHECK(thread.interrupt());
-  FERRY_CHECK(go_on_to(thread, tracee::Stop::Why::syscall));  // at its exit
+  // Without a stop at the exit: any trap clears one that is pending (ptrace_stop in kernel/signal.c), and
+  // the thread would go on to user mode with the raw result.
+  FERRY_CHECK(thread.resume(PTRACE_CONT));
+  FERRY_CHECK(wait_for(thread, tracee::Stop::Why::interrupt, PTRACE_CONT));
   FERRY_TRY(const tracee::Registers after, thread.registers());
-  FERRY_CHECK(go_on_to(thread, tracee::Stop::Why::interrupt));
   FERRY_CHECK(thread.set_signal_mask(mask));
   return result_of(after);
 }
