@@ -85,6 +85,8 @@ class Live : public testing::Test {
     if (flavour_ == Flavour::leave_running && test_.options.refused.empty()) {
       // Now the copy of the first checkpoint lives through the rest.
       program.kill_tree();
+      // A restore wants the files as they were; the source has written more since.
+      fs::resize_file(output_, output_size_);
       restore(program, 0);
       for (passed = 0; program.wait_for_checkpoint(passed);) {
         program.pass(++passed);
@@ -95,6 +97,7 @@ class Live : public testing::Test {
 
   void checkpoint(Program& program, std::uint32_t number) {
     const View before = look_at(program.pid());
+    output_size_ = number == 0 ? fs::file_size(output_) : output_size_;
     const bool kills = flavour_ != Flavour::leave_running;
     const std::string images = directory(number);
     fs::create_directory(images);
@@ -181,6 +184,7 @@ class Live : public testing::Test {
   const Flavour flavour_;
   const Scratch* scratch_ = nullptr;
   std::string output_;
+  std::uintmax_t output_size_ = 0;  // at the first checkpoint
   View before_;
 };
 

@@ -44,8 +44,10 @@ struct Options {
 // Returns once the harness has checkpointed and restored this process.  May be called again.
 // The caller holds no odd state meanwhile: it runs in user mode, calling sched_yield(2) now and then.
 void checkpoint_here();
-// The same without any system call, for a process that may not make any.
+// The same without any system call or clock, for a process that may not use them (seccomp's strict mode
+// takes the time stamp counter away, too).  Such a body ends with finish_without_calls().
 void checkpoint_without_calls();
+[[noreturn]] void finish_without_calls();
 
 namespace detail {
 // Waits until the thread sleeps in the system call `number`.

@@ -144,20 +144,25 @@ std::string descriptors(const std::string& proc, Renamer& rename) {
   return out;
 }
 
+// Sorted: their order is that of making, which a restore need not repeat.
 std::string mounts(const std::string& mountinfo) {
-  std::string out;
+  std::set<std::string> sorted;
   for (const std::string& line : lines_of(mountinfo)) {
     std::istringstream words(line);
-    std::string id, parent, device, word;
+    std::string out, id, parent, device, word;
     words >> id >> parent >> device;
     while (words >> word) {
       const std::size_t colon = word.find(':');
       const bool peer = word.rfind("shared:", 0) == 0 || word.rfind("master:", 0) == 0;
       out += " " + (peer ? word.substr(0, colon) : word);
     }
-    out += "\n";
+    sorted.insert(out);
   }
-  return out;
+  std::string all;
+  for (const std::string& line : sorted) {
+    all += line + "\n";
+  }
+  return all;
 }
 
 std::string namespaces(const std::string& proc) {

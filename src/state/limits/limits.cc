@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/membarrier.h>
 #include <linux/sched.h>
+#include <linux/seccomp.h>
 #include <sys/personality.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -265,7 +266,8 @@ Answers ask(DumpTask& task, tracee::Batch& batch) {
       entry.set_cur(limit.soft);
       entry.set_max(limit.hard);
     }
-    if (replies.object<int>(tsc) != PR_TSC_ENABLE) {
+    // Seccomp's strict mode turns it off as well, and will do so again.
+    if (replies.object<int>(tsc) != PR_TSC_ENABLE && task.status.seccomp != SECCOMP_MODE_STRICT) {
       return fail(Kind::unsupported, "pid {} has its time stamp counter disabled (PR_SET_TSC)", task.pid);
     }
     if (replies[merge] > 0) {

@@ -84,6 +84,7 @@ LIVE_TEST(Seccomp, KeepsStrictMode) {
   checkpoint_without_calls();
   char nothing = 0;
   EXPECT_EQ(::syscall(SYS_read, -1, &nothing, 1), -1);
+  finish_without_calls();
 }
 
 LIVE_TEST_WITH(Seccomp, RefusesASupervisedFilter, Options{.refused = "seccomp filter that asks a supervisor"}) {
