@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <ctime>
 
+#include "base/log.h"
 #include "sys/file.h"
 #include "sys/memory.h"
 
@@ -51,15 +52,19 @@ Result<std::string> sleeping_place(HostPid pid, HostPid tid) {
   const tracee::Deadline deadline(kPatience);
   const std::string task = fmt::format("/proc/{}/task/{}", pid, tid);
   while (!deadline.passed()) {
+    // Unlike the state, this file waits until a thread that is about to sleep has left its processor
+    // (task_current_syscall in lib/syscall.c); before, the place would be one that only leads there.
+    FERRY_TRY(const auto call, sys::read_file(task + "/syscall"));
+    if (call.rfind("running", 0) == 0) {
+      ::sched_yield();
+      continue;
+    }
     FERRY_TRY(const auto text, sys::read_file(task + "/stat"));
     FERRY_TRY(const auto stat, sys::parse_stat(text));
-    if (stat.state == 'S') {
-      return sys::read_file(task + "/wchan");
-    }
     if (stat.state == 't' || stat.state == 'T') {
-      return std::string();  // the call ended and the thread stands at its exit
+      return std::string();  // the call ended and the thread stands at a stop
     }
-    ::sched_yield();
+    return sys::read_file(task + "/wchan");
   }
   return sys_fail(ETIMEDOUT, fmt::format("task {} neither slept nor stopped", tid));
 }
@@ -74,7 +79,9 @@ Result<std::uint32_t> find_call(DumpTask& task, DumpThread& seen) {
   FERRY_CHECK(thread.interrupt());
   FERRY_CHECK(wait_for(thread, tracee::Stop::Why::interrupt, PTRACE_CONT));
   FERRY_TRY(seen.registers, thread.registers());
-  return call_behind(place, seen.registers.rdi);
+  const std::uint32_t call = call_behind(place, seen.registers.rdi);
+  log::debug("task {} goes on with call {}: it sleeps in {}, result {}", seen.tid, call, place, result_of(seen.registers));
+  return call;
 }
 
 // Address of the remainder, which the kernel wrote when the stop came; 0 if the call has none.
@@ -127,7 +134,9 @@ bool returns_eintr_from_stop(std::uint64_t call) {
 
 std::uint32_t call_behind(std::string_view wchan, std::uint64_t first_argument) {
   const auto sleeps_in = [&](std::string_view part) { return wchan.find(part) != std::string_view::npos; };
-  if (sleeps_in("nanosleep") || sleeps_in("nsleep")) {
+  // The kernel names no function of its scheduler here, and hrtimer_nanosleep_restart counts as one
+  // (kernel/time/hrtimer.c, __sched): what is left then is the way into the call.
+  if (sleeps_in("nanosleep") || sleeps_in("nsleep") || sleeps_in("do_syscall_64") || sleeps_in("restart_syscall")) {
     // The first argument is the request's address, or a clock: a small number or a negative one.
     const auto clock = static_cast<std::int32_t>(first_argument);
     const bool is_clock = first_argument < kPage || (clock < 0 && first_argument >> 32 == 0) ||

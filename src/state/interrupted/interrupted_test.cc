@@ -59,6 +59,7 @@ TEST(InterruptedCall, IsFoundBehindRestartSyscall) {
   EXPECT_EQ(call_behind("do_cpu_nanosleep", 0xfffffffa), static_cast<std::uint32_t>(SYS_clock_nanosleep));
   EXPECT_EQ(call_behind("futex_wait_queue", 0x601000), static_cast<std::uint32_t>(SYS_futex));
   EXPECT_EQ(call_behind("poll_schedule_timeout.constprop.0", 0x601000), static_cast<std::uint32_t>(SYS_poll));
+  EXPECT_EQ(call_behind("do_syscall_64", 0x7ffd12345678), static_cast<std::uint32_t>(SYS_nanosleep));
   EXPECT_EQ(call_behind("0", 0x601000), 0U);
 }
 
