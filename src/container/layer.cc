@@ -77,7 +77,7 @@ auto archive_fail(archive* a, std::string_view what, const char* path) {
 }
 
 // The attributes are filtered on the way out and on the way in: a stream may come from anywhere.
-void drop_local_attributes(archive_entry* entry) {
+void drop_local_attributes(archive_entry* entry, bool all_of_overlayfs = false) {
   std::vector<std::pair<std::string, std::string>> kept;
   const char* name = nullptr;
   const void* value = nullptr;
@@ -85,7 +85,7 @@ void drop_local_attributes(archive_entry* entry) {
   bool dropped = false;
   archive_entry_xattr_reset(entry);
   while (archive_entry_xattr_next(entry, &name, &value, &size) == ARCHIVE_OK) {
-    if (is_local_attribute(name)) {
+    if (is_local_attribute(name) || (all_of_overlayfs && std::string_view(name).starts_with("trusted.overlay."))) {
       dropped = true;
     } else {
       kept.emplace_back(name, std::string(static_cast<const char*>(value), size));
@@ -113,7 +113,7 @@ bool take_socket_mark(archive_entry* entry) {
   return false;
 }
 
-Result<void> copy_file(archive* disk, archive* out, const char* path) {
+Result<void> copy_file(archive* disk, archive* out, const char* path, bool may_change) {
   static constexpr std::array<char, 65536> kZeros{};
   la_int64_t position = 0;
   for (;;) {
@@ -123,6 +123,9 @@ Result<void> copy_file(archive* disk, archive* out, const char* path) {
     const int got = archive_read_data_block(disk, &block, &size, &offset);
     if (got == ARCHIVE_EOF) {
       return {};
+    }
+    if (got != ARCHIVE_OK && may_change) {
+      return {};  // the writer fills the entry up with zeros
     }
     if (got != ARCHIVE_OK) {
       return archive_fail(disk, "reading", path);
@@ -142,64 +145,102 @@ Result<void> copy_file(archive* disk, archive* out, const char* path) {
   }
 }
 
-Result<void> write_entry(archive* disk, archive* out, archive_entry* entry) {
+Result<void> write_entry(archive* disk, archive* out, archive_entry* entry, const PackChoice& choice) {
   const char* path = archive_entry_pathname(entry);
   if (archive_entry_filetype(entry) == AE_IFSOCK) {
     archive_entry_set_filetype(entry, AE_IFREG);
     archive_entry_set_size(entry, 0);
     archive_entry_xattr_add_entry(entry, kSocketMark, "1", 1);
   }
-  drop_local_attributes(entry);
+  drop_local_attributes(entry, choice.for_mounted);
   if (archive_write_header(out, entry) != ARCHIVE_OK) {
     return archive_fail(out, "packing", path);
   }
   if (archive_entry_size(entry) > 0) {
-    FERRY_CHECK(copy_file(disk, out, path));
+    FERRY_CHECK(copy_file(disk, out, path, choice.may_change));
   }
   return {};
 }
 
-Result<LayerReport> pack(int out_fd) {
-  const Reader disk(archive_read_disk_new());
-  archive_read_disk_set_symlink_physical(disk.get());
-  archive_read_disk_set_behavior(disk.get(), ARCHIVE_READDISK_RESTORE_ATIME);
-  const Writer out(archive_write_new());
-  archive_write_set_format_pax(out.get());
+struct Packer {
+  Reader disk;
+  Writer out;
+  Resolver links;
+};
+
+Result<Packer> open_packer(int out_fd) {
+  Packer packer{Reader(archive_read_disk_new()), Writer(archive_write_new()), Resolver(archive_entry_linkresolver_new())};
+  archive_read_disk_set_symlink_physical(packer.disk.get());
+  archive_read_disk_set_behavior(packer.disk.get(), ARCHIVE_READDISK_RESTORE_ATIME);
+  archive* out = packer.out.get();
+  archive_write_set_format_pax(out);
   // File names are bytes, in no particular encoding.
-  archive_write_set_options(out.get(), "hdrcharset=BINARY");
-  archive_write_set_bytes_in_last_block(out.get(), 1);
-  if (archive_write_open_fd(out.get(), out_fd) != ARCHIVE_OK) {
-    return archive_fail(out.get(), "opening", nullptr);
+  archive_write_set_options(out, "hdrcharset=BINARY");
+  archive_write_set_bytes_in_last_block(out, 1);
+  if (archive_write_open_fd(out, out_fd) != ARCHIVE_OK) {
+    return archive_fail(out, "opening", nullptr);
   }
-  const Resolver links(archive_entry_linkresolver_new());
-  archive_entry_linkresolver_set_strategy(links.get(), ARCHIVE_FORMAT_TAR_PAX_INTERCHANGE);
-  if (archive_read_disk_open(disk.get(), ".") != ARCHIVE_OK) {
-    return archive_fail(disk.get(), "opening", nullptr);
+  archive_entry_linkresolver_set_strategy(packer.links.get(), ARCHIVE_FORMAT_TAR_PAX_INTERCHANGE);
+  return packer;
+}
+
+Result<void> pack_entry(Packer& packer, archive_entry* entry, const PackChoice& choice, LayerReport& report) {
+  archive_entry* deferred = nullptr;  // other formats write hard links late; tar never does
+  archive_entry_linkify(packer.links.get(), &entry, &deferred);
+  FERRY_CHECK(write_entry(packer.disk.get(), packer.out.get(), entry, choice));
+  ++report.entries;
+  return {};
+}
+
+Result<LayerReport> finish(Packer& packer, LayerReport report) {
+  if (archive_write_close(packer.out.get()) != ARCHIVE_OK) {
+    return archive_fail(packer.out.get(), "finishing", nullptr);
+  }
+  report.bytes = static_cast<std::uint64_t>(archive_filter_bytes(packer.out.get(), -1));
+  return report;
+}
+
+Result<LayerReport> pack(int out_fd) {
+  FERRY_TRY(Packer packer, open_packer(out_fd));
+  archive* disk = packer.disk.get();
+  if (archive_read_disk_open(disk, ".") != ARCHIVE_OK) {
+    return archive_fail(disk, "opening", nullptr);
   }
   LayerReport report;
   for (;;) {
-    const Entry owned(archive_entry_new2(disk.get()));
-    const int got = archive_read_next_header2(disk.get(), owned.get());
+    const Entry entry(archive_entry_new2(disk));
+    const int got = archive_read_next_header2(disk, entry.get());
     if (got == ARCHIVE_EOF) {
-      break;
+      return finish(packer, report);
     }
     if (got != ARCHIVE_OK) {
-      return archive_fail(disk.get(), "reading", archive_entry_pathname(owned.get()));
+      return archive_fail(disk, "reading", archive_entry_pathname(entry.get()));
     }
-    if (archive_read_disk_can_descend(disk.get()) != 0) {
-      archive_read_disk_descend(disk.get());
+    if (archive_read_disk_can_descend(disk) != 0) {
+      archive_read_disk_descend(disk);
     }
-    archive_entry* entry = owned.get();
-    archive_entry* deferred = nullptr;  // other formats write hard links late; tar never does
-    archive_entry_linkify(links.get(), &entry, &deferred);
-    FERRY_CHECK(write_entry(disk.get(), out.get(), entry));
-    ++report.entries;
+    FERRY_CHECK(pack_entry(packer, entry.get(), {}, report));
   }
-  if (archive_write_close(out.get()) != ARCHIVE_OK) {
-    return archive_fail(out.get(), "finishing", nullptr);
+}
+
+Result<LayerReport> pack_chosen(const std::vector<std::string>& paths, const PackChoice& choice, int out_fd) {
+  FERRY_TRY(Packer packer, open_packer(out_fd));
+  archive* disk = packer.disk.get();
+  LayerReport report;
+  for (const std::string& path : paths) {
+    if (archive_read_disk_open(disk, path.c_str()) != ARCHIVE_OK) {
+      return archive_fail(disk, "opening", path.c_str());
+    }
+    const Entry entry(archive_entry_new2(disk));
+    const int got = archive_read_next_header2(disk, entry.get());
+    if (got == ARCHIVE_OK) {
+      FERRY_CHECK(pack_entry(packer, entry.get(), choice, report));
+    } else if (!choice.may_change) {
+      return archive_fail(disk, "reading", path.c_str());
+    }
+    archive_read_close(disk);
   }
-  report.bytes = static_cast<std::uint64_t>(archive_filter_bytes(out.get(), -1));
-  return report;
+  return finish(packer, report);
 }
 
 Result<void> make_socket(archive_entry* entry) {
@@ -321,6 +362,12 @@ bool is_local_attribute(std::string_view name) {
 
 Result<LayerReport> pack_layer(const std::string& directory, int out_fd) {
   return inside(directory, [&] { return pack(out_fd); }).during("packing the writable layer {}", directory);
+}
+
+Result<LayerReport> pack_layer_entries(const std::string& directory, const std::vector<std::string>& paths,
+                                       const PackChoice& choice, int out_fd) {
+  return inside(directory, [&] { return pack_chosen(paths, choice, out_fd); })
+      .during("packing the writable layer {}", directory);
 }
 
 Result<LayerReport> unpack_layer(int in_fd, const std::string& directory) {

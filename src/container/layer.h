@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/error.h"
 
@@ -24,6 +25,17 @@ struct LayerReport {
 
 // Writes the content of `directory` to `out_fd`.
 Result<LayerReport> pack_layer(const std::string& directory, int out_fd);
+
+// Some entries only, by their paths relative to `directory` (and "." for itself), for unpack_layer.
+struct PackChoice {
+  // The container runs: what vanishes is left out, what changes may arrive torn, to be sent again.
+  bool may_change = false;
+  // For a mounted overlay instead of an upper directory: without whiteouts and overlayfs's attributes,
+  // which cannot be made there.
+  bool for_mounted = false;
+};
+Result<LayerReport> pack_layer_entries(const std::string& directory, const std::vector<std::string>& paths,
+                                       const PackChoice& choice, int out_fd);
 
 // Reads one stream from `in_fd`, to its end, into an existing directory.  Trusts no name in the
 // stream: nothing is written outside of `directory`.  On an error the directory is half filled.

@@ -15,7 +15,12 @@
 namespace ferry::container {
 
 std::string encode_reference(const ReferenceContent& content) {
-  Json out = {{"version", 1}, {"id", content.id}, {"images", content.images}};
+  Json out = {{"version", 1}, {"id", content.id}};
+  if (content.receiver.empty()) {
+    out["images"] = content.images;
+  } else {
+    out["receiver"] = content.receiver;
+  }
   if (content.hostname) {
     out["hostname"] = *content.hostname;
   }
@@ -32,13 +37,15 @@ Result<ReferenceContent> decode_reference(std::string_view json) {
   }
   ReferenceContent out{.id = json_text(root, "id"),
                        .images = json_text(root, "images"),
+                       .receiver = json_text(root, "receiver"),
                        .hostname = std::nullopt,
                        .close_tcp = json_bool(root, "tcp_close")};
   if (json_at(root, "hostname").is_string()) {
     out.hostname = json_text(root, "hostname");
   }
-  if (out.id.empty() || !out.images.starts_with('/')) {
-    return fail(Kind::corrupt, "{} lacks an id or an absolute path", kReferenceFile);
+  const std::string& path = out.receiver.empty() ? out.images : out.receiver;
+  if (out.id.empty() || !path.starts_with('/') || (!out.receiver.empty() && !out.images.empty())) {
+    return fail(Kind::corrupt, "{} lacks an id or one absolute path", kReferenceFile);
   }
   return out;
 }

@@ -22,6 +22,8 @@ using Commands = std::vector<Command>;
 
 void add_checkpoint(CLI::App& root, Commands& commands);
 void add_start(CLI::App& root, Commands& commands);
+void add_migrate(CLI::App& root, Commands& commands);
+void add_receive(CLI::App& root, Commands& commands);
 void add_image(CLI::App& root, Commands& commands);
 void add_version(CLI::App& root, Commands& commands);
 

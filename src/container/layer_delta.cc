@@ -1,0 +1,242 @@
+#include "container/layer_delta.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/xattr.h>
+#include <linux/openat2.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <ctime>
+#include <filesystem>
+#include <memory>
+#include <sstream>
+
+#include "base/unique_fd.h"
+#include "container/small_file.h"
+
+namespace ferry::container {
+namespace {
+
+// Two changes within one tick of the kernel's clock (10 ms at HZ=100) have the same stamp, so what was
+// stamped shortly before the first look may have changed after it unnoticed.
+constexpr std::int64_t kTick = 20'000'000;
+
+struct CloseDirectory {
+  void operator()(DIR* directory) const { ::closedir(directory); }
+};
+using Directory = std::unique_ptr<DIR, CloseDirectory>;
+
+std::int64_t to_ns(const timespec& time) { return time.tv_sec * 1'000'000'000 + time.tv_nsec; }
+
+bool is_opaque(int directory) {
+  char value = 0;
+  return ::fgetxattr(directory, "trusted.overlay.opaque", &value, 1) == 1 && value == 'y';
+}
+
+// What vanishes while we look is as if it had not been there.
+Result<void> look_into(UniqueFd fd, const std::string& path, LayerLook& look) {
+  const Directory directory(::fdopendir(fd.get()));
+  if (!directory) {
+    return sys_fail(fmt::format("fdopendir({})", path));
+  }
+  const int own = fd.release();  // closed with the stream
+  for (;;) {
+    errno = 0;
+    const dirent* entry = ::readdir(directory.get());
+    if (entry == nullptr) {
+      return errno == 0 ? Result<void>() : Result<void>(sys_fail(fmt::format("readdir({})", path)));
+    }
+    const std::string name = entry->d_name;
+    if (name == "." || name == "..") {
+      continue;
+    }
+    struct stat info {};
+    if (::fstatat(own, name.c_str(), &info, AT_SYMLINK_NOFOLLOW) != 0) {
+      if (errno == ENOENT) {
+        continue;
+      }
+      return sys_fail(fmt::format("fstatat({}/{})", path, name));
+    }
+    const std::string full = path.empty() ? name : path + "/" + name;
+    LayerFile file{.ino = info.st_ino,
+                   .size = info.st_size,
+                   .ctime_ns = to_ns(info.st_ctim),
+                   .mode = info.st_mode,
+                   .whiteout = S_ISCHR(info.st_mode) && info.st_rdev == makedev(0, 0),
+                   .opaque = false};
+    if (S_ISDIR(info.st_mode)) {
+      UniqueFd below(::openat(own, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+      if (!below) {
+        if (errno == ENOENT || errno == ENOTDIR) {
+          continue;
+        }
+        return sys_fail(fmt::format("openat({})", full));
+      }
+      file.opaque = is_opaque(below.get());
+      look.files.emplace(full, file);
+      FERRY_CHECK(look_into(std::move(below), full, look));
+    } else {
+      look.files.emplace(full, file);
+    }
+  }
+}
+
+bool is_below(const std::string& path, const std::vector<std::string>& removed) {
+  for (const std::string& parent : removed) {
+    if (path.size() > parent.size() && path.starts_with(parent) && path[parent.size()] == '/') {
+      return true;
+    }
+  }
+  return false;
+}
+
+bool same_file(const LayerFile& a, const LayerFile& b) {
+  return a.ino == b.ino && (a.mode & S_IFMT) == (b.mode & S_IFMT) && a.opaque == b.opaque && a.whiteout == b.whiteout;
+}
+
+Result<UniqueFd> open_below(int root, const std::string& path, int flags) {
+  open_how how{};
+  how.flags = static_cast<std::uint64_t>(flags) | O_CLOEXEC;
+  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV;
+  UniqueFd fd(static_cast<int>(::syscall(SYS_openat2, root, path.c_str(), &how, sizeof how)));
+  if (!fd) {
+    return sys_fail(fmt::format("openat2({})", path));
+  }
+  return fd;
+}
+
+Result<void> remove_tree(int parent, const std::string& name) {
+  if (::unlinkat(parent, name.c_str(), 0) == 0 || errno == ENOENT) {
+    return {};
+  }
+  if (errno != EISDIR && errno != EPERM) {
+    return sys_fail(fmt::format("unlinkat({})", name));
+  }
+  UniqueFd fd(::openat(parent, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  if (!fd) {
+    return sys_fail(fmt::format("openat({})", name));
+  }
+  const Directory directory(::fdopendir(fd.get()));
+  if (!directory) {
+    return sys_fail(fmt::format("fdopendir({})", name));
+  }
+  const int own = fd.release();
+  std::vector<std::string> names;
+  while (const dirent* entry = ::readdir(directory.get())) {
+    if (std::string_view(entry->d_name) != "." && std::string_view(entry->d_name) != "..") {
+      names.emplace_back(entry->d_name);
+    }
+  }
+  for (const std::string& child : names) {
+    FERRY_CHECK(remove_tree(own, child));
+  }
+  if (::unlinkat(parent, name.c_str(), AT_REMOVEDIR) != 0) {
+    return sys_fail(fmt::format("unlinkat({}, AT_REMOVEDIR)", name));
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<LayerLook> look_at_layer(const std::string& upper_dir) {
+  LayerLook look;
+  timespec now{};
+  ::clock_gettime(CLOCK_REALTIME_COARSE, &now);
+  look.begun_ns = to_ns(now);
+  UniqueFd fd(::open(upper_dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd) {
+    return sys_fail(fmt::format("open({})", upper_dir));
+  }
+  FERRY_CHECK(look_into(std::move(fd), {}, look).during("looking at the writable layer {}", upper_dir));
+  return look;
+}
+
+LayerDelta compare_layers(const LayerLook& before, const LayerLook& now, const std::set<std::string>& mapped) {
+  LayerDelta out;
+  for (const auto& [path, old] : before.files) {
+    if (is_below(path, out.removed)) {
+      continue;
+    }
+    const auto still = now.files.find(path);
+    // A whiteout that went away because a file took its place hides nothing any more in the copy.
+    const bool replaced = still != now.files.end() && !same_file(old, still->second) && !old.whiteout;
+    if ((still == now.files.end() && !old.whiteout) || replaced) {
+      out.removed.push_back(path);
+    }
+  }
+  for (const auto& [path, file] : now.files) {
+    const auto old = before.files.find(path);
+    const bool is_new = old == before.files.end() || !same_file(old->second, file) || is_below(path, out.removed);
+    if (file.whiteout) {
+      if (is_new && (out.removed.empty() || out.removed.back() != path)) {
+        out.removed.push_back(path);
+      }
+      continue;
+    }
+    if (is_new && file.opaque && old == before.files.end()) {
+      out.removed.push_back(path);  // it hides a directory of the image that the copy still shows
+    }
+    if (is_new || old->second.ctime_ns != file.ctime_ns || old->second.size != file.size ||
+        old->second.mode != file.mode || file.ctime_ns >= before.begun_ns - kTick || mapped.contains(path)) {
+      out.changed.push_back(path);
+    }
+  }
+  return out;
+}
+
+Result<std::set<std::string>> mapped_files(const std::string& cgroup) {
+  FERRY_TRY(const std::string processes, read_small_file(cgroup + "/cgroup.procs"));
+  std::set<std::string> out;
+  std::istringstream pids(processes);
+  std::string pid;
+  while (std::getline(pids, pid)) {
+    const auto maps = read_small_file(fmt::format("/proc/{}/maps", pid));
+    if (!maps) {
+      continue;  // a process that has ended maps nothing
+    }
+    std::istringstream lines(*maps);
+    std::string line;
+    while (std::getline(lines, line)) {
+      // proc(5): address perms offset dev inode pathname
+      const auto space = line.find(' ');
+      const auto slash = line.find('/');
+      if (space == std::string::npos || slash == std::string::npos || line.size() < space + 5 ||
+          line[space + 2] != 'w' || line[space + 4] != 's') {
+        continue;
+      }
+      out.insert(line.substr(slash + 1));
+    }
+  }
+  return out;
+}
+
+Result<void> remove_paths(const std::string& root, const std::vector<std::string>& paths) {
+  const UniqueFd fd(::open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd) {
+    return sys_fail(fmt::format("open({})", root));
+  }
+  for (const std::string& path : paths) {
+    const std::filesystem::path whole(path);
+    const std::string name = whole.filename();
+    if (name.empty() || name == "." || name == "..") {
+      return fail(Kind::corrupt, "the change of the layer names \"{}\", which cannot be removed", path);
+    }
+    const std::string parent = whole.parent_path();
+    auto folder = open_below(fd.get(), parent.empty() ? "." : parent, O_RDONLY | O_DIRECTORY);
+    if (!folder && (folder.error().os_errno == ENOENT || folder.error().os_errno == ENOTDIR)) {
+      continue;  // gone with its parent
+    }
+    if (!folder) {
+      return tl::unexpected<Error>(std::move(folder).error());
+    }
+    FERRY_CHECK(remove_tree(folder->get(), name).during("removing {} from the twin", path));
+  }
+  return {};
+}
+
+}  // namespace ferry::container

@@ -1,0 +1,133 @@
+#include "container/move_target.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+
+#include "container/containerd.h"
+#include "container/image_transfer.h"
+#include "container/layer_delta.h"
+#include "container/preflight.h"
+
+namespace ferry::container {
+namespace {
+
+constexpr std::chrono::seconds kStopLimit(30);
+
+bool is_image_id(const std::string& name) { return name.starts_with("sha256:"); }
+
+}  // namespace
+
+Result<Arrival> Arrival::plan(Docker& docker, const std::string& container_json, const std::string& networks_json) {
+  Arrival out(docker);
+  FERRY_TRY(out.source_, parse_container(container_json));
+  FERRY_TRY(out.networks_, decode_networks(networks_json));
+  FERRY_CHECK(out.look());
+  return out;
+}
+
+Result<void> Arrival::look() {
+  FERRY_TRY(const DestinationFacts facts, look_at_destination(*docker_, source_));
+  FERRY_TRY(plan_, plan_twin(source_, networks_, facts));
+  image_of_name_ = facts.image_of_name;
+  const auto image = docker_->image(source_.image_id);
+  if (!image && image.error().kind != Kind::gone) {
+    return tl::unexpected<Error>(image.error());
+  }
+  has_image_ = image.has_value();
+  return {};
+}
+
+std::vector<std::string> Arrival::obstacles() const {
+  std::vector<std::string> out = plan_.obstacles;
+  for (const Finding& finding : examine_restoring_daemon(*docker_)) {
+    if (finding.refuses) {
+      out.push_back(finding.text);
+    }
+  }
+  if (docker_->info().storage_driver != "overlay2") {
+    out.push_back(fmt::format("the destination's Docker uses the storage driver {}: only overlay2 is supported", docker_->info().storage_driver));
+  }
+  return out;
+}
+
+Result<std::set<std::string>> Arrival::present_chain_ids() const { return container::present_chain_ids(*docker_); }
+
+Result<void> Arrival::load_image(int in_fd) {
+  FERRY_CHECK(container::load_image(*docker_, in_fd));
+  return look();
+}
+
+Result<void> Arrival::create() {
+  if (!has_image_) {
+    return fail(Kind::gone, "image {} did not arrive", source_.image_id);
+  }
+  // A name that means another image here stays with that one.
+  if (image_of_name_.empty() && !source_.image_name.empty() && !is_image_id(source_.image_name)) {
+    FERRY_CHECK(docker_->tag_image(source_.image_id, source_.image_name));
+    FERRY_CHECK(look());
+  }
+  if (!plan_.obstacles.empty()) {
+    return fail(Kind::invalid, "{}", plan_.obstacles.front());
+  }
+  FERRY_TRY(id_, docker_->create(plan_.name, plan_.request_json).during("creating container {} on the destination", plan_.name));
+  for (const TwinConnection& connection : plan_.connections) {
+    FERRY_CHECK(docker_->connect_network(connection.network, connection.request_json)
+                    .during("connecting the twin to network {}", connection.network));
+  }
+  FERRY_TRY(twin_, docker_->container(id_));
+  return {};
+}
+
+Result<LayerReport> Arrival::unpack_layer(int in_fd) { return container::unpack_layer(in_fd, twin_.upper_dir); }
+
+Result<UniqueFd> Arrival::open_log(const std::string& suffix) const {
+  // ".1", ".12.gz": it becomes part of a path.
+  const auto is_known = [](char c) { return (c >= '0' && c <= '9') || c == '.' || c == 'g' || c == 'z'; };
+  if (suffix.size() > 12 || !std::all_of(suffix.begin(), suffix.end(), is_known)) {
+    return fail(Kind::corrupt, "the source names a log file \"{}\"", suffix);
+  }
+  const std::string path = fmt::format("{}/{}-json.log{}", docker_->container_dir(id_), id_, suffix);
+  UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0640));
+  if (!fd) {
+    return sys_fail(fmt::format("open({})", path));
+  }
+  return fd;
+}
+
+Result<Reference> Arrival::refer(const std::string& receiver, const std::vector<std::string>& descriptors, bool close_tcp) const {
+  ReferenceContent content;
+  content.receiver = receiver;
+  content.close_tcp = close_tcp;
+  if (twin_.uts_mode != "host") {
+    content.hostname = twin_.hostname;
+  }
+  return Reference::make(docker_->container_dir(id_) + "/checkpoints", std::move(content), descriptors);
+}
+
+// Docker keeps the overlay mounted at merged_dir, without what is mounted on top of it in the container.
+Result<void> Arrival::remove_files(const std::vector<std::string>& paths) const { return remove_paths(twin_.merged_dir, paths); }
+
+Result<LayerReport> Arrival::unpack_changes(int in_fd) const { return container::unpack_layer(in_fd, twin_.merged_dir); }
+
+Result<void> Arrival::finish() {
+  if (plan_.restart_policy.name != "no" && !plan_.restart_policy.name.empty()) {
+    FERRY_CHECK(docker_->set_restart_policy(id_, plan_.restart_policy)
+                    .during("giving container {} its restart policy \"{}\"", plan_.name, plan_.restart_policy.name));
+  }
+  return {};
+}
+
+Result<void> discard_twin(Docker& docker, const std::string& id) {
+  FERRY_TRY(const Container twin, docker.container(id));
+  if (twin.running() || twin.status == "paused") {
+    // It may end by itself meanwhile, which Docker answers with an error.
+    if (auto killed = docker.kill(id); !killed && killed.error().kind != Kind::invalid) {
+      return std::move(killed).during("ending the twin {}", twin.name);
+    }
+  }
+  FERRY_CHECK(docker.wait_until_stopped(id, kStopLimit));
+  return docker.remove(id).during("removing the twin {}", twin.name);
+}
+
+}  // namespace ferry::container

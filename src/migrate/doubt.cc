@@ -1,0 +1,103 @@
+#include "migrate/doubt.h"
+
+#include <stdlib.h>
+
+#include <thread>
+
+#include "container/docker.h"
+#include "migrate/freezer.h"
+#include "migrate/hello.h"
+#include "migrate/link.h"
+#include "migrate/message.pb.h"
+#include "migrate/remote_shell.h"
+#include "migrate/send.h"
+
+namespace ferry::migrate {
+namespace {
+
+constexpr std::chrono::seconds kAnswerLimit(60);
+constexpr std::chrono::seconds kStopLimit(60);
+constexpr std::chrono::hours kPatience(24);
+constexpr std::chrono::seconds kBetween(5);
+
+Result<container::Docker> docker_of(const GivenRecord& record) {
+  if (!record.docker_host.empty()) {
+    ::setenv("DOCKER_HOST", record.docker_host.c_str(), 1);
+  }
+  return container::Docker::connect();
+}
+
+Result<void> end_source(container::Docker& docker, const GivenRecord& record) {
+  const auto container = docker.container(record.container_id);
+  if (!container && container.error().kind == Kind::gone) {
+    return {};
+  }
+  FERRY_CHECK(container);
+  if (container->running()) {
+    FERRY_CHECK(kill_frozen(record.freeze_cgroup));
+    FERRY_CHECK(docker.wait_until_stopped(record.container_id, kStopLimit));
+  }
+  if (record.keep_source) {
+    return {};
+  }
+  auto removed = docker.remove(record.container_id);
+  return !removed && removed.error().kind == Kind::gone ? Result<void>() : std::move(removed);
+}
+
+}  // namespace
+
+Result<Decision> ask(const std::string& rsh, const std::string& destination, const std::string& move) {
+  FERRY_TRY(RemoteShell shell, RemoteShell::start(rsh, destination, {"ferry", "receive"}));
+  Link link(shell.take_output(), shell.take_input(), -1, destination);
+  FERRY_TRY(const HostFacts facts, facts_of_this_host());
+  FERRY_CHECK(send_hello(link, facts));
+  FERRY_CHECK(receive_hello(link, kAnswerLimit));
+  wire::Message question;
+  question.mutable_ask()->set_move(move);
+  FERRY_CHECK(link.send(question));
+  wire::Message answer;
+  FERRY_CHECK(link.receive(answer, kAnswerLimit));
+  if (answer.has_taken()) {
+    return Decision::taken;
+  }
+  if (answer.has_refused()) {
+    return Decision::refused;
+  }
+  return fail(Kind::corrupt, "{} does not answer what became of move {}", destination, move);
+}
+
+Result<std::string> act(const GivenRecord& record, Decision decision) {
+  FERRY_TRY(container::Docker docker, docker_of(record));
+  std::string sentence;
+  if (decision == Decision::taken) {
+    FERRY_CHECK(end_source(docker, record).during("ending container {} here", record.container_name));
+    sentence = fmt::format("container {} runs on {}; it was ended here", record.container_name, record.destination);
+  } else {
+    FERRY_CHECK(thaw(record.freeze_cgroup));
+    if (!record.restart_policy.empty() && record.restart_policy != "no") {
+      FERRY_CHECK(docker.set_restart_policy(record.container_id, {record.restart_policy, record.restart_retries}));
+    }
+    sentence = fmt::format("container {} did not move to {}; it runs on here", record.container_name, record.destination);
+  }
+  forget_given(record.move);
+  return sentence;
+}
+
+Result<std::string> resolve(const std::string& move) {
+  FERRY_TRY(const GivenRecord record, read_given(move));
+  FERRY_TRY(const Decision decision, ask(record.rsh, record.destination, record.move));
+  return act(record, decision);
+}
+
+void resolve_patiently(const std::string& move) {
+  const auto end = std::chrono::steady_clock::now() + kPatience;
+  while (std::chrono::steady_clock::now() < end) {
+    const auto resolved = resolve(move);
+    if (resolved || resolved.error().kind == Kind::invalid || resolved.error().kind == Kind::corrupt || !read_given(move)) {
+      return;
+    }
+    std::this_thread::sleep_for(kBetween);  // between two tries to reach the other host, not for an event here
+  }
+}
+
+}  // namespace ferry::migrate

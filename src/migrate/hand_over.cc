@@ -1,0 +1,170 @@
+#include "migrate/hand_over.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <ctime>
+
+#include "base/log.h"
+#include "migrate/doubt.h"
+#include "migrate/freezer.h"
+#include "migrate/hello.h"
+#include "migrate/message.pb.h"
+#include "migrate/pages.h"
+#include "migrate/pump.h"
+
+namespace ferry::migrate {
+namespace {
+
+using Verdict = engine::Keeper::Verdict;
+
+constexpr std::chrono::seconds kAnswerLimit(120);  // the destination builds the tree meanwhile
+constexpr std::chrono::seconds kFirstTries(60);
+constexpr int kBetweenSeconds = 2;
+
+class NoPages : public image::PageSink {
+ public:
+  void describe(std::uint64_t, std::uint64_t, std::uint32_t) override {}
+  Result<void> append(std::span<const std::byte>) override { return {}; }
+  Result<void> finish() override { return {}; }
+};
+
+// Sleeps, or ends with the first of the signals that the program holds back.
+bool user_wants_to_stop(int seconds) {
+  sigset_t wanted;
+  sigemptyset(&wanted);
+  for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT}) {
+    sigaddset(&wanted, number);
+  }
+  const timespec limit{.tv_sec = seconds, .tv_nsec = 0};
+  return ::sigtimedwait(&wanted, nullptr, &limit) > 0;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<image::PageSink>> LookKeeper::pages(image::Set&, image::Name) {
+  return std::unique_ptr<image::PageSink>(std::make_unique<NoPages>());
+}
+
+Result<void> LookKeeper::images(const image::Set& set) {
+  FERRY_TRY(encoded_, image::encode(set));
+  return {};
+}
+
+Result<std::unique_ptr<image::PageSink>> HandOver::pages(image::Set&, image::Name pagemap) {
+  FERRY_CHECK(link_.check_interrupt());
+  return std::unique_ptr<image::PageSink>(std::make_unique<PageSender>(link_, pagemap));
+}
+
+// The files first: building the tree opens them.
+Result<void> HandOver::images(const image::Set& set) {
+  times_.memory_ns = monotonic_ns();
+  FERRY_CHECK(send_changes().during("sending the files that changed"));
+  times_.files_ns = monotonic_ns();
+  FERRY_TRY(const std::string bytes, image::encode(set));
+  wire::Message message;
+  message.mutable_images();
+  FERRY_CHECK(link_.send(message));
+  FERRY_CHECK(link_.send_bulk(std::as_bytes(std::span(bytes))));
+  return link_.end_bulk();
+}
+
+Result<void> HandOver::send_changes() {
+  FERRY_TRY(const auto delta, departure_.changes());
+  if (delta.empty()) {
+    return {};
+  }
+  wire::Message message;
+  wire::Delta& wire_delta = *message.mutable_delta();
+  for (const std::string& path : delta.removed) {
+    wire_delta.add_removed(path);
+  }
+  FERRY_CHECK(link_.send(message));
+  FERRY_TRY(changed_bytes_, send_written(link_, [&](int fd) -> Result<void> {
+              FERRY_CHECK(departure_.pack_changes(delta, fd));
+              return {};
+            }));
+  return {};
+}
+
+// From the record on, only the destination's word decides.  The frozen cgroup holds the tree if we die.
+Result<Verdict> HandOver::end() {
+  FERRY_CHECK(link_.check_interrupt());
+  FERRY_CHECK(write_given(record_));
+  const auto undo = [&] {
+    static_cast<void>(thaw(record_.freeze_cgroup));
+    forget_given(record_.move);
+  };
+  if (auto told = guard_.tell("given " + record_.move); !told) {
+    forget_given(record_.move);
+    return tl::unexpected<Error>(std::move(told).error());
+  }
+  if (auto frozen = freeze(record_.freeze_cgroup); !frozen) {
+    static_cast<void>(guard_.tell("kept"));
+    undo();
+    return tl::unexpected<Error>(std::move(frozen).error());
+  }
+  link_.no_interrupts();
+  times_.given_ns = monotonic_ns();
+  wire::Message given;
+  given.mutable_given();
+  wire::Message answer;
+  auto answered = link_.send(given);
+  // A destination that failed has said so before the connection broke.
+  auto received = link_.receive(answer, kAnswerLimit);
+  if (received) {
+    answered = {};
+  } else {
+    answered = std::move(received);
+  }
+  if (!answered || (!answer.has_taken() && !answer.has_refused())) {
+    connected_ = false;
+    return ask_until_known(answered ? Error{.kind = Kind::corrupt, .what = "the destination's answer is none", .during = {}} : answered.error());
+  }
+  if (answer.has_taken()) {
+    resumed_ns_ = answer.taken().resumed_ns();
+    return decided(Decision::taken, {});
+  }
+  return decided(Decision::refused, answer.refused().reason());
+}
+
+Result<Verdict> HandOver::decided(Decision decision, const std::string& reason) {
+  if (decision == Decision::taken) {
+    taken_ = true;
+    FERRY_CHECK(kill_frozen(record_.freeze_cgroup));
+    forget_given(record_.move);
+    static_cast<void>(guard_.tell("taken"));
+    return Verdict::as_asked;
+  }
+  FERRY_CHECK(thaw(record_.freeze_cgroup));
+  forget_given(record_.move);
+  static_cast<void>(guard_.tell("kept"));
+  return fail(Kind::os, "{}: {}", record_.destination, reason);
+}
+
+Result<Verdict> HandOver::ask_until_known(const Error& broken) {
+  fmt::print(stderr, "ferry: {}; it is not known whether {} took the container, so it stays frozen here while ferry asks\n",
+             broken.message(), record_.destination);
+  const auto begin = std::chrono::steady_clock::now();
+  bool said = false;
+  for (;;) {
+    const auto answer = ask(record_.rsh, record_.destination, record_.move);
+    if (answer) {
+      return decided(*answer, "the connection broke, and the destination has not taken the container");
+    }
+    if (!said && std::chrono::steady_clock::now() - begin > kFirstTries) {
+      said = true;
+      fmt::print(stderr, "ferry: {} does not answer ({}): container {} stays frozen until it does; ferry goes on asking, also in the background after Ctrl-C, and so does \"ferry resolve {}\"\n",
+                 record_.destination, answer.error().message(), record_.container_name, record_.move);
+    }
+    if (user_wants_to_stop(kBetweenSeconds)) {
+      fmt::print(stderr, "ferry: container {} stays frozen: ferry resolve {} asks {} again\n", record_.container_name,
+                 record_.move, record_.destination);
+      // Returning would let the tree run on, which only the destination's word allows.  The guard goes on.
+      ::_exit(1);
+    }
+  }
+}
+
+}  // namespace ferry::migrate

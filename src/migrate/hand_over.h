@@ -1,0 +1,71 @@
+// The frozen part of a move: a Keeper that streams the tree, and lets the source end only when the
+// destination has said that it took it.
+#pragma once
+
+#include <signal.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "base/error.h"
+#include "container/move_source.h"
+#include "engine/keeper.h"
+#include "migrate/guard.h"
+#include "migrate/link.h"
+#include "migrate/record.h"
+
+namespace ferry::migrate {
+
+// For a look at the tree: keeps the images and drops the pages.
+class LookKeeper : public engine::Keeper {
+ public:
+  Result<std::unique_ptr<image::PageSink>> pages(image::Set& set, image::Name pagemap) override;
+  Result<void> images(const image::Set& set) override;
+  Result<Verdict> end() override { return Verdict::run_on; }
+  [[nodiscard]] const std::string& encoded() const { return encoded_; }
+
+ private:
+  std::string encoded_;
+};
+
+class HandOver : public engine::Keeper {
+ public:
+  HandOver(Link& link, container::Departure& departure, Guard& guard, GivenRecord record)
+      : link_(link), departure_(departure), guard_(guard), record_(std::move(record)) {}
+
+  Result<std::unique_ptr<image::PageSink>> pages(image::Set& set, image::Name pagemap) override;
+  Result<void> images(const image::Set& set) override;
+  Result<Verdict> end() override;
+
+  [[nodiscard]] bool taken() const { return taken_; }
+  // On the destination's clock; none if that was learned only by asking.
+  [[nodiscard]] std::uint64_t resumed_ns() const { return resumed_ns_; }
+  // Whether the connection survived.
+  [[nodiscard]] bool connected() const { return connected_; }
+  [[nodiscard]] std::uint64_t changed_bytes() const { return changed_bytes_; }
+  // On our clock: when the last page was sent, when the changed files were, when the tree was given.
+  struct Times {
+    std::uint64_t memory_ns = 0;
+    std::uint64_t files_ns = 0;
+    std::uint64_t given_ns = 0;
+  };
+  [[nodiscard]] const Times& times() const { return times_; }
+
+ private:
+  Result<void> send_changes();
+  Result<Verdict> decided(Decision decision, const std::string& reason);
+  Result<Verdict> ask_until_known(const Error& broken);
+
+  Link& link_;
+  container::Departure& departure_;
+  Guard& guard_;
+  GivenRecord record_;
+  bool taken_ = false;
+  bool connected_ = true;
+  std::uint64_t resumed_ns_ = 0;
+  std::uint64_t changed_bytes_ = 0;
+  Times times_;
+};
+
+}  // namespace ferry::migrate

@@ -1,0 +1,47 @@
+// The handshake: whether the two sides understand each other, and how their clocks stand.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "migrate/link.h"
+
+namespace ferry::migrate {
+
+// Counts up whenever a message changes its meaning or an answer is expected that older ones do not give.
+inline constexpr std::uint32_t kProtocol = 1;
+
+struct HostFacts {
+  std::uint32_t protocol = kProtocol;
+  std::string version;       // of ferry
+  std::string name;
+  std::string kernel;
+  std::string architecture;
+  std::set<std::string> cpu_features;  // as /proc/cpuinfo names them, those that programs use
+};
+Result<HostFacts> facts_of_this_host();
+
+Result<void> send_hello(Link& link, const HostFacts& facts);
+// Errors: unsupported, if the protocols differ.
+Result<HostFacts> receive_hello(Link& link, std::chrono::milliseconds silence);
+
+// Sentences: why a tree of `source` cannot run on `destination`.
+std::vector<std::string> host_obstacles(const HostFacts& source, const HostFacts& destination);
+
+// Those of a "flags" line of /proc/cpuinfo that change which instructions a program may use.
+std::set<std::string> program_features(std::string_view flags);
+
+std::uint64_t monotonic_ns();
+
+// How far the other side's CLOCK_MONOTONIC is ahead, and how wrong that may be.
+struct ClockRelation {
+  std::int64_t ahead_ns = 0;
+  std::uint64_t error_ns = 0;  // half of the fastest round trip
+};
+Result<ClockRelation> relate_clocks(Link& link);
+
+}  // namespace ferry::migrate

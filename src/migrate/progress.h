@@ -1,0 +1,47 @@
+// How far a move is, for people: a bar on a terminal, plain lines elsewhere.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace ferry::migrate {
+
+struct Phase {
+  std::string name;
+  double ms = 0;
+  std::uint64_t bytes = 0;
+};
+
+class Progress {
+ public:
+  // `steps`: how many phases there will be.  Silent if `quiet`; the times are kept all the same.
+  Progress(int steps, bool quiet);
+  // Ends the current phase and begins the next.
+  void begin(const std::string& phase);
+  // Of the current phase; draws at most ten times a second.
+  void bytes(std::uint64_t total);
+  void end();
+  // A sentence between the phases.
+  void say(const std::string& text);
+  [[nodiscard]] const std::vector<Phase>& phases() const { return phases_; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  void draw();
+  void clear();
+
+  int steps_;
+  bool quiet_;
+  bool terminal_;
+  bool open_ = false;
+  std::vector<Phase> phases_;
+  Clock::time_point begun_{};
+  Clock::time_point drawn_{};
+};
+
+// "12.3 MiB"
+std::string byte_text(std::uint64_t bytes);
+
+}  // namespace ferry::migrate

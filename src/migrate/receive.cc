@@ -1,0 +1,488 @@
+#include "migrate/receive.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <optional>
+#include <thread>
+
+#include "base/log.h"
+#include "container/bundle.h"
+#include "container/move_target.h"
+#include "engine/reference.h"
+#include "engine/twin.h"
+#include "migrate/announce.h"
+#include "migrate/guard.h"
+#include "migrate/hello.h"
+#include "migrate/link.h"
+#include "migrate/message.pb.h"
+#include "migrate/pages.h"
+#include "migrate/pump.h"
+#include "migrate/record.h"
+#include "sys/file.h"
+#include "tracee/thread.h"
+
+namespace ferry::migrate {
+namespace {
+
+using container::Arrival;
+using container::Docker;
+using wire::Message;
+
+constexpr const char* kRunDirectory = "/run/ferry";
+constexpr std::chrono::minutes kSourceSilence(30);  // it may be saving a large image
+constexpr std::chrono::seconds kStartLimit(180);
+constexpr std::uint64_t kSetLimit = 1ULL << 30;
+// The twin's output is held back until the source's last lines are here; not for ever, since a program
+// that prints a lot would then stand still.
+constexpr std::chrono::seconds kHoldLimit(10);
+constexpr int kHeldPipe = 1 << 20;
+
+// containerd's shim of the twin, stopped: it is the one that reads what the twin prints.
+class HeldOutput {
+ public:
+  HeldOutput() = default;
+  HeldOutput(const HeldOutput&) = delete;
+  HeldOutput& operator=(const HeldOutput&) = delete;
+  ~HeldOutput() { release(); }
+  Result<void> hold(HostPid shim, HostPid root) {
+    if (::kill(shim.value, SIGSTOP) != 0) {
+      return sys_fail(fmt::format("kill({}, SIGSTOP)", shim));
+    }
+    shim_ = shim;
+    for (const int fd : {1, 2}) {
+      // Room for what is printed meanwhile.  Terminals and files refuse, which is as well.
+      const UniqueFd output(::open(fmt::format("/proc/{}/fd/{}", root, fd).c_str(), O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
+      if (output) {
+        ::fcntl(output.get(), F_SETPIPE_SZ, kHeldPipe);
+      }
+    }
+    return {};
+  }
+  void release() {
+    if (shim_.value > 0) {
+      ::kill(shim_.value, SIGCONT);
+      shim_ = HostPid();
+    }
+  }
+
+ private:
+  HostPid shim_;
+};
+
+// What is left to do when the receiver was killed: nothing that was not decided may stay.
+void clean_up_after(const Guard::Lines& lines) {
+  std::string twin;
+  std::string move;
+  for (const std::string& line : lines) {
+    if (line.starts_with("twin ")) {
+      twin = line.substr(5);
+    } else if (line.starts_with("move ")) {
+      move = line.substr(5);
+    } else if (line.starts_with("shim ")) {
+      ::kill(std::atoi(line.c_str() + 5), SIGCONT);
+    }
+  }
+  if (move.empty() || twin.empty()) {
+    return;
+  }
+  ::unlink(fmt::format("{}/{}.sock", kRunDirectory, move).c_str());
+  const auto decided = decide(move, Decision::refused);
+  if (!decided || *decided == Decision::taken) {
+    return;
+  }
+  if (auto docker = Docker::connect()) {
+    static_cast<void>(container::discard_twin(*docker, twin));  // there is nobody left to tell
+  }
+}
+
+// What the source has brought us to.
+enum class Stage {
+  greeted,   // from the handshake; to offered by Offer
+  offered,   // to created by Create; Image stays here
+  created,   // there is a twin; Layer and LogFile stay here, Start leads to started
+  started,   // its skeleton is ours; pages and Delta stay here, Images leads to grown
+  grown,     // only Given leads on
+  taken,     // it runs here; LogTail stays here, Finish ends
+};
+
+class Receiver {
+ public:
+  Receiver(Link& link, Docker& docker, Guard& guard) : link_(link), docker_(docker), guard_(guard) {}
+  Receiver(const Receiver&) = delete;
+  Receiver& operator=(const Receiver&) = delete;
+  ~Receiver() {
+    if (stage_ == Stage::taken) {
+      return;
+    }
+    held_.release();
+    twin_.reset();  // the skeletons die first, so that Docker finds a container that has ended
+    if (arrival_ && !arrival_->id().empty()) {
+      if (auto gone = container::discard_twin(docker_, arrival_->id()); !gone) {
+        log::warning("{}", gone.error().message());
+      }
+    }
+  }
+
+  Result<void> serve() {
+    for (;;) {
+      auto done = step();
+      if (!done) {
+        return give_up(std::move(done).error());
+      }
+      if (*done) {
+        return {};
+      }
+    }
+  }
+
+ private:
+  // True when there is nothing more to do.
+  Result<bool> step() {
+    const bool holding = stage_ == Stage::taken && !late_;
+    auto frame = link_.receive_head(holding ? std::chrono::milliseconds(kHoldLimit) : std::chrono::milliseconds(kSourceSilence));
+    if (!frame && holding) {
+      return output_is_late(frame.error());
+    }
+    FERRY_CHECK(frame);
+    if (frame->kind == FrameKind::pages || frame->kind == FrameKind::zeros) {
+      FERRY_CHECK(expect(Stage::started, "pages"));
+      FERRY_CHECK(pages_->take(link_, *frame));
+      return false;
+    }
+    Message message;
+    FERRY_CHECK(link_.receive_control(*frame, message));
+    return handle(message);
+  }
+
+  Result<bool> handle(const Message& message) {
+    switch (message.kind_case()) {
+      case Message::kPing:
+        return pong();
+      case Message::kAsk:
+        return answer(message.ask());
+      case Message::kOffer:
+        FERRY_CHECK(expect(Stage::greeted, "an offer"));
+        return offered(message.offer());
+      case Message::kImage:
+        FERRY_CHECK(expect(Stage::offered, "an image"));
+        return image();
+      case Message::kCreate:
+        FERRY_CHECK(expect(Stage::offered, "the order to create the twin"));
+        return create();
+      case Message::kLayer:
+        FERRY_CHECK(expect(Stage::created, "a writable layer"));
+        return layer();
+      case Message::kLogFile:
+        FERRY_CHECK(expect(Stage::created, "a log"));
+        return log_file(message.log_file().suffix());
+      case Message::kStart:
+        FERRY_CHECK(expect(Stage::created, "the order to start the twin"));
+        return start(message.start());
+      case Message::kDelta:
+        FERRY_CHECK(expect(Stage::started, "changed files"));
+        return delta(message.delta());
+      case Message::kImages:
+        FERRY_CHECK(expect(Stage::started, "a tree"));
+        return grow();
+      case Message::kGiven:
+        FERRY_CHECK(expect(Stage::grown, "the hand-over"));
+        return take();
+      case Message::kLogTail:
+        FERRY_CHECK(expect(Stage::taken, "the end of a log"));
+        return log_file(message.log_tail().suffix());
+      case Message::kFinish:
+        FERRY_CHECK(expect(Stage::taken, "the order to finish"));
+        return finish();
+      default:
+        return fail(Kind::corrupt, "{} sent a message that does not belong here", link_.peer());
+    }
+  }
+
+  Result<void> expect(Stage stage, std::string_view what) const {
+    if (stage_ != stage) {
+      return fail(Kind::corrupt, "{} sent {} at the wrong time", link_.peer(), what);
+    }
+    return {};
+  }
+
+  Result<bool> done(std::uint64_t bytes = 0, std::uint64_t entries = 0) {
+    Message message;
+    message.mutable_done()->set_bytes(bytes);
+    message.mutable_done()->set_entries(entries);
+    FERRY_CHECK(link_.send(message));
+    return false;
+  }
+
+  Result<bool> pong() {
+    Message message;
+    message.mutable_pong()->set_monotonic_ns(monotonic_ns());
+    FERRY_CHECK(link_.send(message));
+    return false;
+  }
+
+  // A source in doubt.  Whoever has not taken by now never will.
+  Result<bool> answer(const wire::Ask& ask) {
+    FERRY_TRY(const Decision decision, decide(ask.move(), Decision::refused));
+    Message message;
+    if (decision == Decision::taken) {
+      message.mutable_taken();
+    } else {
+      message.mutable_refused()->set_reason("the destination did not take the container");
+    }
+    FERRY_CHECK(link_.send(message));
+    return true;
+  }
+
+  Result<bool> offered(const wire::Offer& offer) {
+    FERRY_CHECK(check_move_id(offer.move()));
+    move_ = offer.move();
+    FERRY_TRY(Arrival arrival, Arrival::plan(docker_, offer.container_json(), offer.networks_json()));
+    arrival_.emplace(std::move(arrival));
+    Message message;
+    wire::Reply& reply = *message.mutable_reply();
+    for (const std::string& text : arrival_->obstacles()) {
+      reply.add_obstacles(text);
+    }
+    for (const std::string& text : arrival_->differences()) {
+      reply.add_differences(text);
+    }
+    reply.set_has_image(arrival_->has_image());
+    FERRY_TRY(const auto present, arrival_->present_layers());
+    for (const std::string& chain_id : offer.chain_ids()) {
+      if (present.contains(chain_id)) {
+        reply.add_present_chain_ids(chain_id);
+      }
+    }
+    FERRY_CHECK(link_.send(message));
+    if (reply.obstacles_size() > 0) {
+      return true;
+    }
+    stage_ = Stage::offered;
+    return false;
+  }
+
+  Result<bool> image() {
+    FERRY_TRY(const auto bytes, receive_read(link_, [&](int fd) { return arrival_->load_image(fd); }));
+    return done(bytes);
+  }
+
+  Result<bool> create() {
+    auto created = arrival_->create();
+    if (!arrival_->id().empty()) {
+      FERRY_CHECK(guard_.tell("move " + move_));
+      FERRY_CHECK(guard_.tell("twin " + arrival_->id()));
+    }
+    FERRY_CHECK(created);
+    stage_ = Stage::created;
+    return done();
+  }
+
+  Result<bool> layer() {
+    container::LayerReport report;
+    FERRY_TRY(const auto bytes, receive_read(link_, [&](int fd) -> Result<void> {
+                FERRY_TRY(report, arrival_->unpack_layer(fd));
+                return {};
+              }));
+    return done(bytes, report.entries);
+  }
+
+  // The twin is not started yet, or its output is held: nobody else writes.
+  Result<bool> log_file(const std::string& suffix) {
+    FERRY_TRY(const UniqueFd file, arrival_->open_log(suffix));
+    has_log_ = true;
+    FERRY_CHECK(link_.receive_stream([&](std::span<const std::byte> bytes) {
+      return sys::write_all(file.get(), bytes.data(), bytes.size(), "the log of the twin");
+    }));
+    return false;
+  }
+
+  Result<bool> start(const wire::Start& start) {
+    FERRY_TRY(const std::string set, link_.receive_text(kSetLimit));
+    if (::mkdir(kRunDirectory, 0700) != 0 && errno != EEXIST) {
+      return sys_fail(fmt::format("mkdir({})", kRunDirectory));
+    }
+    const std::string socket = fmt::format("{}/{}.sock", kRunDirectory, move_);
+    FERRY_TRY(auto server, engine::ReferenceServer::listen(socket));
+    FERRY_TRY(const auto reference, arrival_->refer(socket, {start.descriptors().begin(), start.descriptors().end()}, start.tcp_close()));
+    FERRY_TRY(const engine::Skeleton skeleton, serve_start(server, reference.name(), set));
+    FERRY_TRY(engine::Twin twin, engine::Twin::adopt(skeleton));
+    twin_.emplace(std::move(twin));
+    root_ = skeleton.root;
+    FERRY_TRY(const auto shim, container::find_shim(root_, arrival_->id()));
+    shim_ = shim.pid;
+    FERRY_CHECK(guard_.tell(fmt::format("shim {}", shim_)));
+    FERRY_TRY(PageFiles pages, PageFiles::make());
+    pages_.emplace(std::move(pages));
+    stage_ = Stage::started;
+    return done();
+  }
+
+  // Docker works in a thread with a connection of its own, while this thread serves the criu it starts.
+  Result<engine::Skeleton> serve_start(engine::ReferenceServer& server, const std::string& checkpoint, const std::string& set) {
+    const UniqueFd failed(::eventfd(0, EFD_CLOEXEC));
+    if (!failed) {
+      return sys_fail("eventfd");
+    }
+    Result<void> started;
+    std::thread runtime([&] {
+      const auto work = [&]() -> Result<void> {
+        FERRY_TRY(Docker docker, Docker::connect());
+        return docker.start_from_checkpoint(arrival_->id(), checkpoint);
+      };
+      started = work();
+      if (!started) {
+        ::eventfd_write(failed.get(), 1);
+      }
+    });
+    auto skeleton = server.serve(set, failed.get(), kStartLimit);
+    runtime.join();
+    if (!skeleton && skeleton.error().kind != Kind::gone) {
+      return std::move(skeleton).during("making the twin's skeleton");
+    }
+    FERRY_CHECK(std::move(started).during("starting the twin"));
+    return skeleton;
+  }
+
+  Result<bool> delta(const wire::Delta& delta) {
+    FERRY_CHECK(arrival_->remove_files({delta.removed().begin(), delta.removed().end()}));
+    const auto unpack = [&](int fd) -> Result<void> {
+      FERRY_CHECK(arrival_->unpack_changes(fd));
+      return {};
+    };
+    FERRY_CHECK(receive_read(link_, unpack));
+    return false;
+  }
+
+  Result<bool> grow() {
+    FERRY_TRY(const std::string bytes, link_.receive_text(kSetLimit));
+    FERRY_TRY(image::Set set, image::decode(bytes).during("reading the tree that arrived"));
+    FERRY_TRY(const int images, pages_->complete(std::move(set)));
+    FERRY_CHECK(twin_->grow(images).during("building the tree on the destination"));
+    pages_.reset();
+    stage_ = Stage::grown;
+    return false;
+  }
+
+  Result<bool> take() {
+    if (!twin_->alive()) {
+      return fail(Kind::gone, "the twin was stopped on the destination");
+    }
+    if (has_log_) {
+      FERRY_CHECK(held_.hold(shim_, root_));
+    }
+    FERRY_TRY(const Decision decision, decide(move_, Decision::taken));
+    if (decision != Decision::taken) {
+      return fail(Kind::gone, "the source asked what became of the container, and was told that it is not here");
+    }
+    stage_ = Stage::taken;
+    auto resumed = twin_->resume();
+    Message message;
+    message.mutable_taken()->set_resumed_ns(monotonic_ns());
+    if (!resumed) {
+      log::error(resumed.error());
+    }
+    if (auto announced = announce_addresses(root_); !announced) {
+      notes_.push_back("the container's address was not announced: " + announced.error().message());
+    }
+    if (auto told = link_.send(message); !told) {
+      // It will ask again, by another connection.
+      log::warning("{}", told.error().message());
+    }
+    return false;
+  }
+
+  // The source is slow or gone: the twin's own lines may be printed before the last of the source.
+  Result<bool> output_is_late(const Error& error) {
+    held_.release();
+    late_ = true;
+    notes_.push_back(fmt::format("the last lines of the log did not come in time ({}): they may stand behind later ones, or be missing", error.message()));
+    return false;
+  }
+
+  Result<bool> finish() {
+    held_.release();
+    FERRY_CHECK(arrival_->finish());
+    Message message;
+    for (const std::string& note : notes_) {
+      message.mutable_finished()->add_notes(note);
+    }
+    message.mutable_finished();
+    FERRY_CHECK(link_.send(message));
+    forget_decision(move_);
+    return true;
+  }
+
+  Result<void> give_up(Error error) {
+    Message message;
+    switch (stage_) {
+      case Stage::greeted:
+      case Stage::offered:
+      case Stage::created:
+        message.mutable_failure()->set_reason(error.message());
+        break;
+      case Stage::started:
+      case Stage::grown: {
+        // Decided before it is said: whoever asks later gets the same answer.
+        const auto decision = decide(move_, Decision::refused);
+        if (!decision) {
+          return tl::unexpected<Error>(decision.error());
+        }
+        message.mutable_refused()->set_reason(error.message());
+        break;
+      }
+      case Stage::taken:
+        // The source is not needed any more.
+        held_.release();
+        log::warning("the move ended without its source: {}", error.message());
+        return arrival_->finish();
+    }
+    static_cast<void>(link_.send(message));  // if it cannot be told, it will ask
+    return tl::unexpected<Error>(std::move(error));
+  }
+
+  Link& link_;
+  Docker& docker_;
+  Guard& guard_;
+  Stage stage_ = Stage::greeted;
+  std::string move_;
+  std::optional<Arrival> arrival_;
+  std::optional<engine::Twin> twin_;
+  std::optional<PageFiles> pages_;
+  HostPid root_;
+  HostPid shim_;
+  HeldOutput held_;
+  bool has_log_ = false;
+  bool late_ = false;
+  std::vector<std::string> notes_;
+};
+
+}  // namespace
+
+Result<void> receive(UniqueFd in, UniqueFd out) {
+  constexpr std::chrono::seconds kGreeting(60);
+  FERRY_TRY(Guard guard, Guard::post(clean_up_after));
+  tracee::block_sigchld();
+  ::signal(SIGPIPE, SIG_IGN);
+  ::fcntl(in.get(), F_SETPIPE_SZ, 1 << 20);  // where it is no pipe, or not allowed, it stays as it is
+  Link link(std::move(in), std::move(out), -1, "the source");
+  FERRY_TRY(const HostFacts facts, facts_of_this_host());
+  FERRY_CHECK(send_hello(link, facts));
+  FERRY_CHECK(receive_hello(link, kGreeting));
+  auto docker = Docker::connect();
+  if (!docker) {
+    Message message;
+    message.mutable_failure()->set_reason(docker.error().message());
+    FERRY_CHECK(link.send(message));
+    return tl::unexpected<Error>(std::move(docker).error());
+  }
+  Receiver receiver(link, *docker, guard);
+  return receiver.serve();
+}
+
+}  // namespace ferry::migrate

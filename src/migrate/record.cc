@@ -1,0 +1,189 @@
+#include "migrate/record.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/log.h"
+#include "container/random_id.h"
+#include "sys/file.h"
+
+namespace ferry::migrate {
+namespace {
+
+using Json = nlohmann::json;
+
+Result<UniqueFd> open_directory(const std::string& directory) {
+  std::error_code failed;
+  std::filesystem::create_directories(directory, failed);
+  if (failed) {
+    return fail(kind_of_errno(failed.value()), "creating {}: {}", directory, failed.message());
+  }
+  return sys::open(directory, O_RDONLY | O_DIRECTORY);
+}
+
+Result<void> sync(int fd, const std::string& path) {
+  if (::fsync(fd) != 0) {
+    return sys_fail(fmt::format("fsync({})", path));
+  }
+  return {};
+}
+
+// True if it is ours now, false if there is one by that name.
+Result<bool> write_once(const std::string& directory, const std::string& name, std::string_view text) {
+  FERRY_TRY(const UniqueFd folder, open_directory(directory));
+  FERRY_TRY(const std::string draft, container::random_id());
+  FERRY_TRY(const UniqueFd file, sys::open_at(folder.get(), "." + draft, O_WRONLY | O_CREAT | O_EXCL, 0600));
+  const auto written = [&]() -> Result<bool> {
+    FERRY_CHECK(sys::write_all(file.get(), text.data(), text.size(), directory + "/" + name));
+    FERRY_CHECK(sync(file.get(), directory + "/" + name));
+    if (::linkat(folder.get(), ("." + draft).c_str(), folder.get(), name.c_str(), 0) != 0) {
+      if (errno == EEXIST) {
+        return false;
+      }
+      return sys_fail(fmt::format("linkat({}/{})", directory, name));
+    }
+    FERRY_CHECK(sync(folder.get(), directory));
+    return true;
+  }();
+  ::unlinkat(folder.get(), ("." + draft).c_str(), 0);
+  return written;
+}
+
+void remove(const std::string& path) {
+  if (::unlink(path.c_str()) != 0 && errno != ENOENT) {
+    log::warning("{} could not be removed: {}", path, std::error_code(errno, std::generic_category()).message());
+  }
+}
+
+}  // namespace
+
+Result<void> check_move_id(std::string_view id) {
+  const auto is_digit = [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); };
+  if (id.size() != 32 || !std::all_of(id.begin(), id.end(), is_digit)) {
+    return fail(Kind::invalid, "\"{}\" is not the id of a move", id);
+  }
+  return {};
+}
+
+Result<std::optional<Decision>> decision_of(const std::string& id, const std::string& directory) {
+  FERRY_CHECK(check_move_id(id));
+  const std::string path = directory + "/" + id + ".decided";
+  auto text = sys::read_file(path);
+  if (!text && text.error().kind == Kind::gone) {
+    return std::optional<Decision>();
+  }
+  FERRY_CHECK(text);
+  if (*text == "taken\n") {
+    return std::optional(Decision::taken);
+  }
+  if (*text == "refused\n") {
+    return std::optional(Decision::refused);
+  }
+  return fail(Kind::corrupt, "{} says neither \"taken\" nor \"refused\"", path);
+}
+
+Result<Decision> decide(const std::string& id, Decision wanted, const std::string& directory) {
+  FERRY_CHECK(check_move_id(id));
+  FERRY_TRY(const bool ours, write_once(directory, id + ".decided", wanted == Decision::taken ? "taken\n" : "refused\n"));
+  if (ours) {
+    return wanted;
+  }
+  FERRY_TRY(const auto decided, decision_of(id, directory));
+  if (!decided) {
+    return fail(Kind::gone, "the decision about move {} was removed while it was made", id);
+  }
+  return *decided;
+}
+
+void forget_decision(const std::string& id, const std::string& directory) {
+  if (check_move_id(id)) {
+    remove(directory + "/" + id + ".decided");
+  }
+}
+
+std::string encode_given(const GivenRecord& record) {
+  const Json out = {{"version", 1},
+                    {"move", record.move},
+                    {"container", record.container_id},
+                    {"name", record.container_name},
+                    {"destination", record.destination},
+                    {"rsh", record.rsh},
+                    {"docker_host", record.docker_host},
+                    {"freeze_cgroup", record.freeze_cgroup},
+                    {"restart_policy", record.restart_policy},
+                    {"restart_retries", record.restart_retries},
+                    {"keep_source", record.keep_source}};
+  return out.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+Result<GivenRecord> decode_given(std::string_view json) {
+  const Json root = Json::parse(json, nullptr, false);
+  if (!root.is_object() || root.value("version", Json()) != 1) {
+    return fail(Kind::corrupt, "the record of the move is damaged, or from another version of ferry");
+  }
+  GivenRecord out;
+  for (const auto& [key, field] : {std::pair{"move", &out.move}, std::pair{"container", &out.container_id},
+                                   std::pair{"name", &out.container_name}, std::pair{"destination", &out.destination},
+                                   std::pair{"rsh", &out.rsh}, std::pair{"docker_host", &out.docker_host},
+                                   std::pair{"freeze_cgroup", &out.freeze_cgroup},
+                                   std::pair{"restart_policy", &out.restart_policy}}) {
+    const Json value = root.value(key, Json());
+    if (!value.is_string()) {
+      return fail(Kind::corrupt, "the record of the move lacks \"{}\"", key);
+    }
+    *field = value.get<std::string>();
+  }
+  const Json retries = root.value("restart_retries", Json());
+  const Json keep = root.value("keep_source", Json());
+  if (!retries.is_number_integer() || !keep.is_boolean()) {
+    return fail(Kind::corrupt, "the record of the move is incomplete");
+  }
+  out.restart_retries = retries.get<long>();
+  out.keep_source = keep.get<bool>();
+  return out;
+}
+
+Result<void> write_given(const GivenRecord& record, const std::string& directory) {
+  FERRY_CHECK(check_move_id(record.move));
+  FERRY_TRY(const bool ours, write_once(directory, record.move + ".given", encode_given(record)));
+  if (!ours) {
+    return fail(Kind::invalid, "move {} was given away already", record.move);
+  }
+  return {};
+}
+
+Result<GivenRecord> read_given(const std::string& id, const std::string& directory) {
+  FERRY_CHECK(check_move_id(id));
+  auto text = sys::read_file(directory + "/" + id + ".given");
+  if (!text && text.error().kind == Kind::gone) {
+    return fail(Kind::gone, "no move {} is waiting on this host", id);
+  }
+  FERRY_CHECK(text);
+  return decode_given(*text).during("reading {}/{}.given", directory, id);
+}
+
+Result<std::vector<std::string>> given_moves(const std::string& directory) {
+  FERRY_TRY(const UniqueFd folder, open_directory(directory));
+  FERRY_TRY(const auto names, sys::list_directory(folder.get(), "."));
+  std::vector<std::string> out;
+  for (const std::string& name : names) {
+    if (name.ends_with(".given") && check_move_id(name.substr(0, name.size() - 6))) {
+      out.push_back(name.substr(0, name.size() - 6));
+    }
+  }
+  return out;
+}
+
+void forget_given(const std::string& id, const std::string& directory) {
+  if (check_move_id(id)) {
+    remove(directory + "/" + id + ".given");
+  }
+}
+
+}  // namespace ferry::migrate

@@ -1,0 +1,54 @@
+// What must survive: who has the container.
+//
+// Both sides keep a file per move under /var/lib/ferry/moves, not under /run: a destination that took
+// the tree and was restarted afterwards has to go on saying that it took it, since what the tree did
+// there was seen by others, and a source that thawed would do it again.
+//   ID.given    on the source, from before it lets the destination take the tree until it knows
+//   ID.decided  on the destination: "taken" or "refused", made once and never changed
+// All are written, fsync'ed, and only then given their names by link(2), which fails if there is one.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+
+namespace ferry::migrate {
+
+inline constexpr const char* kMovesDirectory = "/var/lib/ferry/moves";
+
+// Only what random_id() makes; an id is part of a path.
+Result<void> check_move_id(std::string_view id);
+
+enum class Decision { taken, refused };
+// Decides, unless it was decided already; the value is what holds.
+Result<Decision> decide(const std::string& id, Decision wanted, const std::string& directory = kMovesDirectory);
+// Only looks.
+Result<std::optional<Decision>> decision_of(const std::string& id, const std::string& directory = kMovesDirectory);
+// When the source knows and nobody will ask again.
+void forget_decision(const std::string& id, const std::string& directory = kMovesDirectory);
+
+// Everything that is needed to bring a move to its end without the process that began it.
+struct GivenRecord {
+  std::string move;
+  std::string container_id;
+  std::string container_name;
+  std::string destination;
+  std::string rsh;
+  std::string docker_host;    // DOCKER_HOST of the source; empty: the default
+  std::string freeze_cgroup;  // frozen until it is decided
+  std::string restart_policy;
+  long restart_retries = 0;
+  bool keep_source = false;
+};
+std::string encode_given(const GivenRecord& record);
+Result<GivenRecord> decode_given(std::string_view json);
+Result<void> write_given(const GivenRecord& record, const std::string& directory = kMovesDirectory);
+// Errors: gone, if there is none.
+Result<GivenRecord> read_given(const std::string& id, const std::string& directory = kMovesDirectory);
+Result<std::vector<std::string>> given_moves(const std::string& directory = kMovesDirectory);
+void forget_given(const std::string& id, const std::string& directory = kMovesDirectory);
+
+}  // namespace ferry::migrate

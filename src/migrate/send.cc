@@ -1,0 +1,444 @@
+#include "migrate/send.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <optional>
+
+#include "base/log.h"
+#include "container/image_transfer.h"
+#include "container/move_source.h"
+#include "container/preflight.h"
+#include "container/random_id.h"
+#include "container/twin.h"
+#include "engine/checkpoint.h"
+#include "migrate/doubt.h"
+#include "migrate/guard.h"
+#include "migrate/hand_over.h"
+#include "migrate/hello.h"
+#include "migrate/link.h"
+#include "migrate/message.pb.h"
+#include "migrate/pump.h"
+#include "migrate/record.h"
+#include "migrate/remote_shell.h"
+#include "tracee/thread.h"
+
+namespace ferry::migrate {
+namespace {
+
+using container::Departure;
+using container::Docker;
+using wire::Message;
+
+constexpr int kPhases = 8;
+constexpr std::chrono::seconds kGreeting(60);
+constexpr std::chrono::minutes kWork(10);  // Docker loads an image, the disk takes a large layer
+
+class Silent : public engine::Listener {
+ public:
+  Result<engine::Answer> on(const engine::Notice&) override { return engine::Answer{}; }
+};
+
+// What is undone when we are killed before the destination was given anything, and what is asked after.
+void clean_up_after(const Guard::Lines& lines) {
+  std::string given;
+  std::string container;
+  container::RestartPolicy policy;
+  for (const std::string& line : lines) {
+    if (line.starts_with("restart ")) {
+      // "restart NAME RETRIES ID"
+      const auto second = line.find(' ', 8);
+      const auto third = line.find(' ', second + 1);
+      policy = {line.substr(8, second - 8), std::atol(line.c_str() + second)};
+      container = line.substr(third + 1);
+    } else if (line.starts_with("given ")) {
+      given = line.substr(6);
+    } else if (line == "kept") {
+      given.clear();
+    } else if (line == "taken") {
+      return;
+    }
+  }
+  if (!given.empty() && read_given(given)) {
+    resolve_patiently(given);
+    return;
+  }
+  if (!container.empty()) {
+    if (auto docker = Docker::connect()) {
+      static_cast<void>(docker->set_restart_policy(container, policy));  // there is nobody left to tell
+    }
+  }
+}
+
+class HeldBack {  // signals that end a program, readable instead
+ public:
+  HeldBack() {
+    sigset_t held;
+    sigemptyset(&held);
+    for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT}) {
+      sigaddset(&held, number);
+    }
+    ::sigprocmask(SIG_BLOCK, &held, &before_);
+    fd_.reset(::signalfd(-1, &held, SFD_CLOEXEC | SFD_NONBLOCK));
+  }
+  HeldBack(const HeldBack&) = delete;
+  HeldBack& operator=(const HeldBack&) = delete;
+  ~HeldBack() {
+    // One that was obeyed has had its effect.
+    signalfd_siginfo seen{};
+    while (::read(fd_.get(), &seen, sizeof seen) == sizeof seen) {
+    }
+    ::sigprocmask(SIG_SETMASK, &before_, nullptr);
+  }
+  [[nodiscard]] int fd() const { return fd_.get(); }
+
+ private:
+  sigset_t before_{};
+  UniqueFd fd_;
+};
+
+class Sender {
+ public:
+  Sender(const SendOptions& options, Docker& docker, Departure& departure, Guard& guard, RemoteShell& shell, int interrupt)
+      : options_(options), docker_(docker), departure_(departure), guard_(guard), shell_(shell),
+        link_(shell.take_output(), shell.take_input(), interrupt, options.destination),
+        progress_(kPhases, options.quiet) {}
+
+  Result<SendReport> run() {
+    FERRY_CHECK(reach());
+    FERRY_CHECK(offer());
+    FERRY_CHECK(send_image());
+    FERRY_CHECK(create());
+    FERRY_CHECK(send_files());
+    FERRY_CHECK(start());
+    FERRY_CHECK(hand_over());
+    finish();
+    progress_.end();
+    report_.phases = progress_.phases();
+    report_.bytes = link_.sent();
+    return std::move(report_);
+  }
+
+ private:
+  Result<void> reach() {
+    progress_.begin("reach " + options_.destination);
+    FERRY_TRY(here_, facts_of_this_host());
+    auto greeted = [&]() -> Result<HostFacts> {
+      FERRY_CHECK(send_hello(link_, here_));
+      return receive_hello(link_, kGreeting);
+    }();
+    if (!greeted && greeted.error().kind == Kind::gone) {
+      link_.close();
+      return fail(Kind::gone, "{} cannot be reached: {}", options_.destination, shell_.obituary());
+    }
+    FERRY_TRY(there_, std::move(greeted));
+    FERRY_TRY(clocks_, relate_clocks(link_));
+    return {};
+  }
+
+  Result<Message> answer_of(std::chrono::milliseconds limit) {
+    Message message;
+    FERRY_CHECK(link_.receive(message, limit));
+    return message;
+  }
+
+  Result<void> wait_done() {
+    FERRY_TRY(const Message message, answer_of(kWork));
+    if (!message.has_done()) {
+      return fail(Kind::corrupt, "{} does not say that it has done its part", options_.destination);
+    }
+    return {};
+  }
+
+  Result<void> offer() {
+    progress_.begin("compare hosts");
+    FERRY_TRY(record_.move, container::random_id());
+    Message message;
+    wire::Offer& offer = *message.mutable_offer();
+    offer.set_move(record_.move);
+    offer.set_container_json(departure_.container().inspect_json);
+    offer.set_networks_json(container::encode_networks(departure_.networks()));
+    for (const std::string& chain_id : container::chain_ids(departure_.image().diff_ids)) {
+      offer.add_chain_ids(chain_id);
+    }
+    offer.set_image(departure_.image().id);
+    FERRY_CHECK(link_.send(message));
+    FERRY_TRY(const Message answer, answer_of(kGreeting));
+    if (!answer.has_reply()) {
+      return fail(Kind::corrupt, "{} does not answer the offer", options_.destination);
+    }
+    const wire::Reply& reply = answer.reply();
+    std::vector<std::string> obstacles = host_obstacles(here_, there_);
+    obstacles.insert(obstacles.end(), reply.obstacles().begin(), reply.obstacles().end());
+    if (!obstacles.empty()) {
+      std::string text;
+      for (const std::string& obstacle : obstacles) {
+        text += (text.empty() ? "" : "; ") + obstacle;
+      }
+      return fail(Kind::unsupported, "container {} cannot move to {}: {}", name(), options_.destination, text);
+    }
+    report_.notes.insert(report_.notes.end(), reply.differences().begin(), reply.differences().end());
+    for (const std::string& note : report_.notes) {
+      progress_.say("note: " + note);
+    }
+    present_ = {reply.present_chain_ids().begin(), reply.present_chain_ids().end()};
+    has_image_ = reply.has_image();
+    return {};
+  }
+
+  Result<void> send_image() {
+    if (has_image_) {
+      return {};
+    }
+    progress_.begin("send image layers");
+    Message message;
+    message.mutable_image();
+    FERRY_CHECK(link_.send(message));
+    container::ImageReport sent;
+    FERRY_TRY(report_.image_bytes, send_written(
+                                       link_,
+                                       [&](int fd) -> Result<void> {
+                                         FERRY_TRY(sent, container::export_image(docker_, departure_.image().id, present_, fd));
+                                         return {};
+                                       },
+                                       [&](std::uint64_t bytes) { progress_.bytes(bytes); }));
+    FERRY_CHECK(wait_done());
+    progress_.bytes(report_.image_bytes);
+    progress_.say(fmt::format("{} of {} image layers were missing there: {}", sent.layers_sent, sent.layers, byte_text(report_.image_bytes)));
+    return {};
+  }
+
+  Result<void> create() {
+    progress_.begin("create the twin");
+    const auto& policy = departure_.container().restart_policy;
+    FERRY_CHECK(guard_.tell(fmt::format("restart {} {} {}", policy.name.empty() ? "no" : policy.name, policy.maximum_retries, departure_.container().id)));
+    FERRY_CHECK(departure_.suspend_restarts());
+    Message message;
+    message.mutable_create();
+    FERRY_CHECK(link_.send(message));
+    return wait_done();
+  }
+
+  Result<void> send_files() {
+    progress_.begin("send files and log");
+    Message message;
+    message.mutable_layer();
+    FERRY_CHECK(link_.send(message));
+    FERRY_TRY(report_.layer_bytes, send_written(
+                                       link_,
+                                       [&](int fd) -> Result<void> {
+                                         FERRY_CHECK(departure_.pack_running_layer(fd));
+                                         return {};
+                                       },
+                                       [&](std::uint64_t bytes) { progress_.bytes(bytes); }));
+    FERRY_CHECK(wait_done());
+    FERRY_TRY(log_, departure_.log());
+    FERRY_TRY(const auto pieces, log_.earlier());
+    std::uint64_t log_bytes = 0;
+    for (const auto& piece : pieces) {
+      Message head;
+      head.mutable_log_file()->set_suffix(piece.suffix);
+      FERRY_TRY(const auto bytes, send_piece(head, piece));
+      log_bytes += bytes;
+    }
+    progress_.bytes(report_.layer_bytes + log_bytes);
+    return {};
+  }
+
+  Result<std::uint64_t> send_piece(const Message& head, const container::LeavingLog::Piece& piece) {
+    FERRY_CHECK(link_.send(head));
+    std::vector<std::byte> buffer(256 << 10);
+    std::uint64_t at = piece.from;
+    while (at < piece.to) {
+      const ssize_t got = ::pread(piece.fd.get(), buffer.data(), std::min<std::uint64_t>(buffer.size(), piece.to - at), static_cast<off_t>(at));
+      if (got < 0 && errno != EINTR) {
+        return sys_fail("pread(log)");
+      }
+      if (got == 0) {
+        return fail(Kind::corrupt, "the log of container {} became shorter while it was read", name());
+      }
+      FERRY_CHECK(link_.send_bulk(std::span(buffer).first(static_cast<std::size_t>(std::max<ssize_t>(got, 0)))));
+      at += static_cast<std::uint64_t>(std::max<ssize_t>(got, 0));
+    }
+    FERRY_CHECK(link_.end_bulk());
+    return piece.to - piece.from;
+  }
+
+  [[nodiscard]] engine::DumpOptions dump_options() const {
+    const container::RuntimeFacts& facts = departure_.facts();
+    engine::DumpOptions out;
+    out.pid = departure_.container().pid;
+    out.root = facts.root;
+    out.freeze_cgroup = facts.freeze_cgroup;
+    // The same words that runc uses, since it is runc that asks for the restore.
+    for (const std::string& path : facts.external_mounts) {
+      out.external_mounts.push_back({path, path});
+    }
+    for (const std::string& path : facts.masked_files) {
+      out.external_mounts.push_back({path, "/dev/null"});
+    }
+    out.empty_net_namespace = true;
+    out.orphan_pts_master = true;
+    out.tcp_close = options_.tcp_close;
+    out.cgroup_mode = engine::CgroupMode::soft;
+    return out;
+  }
+
+  // The runtime needs to know what the tree looks like; a short look at it, without its memory.
+  Result<void> start() {
+    progress_.begin("start the twin");
+    engine::DumpOptions options = dump_options();
+    options.leave_running = true;
+    options.skip_memory = true;
+    Silent listener;
+    LookKeeper look;
+    FERRY_CHECK(engine::checkpoint(options, listener, look).during("looking at container {}", name()));
+    Message message;
+    for (const std::string& descriptor : departure_.facts().descriptors) {
+      message.mutable_start()->add_descriptors(descriptor);
+    }
+    message.mutable_start()->set_tcp_close(options_.tcp_close);
+    FERRY_CHECK(link_.send(message));
+    FERRY_CHECK(link_.send_bulk(std::as_bytes(std::span(look.encoded()))));
+    FERRY_CHECK(link_.end_bulk());
+    FERRY_CHECK(wait_done());
+    return departure_.check_again();
+  }
+
+  Result<void> hand_over() {
+    progress_.begin("move");
+    const container::Container& container = departure_.container();
+    record_.container_id = container.id;
+    record_.container_name = container.name;
+    record_.destination = options_.destination;
+    record_.rsh = options_.rsh;
+    const char* docker_host = ::getenv("DOCKER_HOST");
+    record_.docker_host = docker_host == nullptr ? "" : docker_host;
+    record_.freeze_cgroup = departure_.facts().freeze_cgroup;
+    record_.restart_policy = container.restart_policy.name;
+    record_.restart_retries = container.restart_policy.maximum_retries;
+    record_.keep_source = options_.keep_source;
+    HandOver keeper(link_, departure_, guard_, record_);
+    Silent listener;
+    const std::uint64_t sent_before = link_.sent();
+    const std::uint64_t begin = monotonic_ns();
+    auto moved = engine::checkpoint(dump_options(), listener, keeper);
+    if (!moved && !keeper.taken()) {
+      return tl::unexpected<Error>(explained(std::move(moved).error()));
+    }
+    if (!moved) {
+      // It lives there; what is left here has to end, whatever the engine stumbled over.
+      report_.notes.push_back("the source did not end cleanly: " + moved.error().message());
+      static_cast<void>(docker_.kill(container.id));
+    }
+    const std::uint64_t end = keeper.resumed_ns() == 0 ? monotonic_ns()
+                                                       : keeper.resumed_ns() - static_cast<std::uint64_t>(clocks_.ahead_ns);
+    report_.pause_ms = static_cast<double>(end - begin) / 1e6;
+    report_.pause_error_ms = static_cast<double>(clocks_.error_ns) / 1e6;
+    report_.layer_bytes += keeper.changed_bytes();
+    report_.memory_bytes = link_.sent() - sent_before - keeper.changed_bytes();
+    progress_.bytes(link_.sent() - sent_before);
+    connected_ = keeper.connected();
+    log::info("pause: stop and memory {} us, files {} us, images {} us, hand-over {} us", (keeper.times().memory_ns - begin) / 1000,
+              (keeper.times().files_ns - keeper.times().memory_ns) / 1000,
+              (keeper.times().given_ns - keeper.times().files_ns) / 1000, (end - keeper.times().given_ns) / 1000);
+    return {};
+  }
+
+  // A destination that refuses says why before its end of the connection closes.
+  Error explained(Error error) {
+    if (error.kind == Kind::gone) {
+      Message message;
+      const auto last = link_.receive(message, std::chrono::seconds(5));
+      if (last && message.has_refused()) {
+        return Error{.kind = Kind::os, .what = fmt::format("{}: {}", options_.destination, message.refused().reason()), .during = {}};
+      }
+      if (!last && last.error().kind == Kind::os) {
+        return last.error();
+      }
+    }
+    return error;
+  }
+
+  // The container lives over there; whatever fails now is worth a note and no more.
+  void finish() {
+    progress_.begin("finish");
+    const auto note = [&](const Result<void>& result) {
+      if (!result) {
+        report_.notes.push_back(result.error().message());
+      }
+    };
+    note(departure_.wait_until_stopped());
+    note(connected_ ? send_rest() : Result<void>(fail(Kind::gone, "the connection broke, so the last lines of the log stayed here")));
+    note(departure_.leave(options_.keep_source));
+  }
+
+  Result<void> send_rest() {
+    FERRY_TRY(const auto pieces, log_.rest());
+    for (const auto& piece : pieces) {
+      Message head;
+      head.mutable_log_tail();
+      FERRY_CHECK(send_piece(head, piece));
+    }
+    Message finish;
+    finish.mutable_finish();
+    FERRY_CHECK(link_.send(finish));
+    FERRY_TRY(const Message answer, answer_of(kWork));
+    if (!answer.has_finished()) {
+      return fail(Kind::corrupt, "{} does not say that it has finished", options_.destination);
+    }
+    for (const std::string& text : answer.finished().notes()) {
+      report_.notes.push_back(text);
+    }
+    return {};
+  }
+
+  [[nodiscard]] const std::string& name() const { return departure_.container().name; }
+
+  const SendOptions& options_;
+  Docker& docker_;
+  Departure& departure_;
+  Guard& guard_;
+  RemoteShell& shell_;
+  Link link_;
+  Progress progress_;
+  SendReport report_;
+  HostFacts here_;
+  HostFacts there_;
+  ClockRelation clocks_;
+  GivenRecord record_;
+  std::set<std::string> present_;
+  bool has_image_ = false;
+  bool connected_ = true;
+  container::LeavingLog log_;
+};
+
+}  // namespace
+
+Result<SendReport> send(const SendOptions& options) {
+  FERRY_TRY(Guard guard, Guard::post(clean_up_after));
+  tracee::block_sigchld();
+  ::signal(SIGPIPE, SIG_IGN);
+  const HeldBack held;
+  FERRY_TRY(Docker docker, Docker::connect());
+  FERRY_TRY(Departure departure, Departure::prepare(docker, {.container = options.container,
+                                                             .drop_exec = options.drop_exec,
+                                                             .keep_source = options.keep_source}));
+  FERRY_CHECK(container::wait_for_health_check(docker, departure.container(), std::chrono::seconds(60)));
+  FERRY_TRY(RemoteShell shell, RemoteShell::start(options.rsh, options.destination, {"ferry", "receive"}));
+  auto report = Sender(options, docker, departure, guard, shell, held.fd()).run();
+  if (!report) {
+    if (auto back = departure.resume_restarts(); !back) {
+      log::warning("{}", back.error().message());
+    }
+    return report;
+  }
+  report->container = departure.container().name;
+  report->notes.insert(report->notes.begin(), departure.notes().begin(), departure.notes().end());
+  return report;
+}
+
+}  // namespace ferry::migrate

@@ -1,0 +1,45 @@
+// The source's side of a move: `ferry migrate` and `ferry resolve`.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "migrate/progress.h"
+
+namespace ferry::migrate {
+
+struct SendOptions {
+  std::string container;       // id or name
+  std::string destination;
+  std::string rsh = "ssh";
+  bool keep_source = false;
+  bool drop_exec = false;
+  bool tcp_close = false;
+  bool quiet = false;          // nothing on standard output
+};
+
+struct SendReport {
+  std::string container;       // name
+  double pause_ms = 0;         // from before the first thread was stopped until the tree ran again
+  double pause_error_ms = 0;   // how wrong that may be, since two clocks were read
+  std::uint64_t bytes = 0;     // all that was sent
+  std::uint64_t image_bytes = 0;
+  std::uint64_t layer_bytes = 0;
+  std::uint64_t memory_bytes = 0;
+  std::vector<Phase> phases;
+  std::vector<std::string> notes;
+};
+
+// On an error the container runs on here as if nothing had been tried.  It does not return before it is
+// known who has the container; if it is interrupted while that is unknown, the process ends, the
+// container stays frozen, and a guard process goes on asking.
+// Starts a guard process, so the caller must have a single thread; blocks signals and ignores SIGPIPE.
+Result<SendReport> send(const SendOptions& options);
+
+// Brings a move to its end that lost its connection at the worst moment: asks the destination.
+// The value is a sentence about what became of the container.
+Result<std::string> resolve(const std::string& move);
+
+}  // namespace ferry::migrate

@@ -1,0 +1,82 @@
+// ferry migrate CONTAINER DEST, and ferry resolve for a move that lost its connection.
+#include <CLI/CLI.hpp>
+
+#include <unistd.h>
+
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "migrate/record.h"
+#include "migrate/send.h"
+#include "programs/ferry/command.h"
+
+namespace ferry::program {
+namespace {
+
+using Json = nlohmann::json;
+
+std::string to_json(const migrate::SendReport& report, const migrate::SendOptions& options) {
+  Json phases = Json::array();
+  for (const migrate::Phase& phase : report.phases) {
+    phases.push_back({{"name", phase.name}, {"ms", phase.ms}, {"bytes", phase.bytes}});
+  }
+  const Json out = {{"container", report.container},
+                    {"destination", options.destination},
+                    {"pause_ms", report.pause_ms},
+                    {"pause_error_ms", report.pause_error_ms},
+                    {"bytes", report.bytes},
+                    {"image_bytes", report.image_bytes},
+                    {"layer_bytes", report.layer_bytes},
+                    {"memory_bytes", report.memory_bytes},
+                    {"phases", phases},
+                    {"notes", report.notes}};
+  return out.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+Result<void> move(const migrate::SendOptions& options) {
+  FERRY_TRY(const auto report, migrate::send(options));
+  if (options.quiet) {
+    fmt::print("{}\n", to_json(report, options));
+    return {};
+  }
+  print_notes(report.notes);
+  fmt::print("{} runs on {}: pause {:.1f} ms (give or take {:.1f}), {} sent\n", report.container, options.destination, report.pause_ms,
+             report.pause_error_ms, migrate::byte_text(report.bytes));
+  return {};
+}
+
+Result<void> resolve(const std::string& id) {
+  if (id.empty()) {
+    FERRY_TRY(const auto waiting, migrate::given_moves());
+    for (const std::string& move : waiting) {
+      FERRY_TRY(const auto record, migrate::read_given(move));
+      fmt::print("{}   container {}   to {}\n", move, record.container_name, record.destination);
+    }
+    return {};
+  }
+  FERRY_TRY(const std::string sentence, migrate::resolve(id));
+  fmt::print("{}\n", sentence);
+  return {};
+}
+
+}  // namespace
+
+void add_migrate(CLI::App& root, Commands& commands) {
+  CLI::App* moved = root.add_subcommand("migrate", "Move a running container to another host");
+  const auto options = std::make_shared<migrate::SendOptions>();
+  moved->add_option("CONTAINER", options->container, "Name or id of the container")->required();
+  moved->add_option("DEST", options->destination, "The other host, as the remote shell knows it")->required();
+  moved->add_option("--rsh", options->rsh, "Remote shell, called as COMMAND DEST ferry receive")->capture_default_str();
+  moved->add_flag("--keep-source", options->keep_source, "Keep the stopped container instead of removing it");
+  moved->add_flag("--drop-exec", options->drop_exec, "Go on although docker exec sessions are not kept");
+  moved->add_flag("--tcp-close", options->tcp_close, "Close established TCP connections instead of refusing");
+  moved->add_flag("--json", options->quiet, "Print one JSON object and nothing else");
+  commands.push_back({moved, true, [options] { return move(*options); }});
+
+  CLI::App* resolved = root.add_subcommand("resolve", "Ask what became of a move that lost its connection");
+  const auto id = std::make_shared<std::string>();
+  resolved->add_option("MOVE", *id, "Id of the move; without it those that wait are listed");
+  commands.push_back({resolved, true, [id] { return resolve(*id); }});
+}
+
+}  // namespace ferry::program
