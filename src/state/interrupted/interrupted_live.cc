@@ -61,6 +61,11 @@ Outcome across_in_leader(long number, Call call) {
   return out;
 }
 
+// The copy of one that ran on comes after the source is through: its time is over, its objects are gone.
+const Options kOneLife{.leave_running = false};
+// System V semaphores of the host are not the tree's to carry, but they are still there for the copy.
+const Options kOneLifeOnTheHost{.pid_namespace = false, .leave_running = false};
+
 LIVE_TEST(Interrupted, NanosleepKeepsItsTime) {
   timespec left{9, 9};
   const Outcome out = across(SYS_nanosleep, [&] { return ::syscall(SYS_nanosleep, &kSleep, &left); });
@@ -109,7 +114,7 @@ LIVE_TEST(Interrupted, ClockNanosleepRelative) {
   EXPECT_GE(out.slept, 1.99);
 }
 
-LIVE_TEST(Interrupted, ClockNanosleepAbsolute) {
+LIVE_TEST_WITH(Interrupted, ClockNanosleepAbsolute, kOneLife) {
   timespec until{};
   ::clock_gettime(CLOCK_MONOTONIC, &until);
   until.tv_sec += 2;
@@ -153,7 +158,7 @@ LIVE_TEST(Interrupted, FutexWaitTimesOut) {
   EXPECT_GE(out.slept, 1.99);
 }
 
-LIVE_TEST(Interrupted, FutexWaitBitsetKeepsItsAbsoluteTime) {
+LIVE_TEST_WITH(Interrupted, FutexWaitBitsetKeepsItsAbsoluteTime, kOneLife) {
   static int word = 1;
   timespec until{};
   ::clock_gettime(CLOCK_MONOTONIC, &until);
@@ -264,12 +269,7 @@ LIVE_TEST(Interrupted, ReadOnAPipeGetsWhatIsWrittenLater) {
   EXPECT_EQ(got, 'x');
 }
 
-LIVE_TEST_WITH(Interrupted, SemtimedopTimesOut, [] {
-  // System V semaphores of the host are not the tree's to carry; here the source runs on with them.
-  Options options;
-  options.pid_namespace = false;
-  return options;
-}()) {
+LIVE_TEST_WITH(Interrupted, SemtimedopTimesOut, kOneLifeOnTheHost) {
   const int id = ::semget(IPC_PRIVATE, 1, 0600);
   ASSERT_GE(id, 0);
   const Outcome out = across(SYS_semtimedop, [&] {
