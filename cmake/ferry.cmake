@@ -3,9 +3,12 @@
 
 add_library(ferry_options INTERFACE)
 target_compile_options(ferry_options INTERFACE
-  -Wall -Wextra -Wconversion -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wimplicit-fallthrough -Werror)
+  -Wall -Wextra -Wconversion -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wimplicit-fallthrough -Werror
+  # g++ 12 takes the value inside an optional or expected for uninitialised when it inlines its move.
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>
+  # For quoted includes only: src/sys/file.h must not stand before <sys/file.h>.
+  "SHELL:-iquote ${CMAKE_SOURCE_DIR}/src")
 target_compile_definitions(ferry_options INTERFACE _GNU_SOURCE FERRY_VERSION="${PROJECT_VERSION}")
-target_include_directories(ferry_options INTERFACE ${CMAKE_SOURCE_DIR}/src)
 if(FERRY_SANITIZE)
   target_compile_options(ferry_options INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
   target_link_options(ferry_options INTERFACE -fsanitize=address,undefined)

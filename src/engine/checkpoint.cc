@@ -46,7 +46,7 @@ using image::Type;
 using state::DumpTask;
 using state::DumpThread;
 
-constexpr std::size_t kAreaSize = 4U << 20;  // address space only: what no batch uses is never touched
+constexpr std::size_t kAreaSize = 16U << 20;  // address space only: what no batch uses is never touched
 constexpr std::chrono::seconds kDeathTime{10};
 
 std::uint64_t micros(Clock::duration d) {
@@ -81,6 +81,10 @@ class Checkpoint {
       if (network_announced_) {
         (void)tell(Stage::network_unlock);
       }
+      // While the threads are still stopped; a frozen task could not give its batch area back.
+      for (auto& task : tasks_) {
+        (void)task->process.give_back();
+      }
       (void)freezer_.restore_state();
     }
   }
@@ -93,10 +97,10 @@ class Checkpoint {
     FERRY_CHECK(notify_stopped());
     FERRY_CHECK(settle_threads());
     FERRY_CHECK(ask());
+    FERRY_CHECK(give_back());
     FERRY_CHECK(collect_tasks());
     FERRY_CHECK(collect_namespaces());
     FERRY_CHECK(save_memory());
-    FERRY_CHECK(give_back());
     FERRY_CHECK(save_images());
     FERRY_CHECK(tell(Stage::post_dump));
     FERRY_CHECK(end());
@@ -184,6 +188,8 @@ class Checkpoint {
       FERRY_CHECK(thread.set_options(PTRACE_O_TRACESYSGOOD |
                                      (task.status.seccomp != 0 ? PTRACE_O_SUSPEND_SECCOMP : 0)));
     }
+    task.process.set_end_signal(tracee::quiet_signal(task.status.sig_caught | task.status.sig_pending |
+                                                     task.status.shared_pending));
     const auto kernel = state::memory::find_kernel_mappings(task.mappings);
     FERRY_CHECK(task.process.map_area(kAreaSize, 0, kernel.vdso.start, kernel.vdso.size));
     tracee::Batch of_process;
@@ -271,18 +277,16 @@ class Checkpoint {
     return {};
   }
 
-  // From here on nothing of ours is in the tree.
+  // From here on nothing of ours is in the tree, and each thread stands as the stop left it (a call that
+  // only the stop ended is made again): should we die while memory is read, it just goes on.
   Result<void> give_back() {
     for (auto& task : tasks_) {
       if (task->zombie) {
         continue;
       }
-      const auto kernel = state::memory::find_kernel_mappings(task->mappings);
       FERRY_CHECK(state::signals::mend_trap(*task));
-      FERRY_TRY(const std::uint64_t at, task->process.find_syscall(kernel.vdso.start, kernel.vdso.size));
-      FERRY_CHECK(task->process.unmap_area(task->process.leader(), at));
+      FERRY_CHECK(task->process.give_back());
       for (DumpThread& thread : task->threads) {
-        // As settled: a call that only the stop ended is made again.
         FERRY_CHECK(task->thread(thread).set_registers(thread.registers));
       }
     }
@@ -328,24 +332,13 @@ class Checkpoint {
       }
     }
     let_go_ = true;
-    // In a pid namespace its init waits for the others to be reaped, some of them by us: leaves first.
-    const tracee::Deadline deadline(kDeathTime);
-    for (auto task = tasks_.rbegin(); task != tasks_.rend(); ++task) {
-      auto& threads = (*task)->process.threads();
-      for (auto thread = threads.rbegin(); thread != threads.rend(); ++thread) {
-        while (thread->tid().value != 0) {
-          auto stop = thread->wait(deadline);
-          if (stop.has_value()) {
-            continue;  // a stop that was already on its way
-          }
-          if (stop.error().os_errno == ETIMEDOUT) {
-            return Result<void>(tl::unexpected(std::move(stop).error())).during("waiting for the tree to end");
-          }
-          thread->forget();
-        }
+    std::vector<tracee::Thread*> threads;
+    for (auto& task : tasks_) {
+      for (auto& thread : task->process.threads()) {
+        threads.push_back(&thread);
       }
     }
-    return {};
+    return tracee::await_end(threads, tracee::Deadline(kDeathTime)).during("waiting for the tree to end");
   }
 
   static Result<std::string> random_id() {

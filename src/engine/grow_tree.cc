@@ -145,6 +145,7 @@ class Grower {
     FERRY_TRY(child.process, tracee::Process::of(pid, std::move(threads)));
     FERRY_CHECK(child.leader().wait(tracee::Deadline(kBirthTime)).during("first stop of process {}", wanted));
     child.process.inherit_area(layout_.area);
+    child.process.set_disposable();
     child.controller_pidfd = from.controller_pidfd;
     if (!child.threads.empty()) {
       child.threads.front().tid = pid;

@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <thread>
 
+#include "base/log.h"
 #include "engine/restore_tree.h"
 #include "state/memory/memory.h"
 #include "sys/file.h"
@@ -21,6 +23,20 @@ constexpr std::size_t kParkSize = 1U << 20;
 constexpr unsigned long kSysGood = 1;
 constexpr unsigned long kSuspendSeccomp = 1 << 21;
 constexpr unsigned long kExitKill = 1 << 20;
+
+constexpr std::chrono::seconds kReapTime{5};
+constexpr std::chrono::milliseconds kReapPoll{5};
+
+bool is_zombie(pid_t pid) {
+  const int saved = errno;
+  bool zombie = false;
+  if (const auto text = sys::read_file(fmt::format("/proc/{}/stat", pid)); text.has_value()) {
+    const auto stat = sys::parse_stat(*text);
+    zombie = stat.has_value() && stat->state == 'Z';
+  }
+  errno = saved;
+  return zombie;
+}
 
 }  // namespace
 
@@ -45,7 +61,12 @@ Result<void> make_root(const RootRequest& request, state::RestoreTask& root) {
   args.exit_signal = request.sibling ? 0 : SIGCHLD;
   args.set_tid = reinterpret_cast<std::uint64_t>(&wanted);
   args.set_tid_size = 1;
-  const long child = ::syscall(SYS_clone3, &args, sizeof args);
+  long child = ::syscall(SYS_clone3, &args, sizeof args);
+  // A number stays taken by a dead process until its parent has waited for it, which may take a moment.
+  for (const tracee::Deadline deadline(kReapTime); child < 0 && errno == EEXIST && is_zombie(wanted) && !deadline.passed();) {
+    std::this_thread::sleep_for(kReapPoll);
+    child = ::syscall(SYS_clone3, &args, sizeof args);
+  }
   if (child < 0) {
     if (errno == EEXIST) {
       return sys_fail(fmt::format("process id {} is taken; restore into a pid namespace, or when it is free: clone3", wanted));
@@ -76,6 +97,7 @@ Result<void> stop_root(tracee::Thread thread, state::RestoreTask& root) {
   std::vector<tracee::Thread> threads;
   threads.push_back(std::move(thread));
   FERRY_TRY(root.process, tracee::Process::of(pid, std::move(threads)));
+  root.process.set_disposable();
   root.pid = pid;
   root.threads.front().tid = pid;
   FERRY_CHECK(root.leader().interrupt());
@@ -123,22 +145,17 @@ Result<Layout> clear_root(state::RestoreContext& context) {
 }
 
 void kill_skeletons(std::vector<std::unique_ptr<state::RestoreTask>>& tasks) {
-  const tracee::Deadline deadline(kBirthTime);
-  for (auto task = tasks.rbegin(); task != tasks.rend(); ++task) {
-    if ((*task)->pid.value == 0 || (*task)->process.threads().empty()) {
-      continue;
+  std::vector<tracee::Thread*> threads;
+  for (auto& task : tasks) {
+    for (auto& thread : task->process.threads()) {
+      threads.push_back(&thread);
     }
-    ::kill((*task)->pid.value, SIGKILL);
+    if (task->pid.value != 0 && !task->process.threads().empty() && task->leader().tid().value != 0) {
+      ::kill(task->pid.value, SIGKILL);
+    }
   }
-  for (auto task = tasks.rbegin(); task != tasks.rend(); ++task) {
-    for (auto& thread : (*task)->process.threads()) {
-      while (thread.tid().value != 0) {
-        const auto stop = thread.wait(deadline);
-        if (!stop.has_value()) {
-          thread.forget();
-        }
-      }
-    }
+  if (auto done = tracee::await_end(threads, tracee::Deadline(kBirthTime)); !done.has_value()) {
+    log::error(done.error());
   }
 }
 

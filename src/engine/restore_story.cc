@@ -144,6 +144,7 @@ Result<void> RestoreStory::build_memory(RestoreTask& task) {
 // In this order: what needs privileges before they go, what takes effect at once after what it would
 // hinder, timers last because they run from then on.
 Result<void> RestoreStory::dress_task(RestoreTask& task) {
+  task.process.set_end_signal(tracee::quiet_signal(state::signals::pending_in(task)));
   tracee::Batch early;
   FERRY_CHECK(state::memory::finish(task, context_, early));
   FERRY_CHECK(state::fs::restore(task, context_, early));

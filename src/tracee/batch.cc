@@ -1,5 +1,7 @@
 #include "tracee/batch.h"
 
+#include <sys/syscall.h>
+
 namespace ferry::tracee {
 
 Value Batch::append(const char* what, std::uint32_t flags, long number, std::initializer_list<Argument> arguments) {
@@ -73,10 +75,12 @@ void Batch::store(Value value, Data into, std::size_t offset) {
   fixups_.push_back({Fixup::What::copy_to, copy, 1, into.offset + offset, kDataTarget});
 }
 
-std::size_t Batch::size() const { return (records_.size() + 1) * sizeof(Record) + ((data_.size() + 63) & ~std::size_t{63}); }
+std::size_t Batch::size() const {
+  return (records_.size() + kEndRecords) * sizeof(Record) + ((data_.size() + 63) & ~std::size_t{63});
+}
 
-std::vector<std::byte> Batch::place(std::uint64_t base) const {
-  const std::uint64_t data_base = base + (records_.size() + 1) * sizeof(Record);
+std::vector<std::byte> Batch::place(std::uint64_t base, int end_signal, std::uint64_t frame) const {
+  const std::uint64_t data_base = base + (records_.size() + kEndRecords) * sizeof(Record);
   std::vector<Record> records = records_;
   std::vector<std::byte> data = data_;
   const auto record_address = [&](std::uint64_t record) { return base + record * sizeof(Record); };
@@ -100,7 +104,17 @@ std::vector<std::byte> Batch::place(std::uint64_t base) const {
       }
     }
   }
-  records.push_back({kEnd, 0, 0, {}});
+  const std::uint64_t end = records.size();
+  const auto result_of = [&](std::uint64_t i) { return record_address(end + i) + offsetof(Record, result); };
+  const auto argument_of = [&](std::uint64_t i, std::uint64_t n) {
+    return record_address(end + i) + offsetof(Record, argument) + n * sizeof(std::uint64_t);
+  };
+  records.push_back({SYS_getpid, 0, 0, {}});
+  records.push_back({SYS_gettid, 0, 0, {}});
+  records.push_back({kCopy, 0, 0, {result_of(0), argument_of(kSignalRecord, 0)}});
+  records.push_back({kCopy, 0, 0, {result_of(1), argument_of(kSignalRecord, 1)}});
+  records.push_back({SYS_tgkill, 0, 0, {0, 0, static_cast<std::uint64_t>(end_signal)}});
+  records.push_back({kReturn, 0, 0, {frame}});
   std::vector<std::byte> out(records.size() * sizeof(Record) + data.size());
   std::memcpy(out.data(), records.data(), records.size() * sizeof(Record));
   if (!data.empty()) {
@@ -109,7 +123,8 @@ std::vector<std::byte> Batch::place(std::uint64_t base) const {
   return out;
 }
 
-// Registers: rbx walks the records; rsp is never touched, so the target's stack stays as it was.
+// Registers: rbx walks the records; rsp is touched only for rt_sigreturn, so the target's stack stays as it
+// was.
 // The system call clobbers rcx and r11 only.
 asm(R"(
   .pushsection .rodata
@@ -132,7 +147,10 @@ ferry_loop_begin:
     testl $1, 4(%rbx)
     jz 2f
     cmpq $-4095, %rax
-    jae 4f
+    jb 2f
+    movq %rbx, %r15
+    movq %r14, %rbx
+    jmp 1b
 2:  addq $64, %rbx
     jmp 1b
 3:  movq 16(%rbx), %rdi
@@ -140,7 +158,9 @@ ferry_loop_begin:
     movq (%rdi), %rax
     movq %rax, (%rsi)
     jmp 2b
-4:  int3
+4:  movq 16(%rbx), %rsp
+    movl $15, %eax
+    syscall
 ferry_loop_end:
   .popsection
 )");

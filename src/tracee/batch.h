@@ -20,7 +20,7 @@ namespace ferry::tracee {
 
 // The wire form of one call: what the loop in loop.cc reads.  One cache line.
 struct Record {
-  std::uint32_t number;  // of the system call, or kEnd, or kCopy
+  std::uint32_t number;  // of the system call, or kReturn, or kCopy
   std::uint32_t flags;   // kMust
   std::int64_t result;
   std::uint64_t argument[6];
@@ -54,7 +54,7 @@ class Argument {
 
 class Batch {
  public:
-  static constexpr std::uint32_t kEnd = 0xffffffff;
+  static constexpr std::uint32_t kReturn = 0xffffffff;  // argument[0]: stack pointer for rt_sigreturn
   static constexpr std::uint32_t kCopy = 0xfffffffe;  // argument[0]: from, argument[1]: to; 8 bytes
   static constexpr std::uint32_t kMust = 1;           // a failure of this record ends the batch
 
@@ -99,8 +99,12 @@ class Batch {
   static constexpr std::uint32_t kDataTarget = 0xffffffff;
 
   Value append(const char* what, std::uint32_t flags, long number, std::initializer_list<Argument> arguments);
-  // The bytes as they have to stand at address `base` of the target: records, end mark, data.
-  [[nodiscard]] std::vector<std::byte> place(std::uint64_t base) const;
+  // The records behind a batch's own: the thread sends itself `end_signal`, which a tracer sees; without
+  // one it is ignored, and the thread goes back to what it was by rt_sigreturn with `frame`.
+  static constexpr std::size_t kEndRecords = 6;
+  static constexpr std::size_t kSignalRecord = 4;  // of them, the one that sends it
+  // The bytes as they have to stand at address `base` of the target: records, end records, data.
+  [[nodiscard]] std::vector<std::byte> place(std::uint64_t base, int end_signal, std::uint64_t frame) const;
 
   std::vector<Record> records_;
   std::vector<const char*> names_;
@@ -130,7 +134,8 @@ class Replies {
   std::vector<std::byte> data_;
 };
 
-// The loop itself, position-independent: rbx points to the first record; ends with int3.
+// The loop itself, position-independent.  rbx: the first record; r14: the records that end a batch, which
+// are also taken when a `must` record fails; r15: 0, and then the address of the record that failed.
 std::span<const std::byte> loop_code();
 
 }  // namespace ferry::tracee

@@ -14,28 +14,28 @@
 #include "base/log.h"
 #include "sys/file.h"
 #include "sys/memory.h"
+#include "tracee/sigframe.h"
 
 namespace ferry::tracee {
 namespace {
 
 constexpr std::size_t kPage = 4096;
 constexpr std::chrono::seconds kCallTime{30};  // a call on a dead network file system must not hold us for ever
-// Everything blocked but SIGTRAP: a trap that is blocked or ignored makes the kernel reset its action
-// to the default (force_sig_info in kernel/signal.c).
-constexpr std::uint64_t kBatchMask = ~(std::uint64_t{1} << (SIGTRAP - 1));
+std::uint64_t all_but(int signal) { return ~(std::uint64_t{1} << (signal - 1)); }
 
 // Gives a thread its registers and signal mask back.
 class Borrowed {
  public:
-  explicit Borrowed(Thread& thread) : thread_(thread) {}
+  // `mask`: what is blocked meanwhile.
+  Borrowed(Thread& thread, std::uint64_t mask) : thread_(thread), batch_mask_(mask) {}
   Borrowed(const Borrowed&) = delete;
   Borrowed& operator=(const Borrowed&) = delete;
   Result<void> take() {
     FERRY_TRY(regs_, thread_.registers());
     FERRY_TRY(mask_, thread_.signal_mask());
     taken_ = true;
-    if (mask_ != kBatchMask) {
-      FERRY_CHECK(thread_.set_signal_mask(kBatchMask));
+    if (mask_ != batch_mask_) {
+      FERRY_CHECK(thread_.set_signal_mask(batch_mask_));
     }
     return {};
   }
@@ -46,15 +46,17 @@ class Borrowed {
     }
     taken_ = false;
     FERRY_CHECK(thread_.set_registers(regs_));
-    if (mask_ != kBatchMask) {
+    if (mask_ != batch_mask_) {
       FERRY_CHECK(thread_.set_signal_mask(mask_));
     }
     return {};
   }
   [[nodiscard]] const Registers& registers() const { return regs_; }
+  [[nodiscard]] std::uint64_t mask() const { return mask_; }
 
  private:
   Thread& thread_;
+  std::uint64_t batch_mask_;
   Registers regs_{};
   std::uint64_t mask_ = 0;
   bool taken_ = false;
@@ -66,24 +68,33 @@ Registers clean(Registers regs) {
   return regs;
 }
 
-// Waits for the wanted kind of stop; what else arrives is put off or passed over.
-Result<void> wait_for(Thread& thread, Stop::Why why, int signal, int request, const Deadline& deadline) {
+// Waits for the entry or exit of a call; what else arrives is put off or passed over.
+Result<void> wait_for_syscall_stop(Thread& thread, const Deadline& deadline) {
   for (;;) {
     FERRY_TRY(const Stop stop, thread.wait(deadline));
-    if (stop.why == why && (why != Stop::Why::signal || stop.signal == signal)) {
+    if (stop.why == Stop::Why::syscall) {
       return {};
     }
     if (stop.why == Stop::Why::signal) {
       if (stop.signal == SIGSEGV || stop.signal == SIGBUS || stop.signal == SIGILL) {
-        return fail(Kind::os, "task {} got signal {} inside a batch", thread.tid(), stop.signal);
+        return fail(Kind::os, "task {} got signal {} inside a call", thread.tid(), stop.signal);
       }
       thread.deferred_signals.push_back(stop.signal);
     }
-    FERRY_CHECK(thread.resume(request));
+    FERRY_CHECK(thread.resume(PTRACE_SYSCALL));
   }
 }
 
 }  // namespace
+
+int quiet_signal(std::uint64_t taken) {
+  for (const int signal : {SIGURG, SIGWINCH, SIGCHLD}) {
+    if ((taken >> (signal - 1) & 1) == 0) {
+      return signal;
+    }
+  }
+  return SIGURG;
+}
 
 Result<Process> Process::of(HostPid pid, std::vector<Thread> threads) {
   Process out;
@@ -93,12 +104,14 @@ Result<Process> Process::of(HostPid pid, std::vector<Thread> threads) {
   return out;
 }
 
-Process::~Process() {
-  if (area_.mapped() && !threads_.empty() && leader().tid().value != 0) {
-    if (auto at = find_syscall(0, 0); at.has_value()) {
-      (void)unmap_area(leader(), *at);
-    }
+Process::~Process() { (void)give_back(); }
+
+Result<void> Process::give_back() {
+  if (!area_.mapped() || threads_.empty() || leader().tid().value == 0) {
+    return {};
   }
+  FERRY_TRY(const std::uint64_t at, find_syscall(vdso_, vdso_size_));
+  return unmap_area(leader(), at);
 }
 
 Result<void> Process::reopen_memory() {
@@ -109,7 +122,7 @@ Result<void> Process::reopen_memory() {
 Result<std::int64_t> Process::call(Thread& thread, long number, const std::vector<std::uint64_t>& arguments,
                                    std::uint64_t at) {
   const Deadline deadline(kCallTime);
-  Borrowed borrowed(thread);
+  Borrowed borrowed(thread, ~std::uint64_t{0});
   FERRY_CHECK(borrowed.take());
   Registers regs = clean(borrowed.registers());
   const auto argument = [&](std::size_t i) { return i < arguments.size() ? arguments[i] : 0; };
@@ -131,7 +144,7 @@ Result<std::int64_t> Process::call(Thread& thread, long number, const std::vecto
   FERRY_CHECK(thread.set_registers(regs));
   for (int stops = 0; stops < 2; ++stops) {  // entry, exit
     FERRY_CHECK(thread.resume(PTRACE_SYSCALL));
-    FERRY_CHECK(wait_for(thread, Stop::Why::syscall, 0, PTRACE_SYSCALL, deadline));
+    FERRY_CHECK(wait_for_syscall_stop(thread, deadline));
   }
   FERRY_TRY(const Registers after, thread.registers());
   FERRY_CHECK(borrowed.give_back());
@@ -164,6 +177,8 @@ Result<std::uint64_t> Process::find_syscall(std::uint64_t vdso, std::uint64_t vd
 }
 
 Result<void> Process::map_area(std::size_t size, std::uint64_t address, std::uint64_t vdso, std::uint64_t vdso_size) {
+  vdso_ = vdso;
+  vdso_size_ = vdso_size;
   FERRY_TRY(const std::uint64_t at, find_syscall(vdso, vdso_size));
   const int fixed = address != 0 ? MAP_FIXED_NOREPLACE : 0;
   const auto map = [&](std::uint64_t where, std::size_t length, int prot, int flags) -> Result<std::uint64_t> {
@@ -203,11 +218,13 @@ Result<Replies> Process::run(Thread& thread, const Batch& batch) {
 
 Result<void> Process::aim(Thread& thread, const Batch& batch) {
   const std::uint64_t at = area_.base + kPage;
-  FERRY_CHECK(sys::write_memory(pid_, at, batch.place(at)));
+  FERRY_CHECK(sys::write_memory(pid_, at, batch.place(at, end_signal_, 0)));
   FERRY_TRY(const Registers now, thread.registers());
   Registers regs = clean(now);
   regs.rip = area_.base;
   regs.rbx = at;
+  regs.r14 = at + batch.records_.size() * sizeof(Record);
+  regs.r15 = 0;
   return thread.set_registers(regs);
 }
 
@@ -223,69 +240,113 @@ Result<void> Process::leave_in(Thread& thread, const Batch& batch) {
   return thread.detach();
 }
 
+// A thread on its way through a batch.
+struct Process::Running {
+  Running(const Job& of, std::uint64_t mask) : job(of), borrowed(*of.thread, mask) {}
+  Job job;
+  Borrowed borrowed;
+  std::uint64_t base = 0;    // of its records
+  std::uint64_t failed = 0;  // address of the record that ended it early
+  [[nodiscard]] std::uint64_t end() const { return base + job.batch->records_.size() * sizeof(Record); }
+};
+
+// Takes the thread and writes its records to the end of `image`, which starts behind the code page.
+Result<void> Process::launch(const Job& job, Running& running, std::uint64_t base, std::vector<std::byte>& image) const {
+  running.base = base;
+  FERRY_CHECK(running.borrowed.take());
+  SignalFrame frame;
+  const std::uint64_t frame_at = base + job.batch->size();
+  if (!disposable_) {
+    FERRY_TRY(const auto state, job.thread->extended_state());
+    frame = make_signal_frame(frame_at, running.borrowed.registers(), running.borrowed.mask(), state);
+  }
+  const auto placed = job.batch->place(base, end_signal_, frame.stack_pointer);
+  image.resize(static_cast<std::size_t>(base - area_.base - kPage));
+  image.insert(image.end(), placed.begin(), placed.end());
+  image.resize(static_cast<std::size_t>(frame_at - area_.base - kPage));
+  image.insert(image.end(), frame.bytes.begin(), frame.bytes.end());
+  Registers regs = clean(running.borrowed.registers());
+  regs.rip = area_.base;
+  regs.rbx = base;
+  regs.r14 = running.end();
+  regs.r15 = 0;
+  return job.thread->set_registers(regs);
+}
+
+// Until the thread stands at its end signal.
+Result<void> Process::await_batch(Running& running, const Deadline& deadline) const {
+  Thread& thread = *running.job.thread;
+  for (;;) {
+    FERRY_TRY(const Stop stop, thread.wait(deadline));
+    if (stop.why == Stop::Why::signal) {
+      if (stop.signal == end_signal_) {
+        FERRY_TRY(const Registers regs, thread.registers());
+        if (regs.rbx == running.end() + Batch::kSignalRecord * sizeof(Record)) {
+          running.failed = regs.r15;
+          return running.borrowed.give_back();
+        }
+      }
+      if (stop.signal == SIGSEGV || stop.signal == SIGBUS || stop.signal == SIGILL) {
+        return fail(Kind::os, "task {} got signal {} inside a batch", thread.tid(), stop.signal);
+      }
+      thread.deferred_signals.push_back(stop.signal);
+    }
+    FERRY_CHECK(thread.resume(PTRACE_CONT));
+  }
+}
+
 Result<std::vector<Replies>> Process::run_all(std::span<const Job> jobs) {
+  constexpr std::size_t kFrameRoom = 4096;  // a signal frame, rounded up to keep the next one aligned
   std::vector<Replies> out;
   out.reserve(jobs.size());
   const Deadline deadline(kCallTime);
   const std::uint64_t end = area_.base + area_.size;
-  std::size_t next = 0;
-  while (next < jobs.size()) {
+  const std::size_t extra = disposable_ ? 0 : kFrameRoom;
+  for (std::size_t next = 0; next < jobs.size();) {
     // As many jobs as fit into the area stand side by side and run at once.
     const std::size_t first = next;
     std::uint64_t at = area_.base + kPage;
-    std::vector<std::uint64_t> bases;
+    std::vector<std::unique_ptr<Running>> running;
     std::vector<std::byte> image;
-    while (next < jobs.size() && at + jobs[next].batch->size() <= end) {
-      const auto placed = jobs[next].batch->place(at);
-      bases.push_back(at);
-      image.resize(static_cast<std::size_t>(at - area_.base - kPage));
-      image.insert(image.end(), placed.begin(), placed.end());
-      at += jobs[next].batch->size();
-      ++next;
+    for (; next < jobs.size() && at + jobs[next].batch->size() + extra <= end; ++next) {
+      running.push_back(std::make_unique<Running>(jobs[next], all_but(end_signal_)));
+      FERRY_CHECK(launch(jobs[next], *running.back(), at, image));
+      at += jobs[next].batch->size() + extra;
     }
     if (next == first) {
       return fail(Kind::invalid, "a batch of {} bytes does not fit into the area of {}", jobs[next].batch->size(),
                   area_.size);
     }
     FERRY_CHECK(sys::write_memory(pid_, area_.base + kPage, image));
-    std::vector<std::unique_ptr<Borrowed>> borrowed;
-    borrowed.reserve(next - first);
-    for (std::size_t i = first; i < next; ++i) {
-      borrowed.push_back(std::make_unique<Borrowed>(*jobs[i].thread));
-      FERRY_CHECK(borrowed.back()->take());
-      Registers regs = clean(borrowed.back()->registers());
-      regs.rip = area_.base;
-      regs.rbx = bases[i - first];
-      FERRY_CHECK(jobs[i].thread->set_registers(regs));
-      FERRY_CHECK(jobs[i].thread->resume(PTRACE_CONT));
+    for (const auto& r : running) {
+      FERRY_CHECK(r->job.thread->resume(PTRACE_CONT));
     }
-    std::vector<std::uint64_t> stopped_at;
-    for (std::size_t i = first; i < next; ++i) {
-      FERRY_CHECK(wait_for(*jobs[i].thread, Stop::Why::signal, SIGTRAP, PTRACE_CONT, deadline)
-                      .during("running {} calls in task {}", jobs[i].batch->calls(), jobs[i].thread->tid()));
-      FERRY_TRY(const Registers after, jobs[i].thread->registers());
-      stopped_at.push_back(after.rbx);
-      FERRY_CHECK(borrowed[i - first]->give_back());
+    for (const auto& r : running) {
+      FERRY_CHECK(await_batch(*r, deadline).during("running {} calls in task {}", r->job.batch->calls(), r->job.thread->tid()));
     }
-    for (std::size_t i = first; i < next; ++i) {
-      FERRY_TRY(Replies replies, collect(jobs[i], bases[i - first], stopped_at[i - first]));
+    for (const auto& r : running) {
+      FERRY_TRY(Replies replies, collect(*r));
       out.push_back(std::move(replies));
     }
   }
   return out;
 }
 
-Result<Replies> Process::collect(const Job& job, std::uint64_t base, std::uint64_t stopped_at) const {
-  const Batch& batch = *job.batch;
+Result<Replies> Process::collect(const Running& running) const {
+  const Batch& batch = *running.job.batch;
   Replies out;
   out.records_.resize(batch.records_.size());
   out.data_.resize(batch.data_.size());
-  FERRY_CHECK(sys::read_memory(pid_, base, std::as_writable_bytes(std::span(out.records_))));
-  FERRY_CHECK(sys::read_memory(pid_, base + (batch.records_.size() + 1) * sizeof(Record), out.data_));
-  const std::uint64_t index = (stopped_at - base) / sizeof(Record);
-  if (index < batch.records_.size()) {
+  FERRY_CHECK(sys::read_memory(pid_, running.base, std::as_writable_bytes(std::span(out.records_))));
+  FERRY_CHECK(sys::read_memory(pid_, running.end() + Batch::kEndRecords * sizeof(Record), out.data_));
+  if (running.failed != 0) {
+    const std::uint64_t index = (running.failed - running.base) / sizeof(Record);
+    if (index >= batch.records_.size()) {
+      return fail(Kind::os, "task {} came back from a batch in disorder", running.job.thread->tid());
+    }
     return sys_fail(static_cast<int>(-out.records_[index].result),
-                    fmt::format("{} (call {} of a batch in task {})", batch.names_[index], index, job.thread->tid()));
+                    fmt::format("{} (call {} of a batch in task {})", batch.names_[index], index,
+                                running.job.thread->tid()));
   }
   return out;
 }

@@ -1,8 +1,9 @@
 // A stopped process that can be made to run batches.
 //
 // The loop and its records live in an area that is mapped for the purpose and unmapped at the end.
-// After every call and batch the thread has its own registers and signal mask back, so this process
-// may die at nearly any moment and the target goes on unharmed, the idle area aside.
+// After every call and batch the thread has its own registers and signal mask back, and inside a batch it
+// finds its own way back (sigframe.h), so this process may die at nearly any moment and the target goes on
+// unharmed, the idle area aside.
 #pragma once
 
 #include <sys/types.h>
@@ -26,6 +27,10 @@ struct Area {
   [[nodiscard]] bool mapped() const { return size != 0; }
 };
 
+// A signal that is ignored by default and not in `taken` (bit signo-1): what a program catches, or has
+// pending.  SIGURG if all are taken.
+int quiet_signal(std::uint64_t taken);
+
 class Process {
  public:
   Process() = default;
@@ -44,6 +49,12 @@ class Process {
   // To be called after the process has got another address space (a child's, after fork).
   Result<void> reopen_memory();
 
+  // The signal by which a batch says that it is at its end; SIGURG if not told otherwise.  To be one that
+  // the kernel ignores by default, and neither caught nor pending in the target.
+  void set_end_signal(int signal) { end_signal_ = signal; }
+  // A skeleton: nobody minds if it dies with us, so its batches carry no way back.
+  void set_disposable() { disposable_ = true; }
+
   // One system call by `thread`, through ptrace's system call stops: no signal is raised in the target.
   // `at`: address of a syscall instruction; the area's own if it is mapped and `at` is 0.
   // Returns the raw result, a negative errno on failure.
@@ -61,6 +72,9 @@ class Process {
   // A syscall instruction outside the area: behind which the leader stands, or in the vDSO.
   Result<std::uint64_t> find_syscall(std::uint64_t vdso, std::uint64_t vdso_size);
 
+  // Unmaps the area if it is mapped, by way of find_syscall.
+  Result<void> give_back();
+
   struct Job {
     Thread* thread;
     const Batch* batch;
@@ -77,12 +91,18 @@ class Process {
  private:
   // Places a batch and points the thread at it.
   Result<void> aim(Thread& thread, const Batch& batch);
-  Result<Replies> collect(const Job& job, std::uint64_t base, std::uint64_t stopped_at) const;
+  struct Running;
+  Result<void> launch(const Job& job, Running& running, std::uint64_t base, std::vector<std::byte>& image) const;
+  Result<void> await_batch(Running& running, const Deadline& deadline) const;
+  Result<Replies> collect(const Running& running) const;
 
   HostPid pid_;
   std::vector<Thread> threads_;
   UniqueFd memory_;
   Area area_;
+  int end_signal_ = 23;  // SIGURG
+  bool disposable_ = false;
+  std::uint64_t vdso_ = 0, vdso_size_ = 0;  // as map_area was told
 };
 
 }  // namespace ferry::tracee

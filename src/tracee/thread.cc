@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -59,47 +60,90 @@ Result<void> Thread::interrupt() {
   return {};
 }
 
-Result<Stop> Thread::wait(const Deadline& deadline) {
+namespace {
+
+// Until a child of ours changes state, or the deadline.
+void sleep_for_change(const Deadline& deadline) {
   sigset_t chld;
   sigemptyset(&chld);
   sigaddset(&chld, SIGCHLD);
+  const auto ns = std::max<std::int64_t>(0, std::chrono::duration_cast<std::chrono::nanoseconds>(deadline.left()).count());
+  const timespec timeout{ns / 1'000'000'000, ns % 1'000'000'000};
+  (void)::sigtimedwait(&chld, nullptr, &timeout);
+}
+
+}  // namespace
+
+Result<std::optional<Stop>> Thread::poll() {
+  int status = 0;
+  // By tid, never -1: a wait for anyone looks at every tracee, which is quadratic over thousands.
+  const pid_t got = ::waitpid(tid_.value, &status, __WALL | WNOHANG);
+  if (got < 0) {
+    const int saved = errno;
+    if (saved == ECHILD) {
+      forget();
+    }
+    return sys_fail(saved, fmt::format("waitpid({})", tid_));
+  }
+  if (got != tid_.value) {
+    return std::optional<Stop>();
+  }
+  if (WIFEXITED(status) || WIFSIGNALED(status)) {
+    const HostPid dead = std::exchange(tid_, HostPid(0));
+    return fail(Kind::gone, "task {} {} {}", dead, WIFEXITED(status) ? "ended with status" : "was killed by signal",
+                WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status));
+  }
+  const int signal = WSTOPSIG(status);
+  const int event = status >> 16;
+  if (event == PTRACE_EVENT_STOP) {
+    return std::optional(Stop{signal == SIGTRAP ? Stop::Why::interrupt : Stop::Why::group_stop, signal, event});
+  }
+  if (event != 0) {
+    return std::optional(Stop{Stop::Why::event, signal, event});
+  }
+  if (signal == (SIGTRAP | 0x80)) {
+    return std::optional(Stop{Stop::Why::syscall, SIGTRAP, 0});
+  }
+  return std::optional(Stop{Stop::Why::signal, signal, 0});
+}
+
+Result<Stop> Thread::wait(const Deadline& deadline) {
   for (;;) {
-    int status = 0;
-    // By tid, never -1: a wait for anyone looks at every tracee, which is quadratic over thousands.
-    const pid_t got = ::waitpid(tid_.value, &status, __WALL | WNOHANG);
-    if (got < 0 && errno != EINTR) {
-      const int saved = errno;
-      if (saved == ECHILD) {
-        forget();
-      }
-      return sys_fail(saved, fmt::format("waitpid({})", tid_));
+    FERRY_TRY(const std::optional<Stop> stop, poll());
+    if (stop.has_value()) {
+      return *stop;
     }
-    if (got == tid_.value) {
-      if (WIFEXITED(status) || WIFSIGNALED(status)) {
-        const HostPid dead = std::exchange(tid_, HostPid(0));
-        return fail(Kind::gone, "task {} {} {}", dead, WIFEXITED(status) ? "ended with status" : "was killed by signal",
-                    WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status));
-      }
-      const int signal = WSTOPSIG(status);
-      const int event = status >> 16;
-      if (event == PTRACE_EVENT_STOP) {
-        return Stop{signal == SIGTRAP ? Stop::Why::interrupt : Stop::Why::group_stop, signal, event};
-      }
-      if (event != 0) {
-        return Stop{Stop::Why::event, signal, event};
-      }
-      if (signal == (SIGTRAP | 0x80)) {
-        return Stop{Stop::Why::syscall, SIGTRAP, 0};
-      }
-      return Stop{Stop::Why::signal, signal, 0};
-    }
-    const auto left = deadline.left();
-    if (left <= Deadline::Clock::duration::zero()) {
+    if (deadline.passed()) {
       return sys_fail(ETIMEDOUT, fmt::format("task {} did not stop", tid_));
     }
-    const auto ns = std::chrono::duration_cast<std::chrono::nanoseconds>(left).count();
-    const timespec timeout{ns / 1'000'000'000, ns % 1'000'000'000};
-    (void)::sigtimedwait(&chld, nullptr, &timeout);
+    sleep_for_change(deadline);
+  }
+}
+
+Result<void> await_end(const std::vector<Thread*>& threads, const Deadline& deadline) {
+  std::vector<Thread*> left = threads;
+  for (;;) {
+    const std::size_t before = left.size();
+    std::erase_if(left, [](Thread* thread) {
+      if (thread->tid().value == 0) {
+        return true;
+      }
+      const auto stop = thread->poll();
+      if (stop.has_value()) {
+        return false;  // alive, or a stop that was already on its way
+      }
+      thread->forget();
+      return true;
+    });
+    if (left.empty()) {
+      return {};
+    }
+    if (left.size() == before) {
+      if (deadline.passed()) {
+        return sys_fail(ETIMEDOUT, fmt::format("task {} was killed and did not end", left.front()->tid()));
+      }
+      sleep_for_change(deadline);
+    }
   }
 }
 

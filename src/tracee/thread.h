@@ -56,6 +56,8 @@ class Thread {
   Result<void> interrupt();
   // Waits for the next stop.  Errors: gone if the thread ended; os (ETIMEDOUT) at the deadline.
   Result<Stop> wait(const Deadline& deadline);
+  // The next stop if there is one by now; does not wait.  Errors: gone.
+  Result<std::optional<Stop>> poll();
   Result<void> set_options(unsigned long options);
   Result<void> resume(int request, int signal = 0);  // PTRACE_CONT, PTRACE_SYSCALL
   // Lets go; `signal` is delivered.  The destructor does the same without one.
@@ -78,5 +80,10 @@ class Thread {
   explicit Thread(HostPid tid) : tid_(tid) {}
   HostPid tid_;
 };
+
+// Waits until every one of the threads, which are being killed, has ended, and reaps them in whatever
+// order that happens: the init of a pid namespace ends only after all others were reaped, its own other
+// threads included (zap_pid_ns_processes in kernel/pid_namespace.c).
+Result<void> await_end(const std::vector<Thread*>& threads, const Deadline& deadline);
 
 }  // namespace ferry::tracee

@@ -199,7 +199,7 @@ class InetSocketKind : public FileKind {
       FERRY_TRY(const Endpoint source, Endpoint::from_image(entry.family(), entry.src_port(), entry.src_addr()));
       FERRY_TRY(const Endpoint peer, Endpoint::from_image(entry.family(), entry.dst_port(), entry.dst_addr()));
       return fail(Kind::unsupported,
-                  "{}: an established TCP connection {} -> {} cannot be carried over yet; close it with --tcp-close",
+                  "{}: an established TCP connection {} -> {} cannot be kept (--tcp-established is not supported); --tcp-close closes it",
                   probe.subject(), source.text(), peer.text());
     }
     entry.set_state(TCP_CLOSE);

@@ -215,6 +215,24 @@ Result<void> restore_thread(RestoreTask& task, RestoreThread& thread, RestoreCon
   return {};
 }
 
+std::uint64_t pending_in(const RestoreTask& task) {
+  std::uint64_t set = 0;
+  const auto add = [&](const pb::SignalQueueEntry& queue) {
+    for (const pb::SiginfoEntry& entry : queue.signals()) {
+      std::int32_t number = 0;  // siginfo_t begins with si_signo
+      if (entry.siginfo().size() >= sizeof number) {
+        std::memcpy(&number, entry.siginfo().data(), sizeof number);
+        set |= number >= 1 && number <= 64 ? std::uint64_t{1} << (number - 1) : 0;
+      }
+    }
+  };
+  add(task.core->tc().signals_s());
+  for (const RestoreThread& thread : task.threads) {
+    add(thread.core->thread_core().signals_p());
+  }
+  return set;
+}
+
 std::uint64_t blocked_by(const RestoreTask& task, const RestoreThread& thread) {
   return thread.index == 0 ? task.core->tc().blk_sigset() : thread.core->thread_core().blk_sigset();
 }

@@ -19,6 +19,8 @@ Result<void> collect_thread(DumpTask& task, DumpThread& thread, DumpContext& con
 Result<void> restore(RestoreTask& task, RestoreContext& context, tracee::Batch& batch);
 // Alternate stack, and signals pending for the thread.
 Result<void> restore_thread(RestoreTask& task, RestoreThread& thread, RestoreContext& context, tracee::Batch& batch);
+// Signals that are pending for the process or one of its threads, bit signo-1.
+std::uint64_t pending_in(const RestoreTask& task);
 // The mask to give the thread last of all.
 std::uint64_t blocked_by(const RestoreTask& task, const RestoreThread& thread);
 
