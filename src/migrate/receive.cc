@@ -442,7 +442,9 @@ class Receiver {
         log::warning("the move ended without its source: {}", error.message());
         return arrival_->finish();
     }
-    static_cast<void>(link_.send(message));  // if it cannot be told, it will ask
+    if (link_.send(message)) {
+      return {};  // it is the source's to show
+    }
     return tl::unexpected<Error>(std::move(error));
   }
 
@@ -478,8 +480,7 @@ Result<void> receive(UniqueFd in, UniqueFd out) {
   if (!docker) {
     Message message;
     message.mutable_failure()->set_reason(docker.error().message());
-    FERRY_CHECK(link.send(message));
-    return tl::unexpected<Error>(std::move(docker).error());
+    return link.send(message);
   }
   Receiver receiver(link, *docker, guard);
   return receiver.serve();

@@ -7,7 +7,8 @@
 namespace ferry::migrate {
 
 // Serves one source over a pair of descriptors, until it has what it wanted or has gone away.
-// Errors: after the source was told.  Unless the tree was taken, nothing is left then.
+// What goes wrong is told to the source; errors are only those that it could not be told.  Unless the
+// tree was taken, nothing is left then.
 // Starts a guard process, so the caller must have a single thread; blocks SIGCHLD and ignores SIGPIPE.
 Result<void> receive(UniqueFd in, UniqueFd out);
 
