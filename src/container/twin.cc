@@ -185,10 +185,11 @@ class Planner {
   }
 
   void ports() {
-    for (const std::string& port : source_.ports) {
+    for (const std::string& port : std::set<std::string>(source_.ports.begin(), source_.ports.end())) {
       for (const Docker::TakenPort& taken : there_.taken_ports) {
         if (taken.port == port) {
           obstacle("port {} is taken on the destination by container {}", port, taken.container);
+          break;  // once, although Docker lists it for IPv4 and for IPv6
         }
       }
     }

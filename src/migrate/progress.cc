@@ -68,15 +68,31 @@ void Progress::end() {
   if (quiet_) {
     return;
   }
+  print(fmt::format("{:<28} {:>9.1f} ms{}\n", phase.name, phase.ms, phase.bytes == 0 ? "" : "   " + byte_text(phase.bytes)));
+}
+
+void Progress::print(std::string line) {
+  kept_ += std::move(line);
+  if (!released_) {
+    return;
+  }
   clear();
-  fmt::print("{:<28} {:>9.1f} ms{}\n", phase.name, phase.ms, phase.bytes == 0 ? "" : "   " + byte_text(phase.bytes));
+  fmt::print("{}", kept_);
+  kept_.clear();
   static_cast<void>(std::fflush(stdout));
+}
+
+void Progress::release() {
+  released_ = true;
+  if (!quiet_) {
+    print({});
+    draw();
+  }
 }
 
 void Progress::say(const std::string& text) {
   if (!quiet_) {
-    clear();
-    fmt::print("{}\n", text);
+    print(text + "\n");
     draw();
   }
 }

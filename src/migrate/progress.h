@@ -18,6 +18,11 @@ class Progress {
  public:
   // `steps`: how many phases there will be.  Silent if `quiet`; the times are kept all the same.
   Progress(int steps, bool quiet);
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+  ~Progress() { clear(); }
+  // Until release(), lines are kept: a move that is refused shows only why.  The bar is drawn.
+  void release();
   // Ends the current phase and begins the next.
   void begin(const std::string& phase);
   // Of the current phase; draws at most ten times a second.
@@ -30,12 +35,15 @@ class Progress {
  private:
   using Clock = std::chrono::steady_clock;
   void draw();
+  void print(std::string line);
   void clear();
 
   int steps_;
   bool quiet_;
   bool terminal_;
   bool open_ = false;
+  bool released_ = false;
+  std::string kept_;
   std::vector<Phase> phases_;
   Clock::time_point begun_{};
   Clock::time_point drawn_{};

@@ -10,6 +10,7 @@
 
 #include <array>
 #include <cerrno>
+#include <mutex>
 
 namespace ferry::migrate {
 namespace {
@@ -24,34 +25,45 @@ Result<std::array<UniqueFd, 2>> make_pipe() {
   return std::array<UniqueFd, 2>{UniqueFd(ends[0]), UniqueFd(ends[1])};
 }
 
-void show_errors(const UniqueFd& from, const std::string& name) {
-  std::string line;
-  std::array<char, 4096> buffer{};
-  for (;;) {
-    const ssize_t got = ::read(from.get(), buffer.data(), buffer.size());
-    if (got < 0 && errno == EINTR) {
-      continue;
-    }
-    if (got <= 0) {
-      break;
-    }
-    line.append(buffer.data(), static_cast<std::size_t>(got));
-    std::size_t end = 0;
-    while ((end = line.find('\n')) != std::string::npos) {
-      std::string text = line.substr(0, end);
-      while (!text.empty() && text.back() == '\r') {
-        text.pop_back();
-      }
-      fmt::print(stderr, "{}: {}\n", name, text);
-      line.erase(0, end + 1);
-    }
-  }
-  if (!line.empty()) {
-    fmt::print(stderr, "{}: {}\n", name, line);
-  }
-}
-
 }  // namespace
+
+struct RemoteShell::Errors {
+  std::mutex lock;
+  bool shown = false;
+  std::vector<std::string> lines{};  // not shown yet
+
+  void add(const std::string& name, std::string text) {
+    while (!text.empty() && text.back() == '\r') {
+      text.pop_back();
+    }
+    const std::lock_guard<std::mutex> held(lock);
+    if (shown) {
+      fmt::print(stderr, "{}: {}\n", name, text);
+    } else if (!text.empty()) {
+      lines.push_back(std::move(text));
+    }
+  }
+  void read(const UniqueFd& from, const std::string& name) {
+    std::string line;
+    std::array<char, 4096> buffer{};
+    for (;;) {
+      const ssize_t got = ::read(from.get(), buffer.data(), buffer.size());
+      if (got < 0 && errno == EINTR) {
+        continue;
+      }
+      if (got <= 0) {
+        break;
+      }
+      line.append(buffer.data(), static_cast<std::size_t>(got));
+      for (std::size_t end = 0; (end = line.find('\n')) != std::string::npos; line.erase(0, end + 1)) {
+        add(name, line.substr(0, end));
+      }
+    }
+    if (!line.empty()) {
+      add(name, line);
+    }
+  }
+};
 
 Result<std::vector<std::string>> split_words(const std::string& command) {
   std::vector<std::string> words;
@@ -146,17 +158,30 @@ Result<RemoteShell> RemoteShell::start(const std::string& command, const std::st
   ::fcntl(shell.input_.get(), F_SETFL, O_NONBLOCK);
   ::fcntl(shell.input_.get(), F_SETPIPE_SZ, 1 << 20);   // fewer switches between us and the shell;
   ::fcntl(shell.output_.get(), F_SETPIPE_SZ, 1 << 20);  // where it is not allowed, it stays as it is
-  shell.errors_ = std::thread([from = std::move(errors[0]), destination] { show_errors(from, destination); });
+  shell.errors_ = std::make_shared<Errors>();
+  shell.destination_ = destination;
+  shell.reader_ = std::thread([from = std::move(errors[0]), to = shell.errors_, destination] { to->read(from, destination); });
   return shell;
 }
 
 RemoteShell::RemoteShell(RemoteShell&& other) noexcept
     : name_(std::move(other.name_)),
+      destination_(std::move(other.destination_)),
       pid_(std::exchange(other.pid_, -1)),
       status_(other.status_),
       input_(std::move(other.input_)),
       output_(std::move(other.output_)),
-      errors_(std::move(other.errors_)) {}
+      errors_(std::move(other.errors_)),
+      reader_(std::move(other.reader_)) {}
+
+void RemoteShell::show_errors() {
+  const std::lock_guard<std::mutex> held(errors_->lock);
+  errors_->shown = true;
+  for (const std::string& line : errors_->lines) {
+    fmt::print(stderr, "{}: {}\n", destination_, line);
+  }
+  errors_->lines.clear();
+}
 
 int RemoteShell::wait(bool force) {
   if (pid_ <= 0) {
@@ -181,12 +206,18 @@ std::string RemoteShell::obituary() {
   if (pid_ > 0) {
     return name_ + " still runs";
   }
-  if (WIFSIGNALED(status)) {
-    return fmt::format("{} was ended by signal {}", name_, WTERMSIG(status));
+  if (reader_.joinable()) {
+    reader_.join();  // nobody is left to print anything
   }
-  const int code = WEXITSTATUS(status);
-  return fmt::format("{} ended with exit status {}{}", name_, code,
-                     code == 127 ? " (is ferry installed there, and on the PATH of a shell that is not a login shell?)" : "");
+  std::string said;
+  for (const std::string& line : errors_->lines) {
+    said += (said.empty() ? "" : "; ") + line;
+  }
+  const std::string how = WIFSIGNALED(status) ? fmt::format("{} was ended by signal {}", name_, WTERMSIG(status))
+                                              : fmt::format("{} ended with exit status {}", name_, WEXITSTATUS(status));
+  const bool not_found = WIFEXITED(status) && WEXITSTATUS(status) == 127;
+  return (said.empty() ? how : fmt::format("{} ({})", said, how)) +
+         (not_found ? ": is ferry installed there, and on the PATH of a shell that is not a login shell?" : "");
 }
 
 RemoteShell::~RemoteShell() {
@@ -195,8 +226,8 @@ RemoteShell::~RemoteShell() {
   if (pid_ > 0) {
     wait(true);
   }
-  if (errors_.joinable()) {
-    errors_.join();
+  if (reader_.joinable()) {
+    reader_.join();
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -15,7 +16,8 @@ namespace ferry::migrate {
 // The words of a command as a shell would split them, with quotes and backslashes, without expansions.
 Result<std::vector<std::string>> split_words(const std::string& command);
 
-// Runs COMMAND DEST ARGUMENT…  What it prints on standard error appears on ours, marked with DEST.
+// Runs COMMAND DEST ARGUMENT…  What it prints on standard error is kept, for obituary(), and from
+// show_errors() on it appears on ours, marked with DEST.
 class RemoteShell {
  public:
   static Result<RemoteShell> start(const std::string& command, const std::string& destination,
@@ -27,7 +29,8 @@ class RemoteShell {
 
   UniqueFd take_input() { return std::move(input_); }    // to write
   UniqueFd take_output() { return std::move(output_); }  // to read
-  // Why it ended, for the user, once the connection has broken: "ssh h9 failed with exit status 255".
+  void show_errors();
+  // Why it ended, for the user, once the connection has broken: "ssh: no such host (exit status 255)".
   std::string obituary();
 
  private:
@@ -35,11 +38,14 @@ class RemoteShell {
   int wait(bool force);
 
   std::string name_;
+  std::string destination_;
   pid_t pid_ = -1;
   int status_ = -1;
   UniqueFd input_;
   UniqueFd output_;
-  std::thread errors_;
+  struct Errors;
+  std::shared_ptr<Errors> errors_;
+  std::thread reader_;
 };
 
 }  // namespace ferry::migrate

@@ -135,6 +135,7 @@ class Sender {
       return fail(Kind::gone, "{} cannot be reached: {}", options_.destination, shell_.obituary());
     }
     FERRY_TRY(there_, std::move(greeted));
+    shell_.show_errors();
     FERRY_TRY(clocks_, relate_clocks(link_));
     return {};
   }
@@ -181,9 +182,7 @@ class Sender {
       return fail(Kind::unsupported, "container {} cannot move to {}: {}", name(), options_.destination, text);
     }
     report_.notes.insert(report_.notes.end(), reply.differences().begin(), reply.differences().end());
-    for (const std::string& note : report_.notes) {
-      progress_.say("note: " + note);
-    }
+    progress_.release();
     present_ = {reply.present_chain_ids().begin(), reply.present_chain_ids().end()};
     has_image_ = reply.has_image();
     return {};

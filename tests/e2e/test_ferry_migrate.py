@@ -223,9 +223,9 @@ class Migrate(FerryCase):
         self.assert_stayed("ported")
 
     def test_address_that_the_destination_cannot_give(self):
-        self.h1.macvlan("only-h1")
+        self.h1.docker("network", "create", "--subnet", "10.99.0.0/24", "only-h1")
         self.addCleanup(self.h1.try_docker, "network", "rm", "only-h1")
-        self.traveller("stranded", "--network", "only-h1", "--ip", "10.77.0.170")
+        self.traveller("stranded", "--network", "only-h1", "--ip", "10.99.0.17")
         self.wait_for_count("stranded", 5)
         self.refused(self.try_migrate("stranded"), "only-h1")
         self.assert_stayed("stranded")
