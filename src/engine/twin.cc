@@ -6,6 +6,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "engine/console.h"
 #include "engine/limits.h"
 #include "engine/restore_story.h"
 #include "sys/file.h"
@@ -82,12 +83,16 @@ Result<Skeleton> make_skeleton(image::Set set, const RestoreOptions& options, Li
   out.park = story.layout().park;
   out.receiver_pidfd = root.controller_pidfd;
   out.inherit_fds = options.inherit_fds;
+  if (options.orphan_pts_master) {
+    FERRY_TRY(const auto consoles, make_consoles(story.context()));
+    out.inherit_fds.insert(out.inherit_fds.end(), consoles.begin(), consoles.end());
+  }
   out.external_mounts = options.external_mounts;
   out.cgroup_roots = options.cgroup_roots;
   out.root_directory = options.root;
   FERRY_CHECK(story.tell(Stage::post_restore, true));
   std::vector<int> keep;
-  for (const InheritFd& i : options.inherit_fds) {
+  for (const InheritFd& i : out.inherit_fds) {
     keep.push_back(i.fd);
   }
   FERRY_CHECK(story.put_root_to_sleep(std::move(keep)));
@@ -133,6 +138,7 @@ Result<Twin> Twin::adopt(const Skeleton& skeleton) {
   options.cgroup_roots = skeleton.cgroup_roots;
   options.root = skeleton.root_directory;
   options.empty_net_namespace = true;
+  options.orphan_pts_master = true;  // handed out already, by make_skeleton
   for (const InheritFd& theirs : skeleton.inherit_fds) {
     UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, state->pidfd.get(), theirs.fd, 0)));
     if (!fd) {

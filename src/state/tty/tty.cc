@@ -339,8 +339,10 @@ class TtyKind : public FileKind {
       FERRY_TRY(pair.external, external_terminal(info, context.options));
     }
     if (!pair.external) {
-      FERRY_TRY(pair.master, make_master(info, index, entry, context));
-      if (!has_master) {
+      FERRY_TRY(UniqueFd prepared, prepared_master(index, context.options));
+      const bool handed_out = static_cast<bool>(prepared);
+      FERRY_TRY(pair.master, make_master(info, index, entry, std::move(prepared), context));
+      if (!has_master && !handed_out) {
         log::info("terminal {}: handing out its master", index);
         FERRY_CHECK(context.listener.on({Stage::orphan_pts_master, {}, pair.master.get()}));
       }
@@ -372,8 +374,17 @@ class TtyKind : public FileKind {
                 info.pty().index(), key);
   }
 
+  static Result<UniqueFd> prepared_master(std::uint32_t index, const RestoreOptions& options) {
+    for (const InheritFd& inherited : options.inherit_fds) {
+      if (inherited.key == prepared_master_key(index)) {
+        return sys::duplicate(inherited.fd);
+      }
+    }
+    return UniqueFd();
+  }
+
   static Result<UniqueFd> make_master(const pb::TtyInfoEntry& info, std::uint32_t index, const pb::TtyFileEntry& entry,
-                                      RestoreContext& context) {
+                                      UniqueFd prepared, RestoreContext& context) {
     const pb::FileEntry* path = context.files.entry(entry.regf_id());
     if (path == nullptr || !path->has_reg()) {
       return fail(Kind::corrupt, "terminal {} has no path", entry.id());
@@ -384,7 +395,10 @@ class TtyKind : public FileKind {
       const std::string folder = ptmx.substr(0, ptmx.rfind('/'));
       ptmx = folder.ends_with("/pts") ? folder + "/ptmx" : "/dev/pts/ptmx";
     }
-    FERRY_TRY(UniqueFd master, context.inside.get<UniqueFd>([&] { return tty::open_master(ptmx, index); }));
+    UniqueFd master = std::move(prepared);
+    if (!master) {
+      FERRY_TRY(master, context.inside.get<UniqueFd>([&] { return tty::open_master(ptmx, index); }));
+    }
     const int unlocked = 0;
     if (::ioctl(master.get(), TIOCSPTLCK, &unlocked) != 0) {
       return sys_fail(fmt::format("ioctl({}, TIOCSPTLCK)", ptmx));
@@ -422,6 +436,8 @@ class TtyKind : public FileKind {
 };
 
 }  // namespace
+
+std::string prepared_master_key(std::uint32_t index) { return fmt::format("ferry-pty-master[{}]", index); }
 
 std::unique_ptr<FileKind> make_tty_kind() { return std::make_unique<TtyKind>(); }
 
