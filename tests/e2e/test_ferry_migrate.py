@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import signal
+import subprocess
 
 import ferrylab
 from ferrylab import wait_until
@@ -12,6 +15,41 @@ from watching import is_held
 # About 5,000 lines a second, each of which shows when it is torn.
 CHATTER = ("i=0; while true; do n=0; while [ $n -lt 50 ]; do echo \"line $i of the chatter ends here\"; "
            "i=$((i+1)); n=$((n+1)); done; sleep 0.01; done")
+
+# Speaks for `through`, reading the frames of the protocol (docs/migration.md) on their way to it.
+CUTTER = """#!/usr/bin/python3
+import os, struct, subprocess, sys, threading
+command = ["{through}", *sys.argv[1:]]
+if os.path.exists("{directory}/used"):
+    if not os.path.exists("{directory}/open"):
+        sys.exit("no route to host")
+    os.execv(command[0], command)
+open("{directory}/used", "w").close()
+there = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+cut = threading.Event()
+def back():
+    while data := os.read(there.stdout.fileno(), 65536):
+        if cut.is_set():
+            return
+        os.write(1, data)
+threading.Thread(target=back, daemon=True).start()
+source = sys.stdin.buffer
+GIVEN = 14 << 3 | 2  # the field of Message, as protobuf writes it
+while head := source.read(16):
+    kind, _, length = struct.unpack("<IIQ", head)
+    body = source.read(length)
+    if kind == 1 and body[0] == GIVEN:
+        cut.set()
+        if "{when}" == "before":
+            break
+    there.stdin.write(head + body)
+    there.stdin.flush()
+    if cut.is_set():
+        break
+there.stdin.close()
+there.wait()
+os._exit(1)
+"""
 
 
 class Migrate(FerryCase):
@@ -261,6 +299,66 @@ class Migrate(FerryCase):
         alive = wait_until(one_life, 40, "exactly one host to have the container running", 0.5)
         self.assert_seamless(self.wait_for_count("doubtful", before[-1] + 10, host=alive[0]))
         self.assertEqual([h for h in (self.h1, self.h2) if self.counts_on("doubtful", h)], alive)
+
+    def cutting_rsh(self, when):
+        """A remote shell that breaks the connection at the hand-over, `when` being before or after the
+        destination has heard of it.  Later calls get through once the file "open" is there."""
+        directory = os.path.join(self.h1.tmp, f"cut-{when}")
+        os.makedirs(directory)
+        self.addCleanup(shutil.rmtree, directory)
+        path = os.path.join(directory, "rsh")
+        with open(path, "w", encoding="ascii") as f:
+            f.write(CUTTER.format(directory=directory, when=when, through=self.rsh()))
+        os.chmod(path, 0o755)
+        return path, os.path.join(directory, "open")
+
+    def let_through(self, gate):
+        with open(gate, "w", encoding="ascii"):
+            pass
+
+    def test_connection_cut_before_the_destination_heard_of_the_hand_over(self):
+        self.traveller("called-back")
+        before = self.wait_for_count("called-back", 5)
+        rsh, gate = self.cutting_rsh("before")
+        self.let_through(gate)
+        done = self.try_migrate("called-back", "--rsh", rsh, destination="other")
+        self.assertEqual(done.returncode, 1, done.stdout)
+        self.assertIn("has not taken the container", done.stdout)
+        self.assert_stayed_after(before, "called-back")
+
+    def assert_stayed_after(self, before, name):
+        wait_until(lambda: not self.exists(name, self.h2), 20, "the twin to be removed")
+        self.assert_stayed(name)
+        self.assertGreater(self.counted(name)[-1], before[-1])
+
+    def test_connection_cut_after_the_destination_took_the_container(self):
+        self.traveller("cut-off")
+        before = self.wait_for_count("cut-off", 5)
+        rsh, gate = self.cutting_rsh("after")
+        self.let_through(gate)
+        self.migrate("cut-off", "--rsh", rsh, destination="other")
+        self.assertEqual(self.runs_on("cut-off"), ["h2"])
+        self.wait_for_count("cut-off", before[-1] + 5, host=self.h2)
+        self.assertFalse(self.exists("cut-off", self.h1))
+
+    @deadline(120)
+    def test_source_stays_frozen_until_the_destination_answers(self):
+        self.traveller("in-doubt")
+        before = self.wait_for_count("in-doubt", 5)
+        rsh, gate = self.cutting_rsh("before")
+        move = self.h1.popen(["ferry", "migrate", "--rsh", rsh, "in-doubt", "other"], stderr=subprocess.PIPE)
+        self.addCleanup(move.kill)
+        self.assertIn(b"stays frozen", move.stderr.readline())
+        self.assertFalse(self.counts_on("in-doubt", self.h1))
+        move.send_signal(signal.SIGINT)
+        self.assertIn(b"ferry resolve", move.stderr.readline())
+        self.assertEqual(move.wait(30), 1)
+        move.stderr.close()
+        self.assertFalse(self.counts_on("in-doubt", self.h1), "the tree runs although nobody knows who has it")
+        self.let_through(gate)
+        # The guard of the move goes on asking.
+        wait_until(lambda: self.counts_on("in-doubt", self.h1), 30, "the source to run again")
+        self.assert_stayed_after(before, "in-doubt")
 
     def counts_on(self, name, host):
         """Whether the container's count grows there; a container that Docker calls running may be a
