@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "engine/dump_tree.h"
 #include "engine/limits.h"
+#include "engine/preflight.h"
 #include "image/proto/inventory.pb.h"
 #include "image/page_store.h"
 #include "image/set.h"
@@ -91,6 +92,7 @@ class Checkpoint {
 
   Result<DumpReport> run() {
     FERRY_CHECK(raise_descriptor_limit());
+    FERRY_CHECK(preflight(options_));
     FERRY_CHECK(tell(Stage::pre_dump));
     FERRY_CHECK(stop());
     FERRY_CHECK(describe_tree());
@@ -185,8 +187,10 @@ class Checkpoint {
   static Result<void> ask(DumpTask& task) {
     for (auto& thread : task.process.threads()) {
       // Not at the seizing: it takes effect at once, and then the program would run unfiltered.
-      FERRY_CHECK(thread.set_options(PTRACE_O_TRACESYSGOOD |
-                                     (task.status.seccomp != 0 ? PTRACE_O_SUSPEND_SECCOMP : 0)));
+      auto suspended = thread.set_options(PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP);
+      if (!suspended.has_value() && (task.status.seccomp != 0 || suspended.error().kind == Kind::gone)) {
+        return suspended;
+      }
     }
     task.process.set_end_signal(tracee::quiet_signal(task.status.sig_caught | task.status.sig_pending |
                                                      task.status.shared_pending));

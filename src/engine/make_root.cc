@@ -24,18 +24,17 @@ constexpr unsigned long kSysGood = 1;
 constexpr unsigned long kSuspendSeccomp = 1 << 21;
 constexpr unsigned long kExitKill = 1 << 20;
 
-constexpr std::chrono::seconds kReapTime{5};
+constexpr std::chrono::seconds kReapTime{10};
 constexpr std::chrono::milliseconds kReapPoll{5};
 
-bool is_zombie(pid_t pid) {
+// A number stays taken for a moment after its process was killed: until a parent has waited for it, and as
+// long as a dead member of its process group or session is not waited for.
+bool belongs_to_the_living(pid_t pid) {
   const int saved = errno;
-  bool zombie = false;
-  if (const auto text = sys::read_file(fmt::format("/proc/{}/stat", pid)); text.has_value()) {
-    const auto stat = sys::parse_stat(*text);
-    zombie = stat.has_value() && stat->state == 'Z';
-  }
+  const auto text = sys::read_file(fmt::format("/proc/{}/stat", pid));
+  const auto stat = text.has_value() ? sys::parse_stat(*text) : Result<sys::Stat>(fail(Kind::gone, "pid {}", pid));
   errno = saved;
-  return zombie;
+  return stat.has_value() && stat->state != 'Z';
 }
 
 }  // namespace
@@ -62,8 +61,8 @@ Result<void> make_root(const RootRequest& request, state::RestoreTask& root) {
   args.set_tid = reinterpret_cast<std::uint64_t>(&wanted);
   args.set_tid_size = 1;
   long child = ::syscall(SYS_clone3, &args, sizeof args);
-  // A number stays taken by a dead process until its parent has waited for it, which may take a moment.
-  for (const tracee::Deadline deadline(kReapTime); child < 0 && errno == EEXIST && is_zombie(wanted) && !deadline.passed();) {
+  for (const tracee::Deadline deadline(kReapTime);
+       child < 0 && errno == EEXIST && !belongs_to_the_living(wanted) && !deadline.passed();) {
     std::this_thread::sleep_for(kReapPoll);
     child = ::syscall(SYS_clone3, &args, sizeof args);
   }

@@ -95,6 +95,9 @@ class Collector {
     if (advice != 0) {
       vma.set_madv(advice);
     }
+    if (!m.shared && m.has_flag("ac") && (m.prot & PROT_WRITE) == 0) {
+      vma.set_ferry_was_writable(true);
+    }
     if (is_kernel_mapping(m)) {
       flags |= MAP_ANONYMOUS;
       vma.set_status(m.name == "[vdso]"       ? kRegular | kVdso | kAnonPrivate
@@ -123,6 +126,9 @@ class Collector {
       vma.set_shmid(m.inode);
       vma.set_status(kRegular | kSysvIpc | kAnonShared);
       return {};
+    }
+    if (m.name.starts_with("/anon_hugepage")) {
+      return fail(Kind::unsupported, "{}: memory of huge pages (hugetlb) cannot be carried over", subject_of(task_, m));
     }
     if (m.name == "/[aio]" || m.name.starts_with("anon_inode:") || m.name.starts_with("socket:")) {
       return fail(Kind::unsupported, "{}: this kind of mapping cannot be carried over", subject_of(task_, m));

@@ -204,6 +204,7 @@ Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMapp
       batch.must("shmat", SYS_shmat, {vma.shmid(), vma.start(), mode});
       continue;
     }
+    const std::uint32_t first_prot = vma.prot() | (vma.ferry_was_writable() ? PROT_WRITE : 0U);
     const bool file = (vma.status() & (kFilePrivate | kFileShared | kMemfd)) != 0;
     if (file) {
       if (fetched_file != vma.shmid() + 1) {
@@ -213,9 +214,12 @@ Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMapp
         fetched_file = vma.shmid() + 1;
       }
       batch.must("mmap(file)", SYS_mmap,
-                 {vma.start(), size, vma.prot(), flags & ~std::uint32_t{MAP_ANONYMOUS}, fetched, vma.pgoff()});
+                 {vma.start(), size, first_prot, flags & ~std::uint32_t{MAP_ANONYMOUS}, fetched, vma.pgoff()});
     } else {
-      batch.must("mmap(anonymous)", SYS_mmap, {vma.start(), size, vma.prot(), flags | MAP_ANONYMOUS, -1, 0});
+      batch.must("mmap(anonymous)", SYS_mmap, {vma.start(), size, first_prot, flags | MAP_ANONYMOUS, -1, 0});
+    }
+    if (first_prot != vma.prot()) {
+      batch.must("mprotect", SYS_mprotect, {vma.start(), size, vma.prot()});
     }
     for (int advice = 0; advice < 64; ++advice) {
       if ((vma.madv() >> advice & 1) != 0) {

@@ -1,0 +1,80 @@
+#include "engine/preflight.h"
+
+#include <string_view>
+#include <vector>
+
+#include "state/creds/creds.h"
+#include "state/limits/limits.h"
+#include "state/signals/signals.h"
+#include "sys/file.h"
+#include "sys/proc.h"
+
+namespace ferry::engine {
+namespace {
+
+struct Impossible {
+  std::string_view link;  // as /proc/PID/fd shows it
+  std::string_view what;
+};
+constexpr Impossible kImpossible[] = {
+    {"anon_inode:[io_uring]", "an io_uring"},
+    {"anon_inode:[userfaultfd]", "a userfaultfd"},
+    {"anon_inode:[perf_event]", "a performance counter"},
+    {"anon_inode:[fanotify]", "a fanotify group"},
+    {"anon_inode:bpf-map", "an eBPF map"},
+    {"anon_inode:bpf-prog", "an eBPF program"},
+    {"anon_inode:bpf_link", "an eBPF link"},
+    {"anon_inode:kvm-vm", "a virtual machine"},
+    {"anon_inode:seccomp notify", "a seccomp supervisor"},
+    {"anon_inode:landlock-ruleset", "a Landlock ruleset"},
+    {"anon_inode:[fscontext]", "a file system that is being mounted"},
+};
+
+Result<void> look_at_descriptors(HostPid pid) {
+  const auto proc = sys::open_proc(pid);
+  if (!proc.has_value()) {
+    return {};  // it has just ended
+  }
+  const auto numbers = sys::numeric_entries(proc->get(), "fd");
+  if (!numbers.has_value()) {
+    return {};
+  }
+  for (const int fd : *numbers) {
+    const auto link = sys::read_link_at(proc->get(), fmt::format("fd/{}", fd));
+    for (const Impossible& i : kImpossible) {
+      if (link.has_value() && *link == i.link) {
+        return fail(Kind::unsupported, "pid {} fd {} ({}): {} cannot be carried over; let the program close it first",
+                    pid, fd, *link, i.what);
+      }
+    }
+  }
+  return {};
+}
+
+Result<void> look_at(HostPid pid, const DumpOptions& options) {
+  FERRY_CHECK(state::signals::preflight(pid, options));
+  FERRY_CHECK(state::creds::preflight(pid, options));
+  FERRY_CHECK(state::limits::preflight(pid, options));
+  return look_at_descriptors(pid);
+}
+
+}  // namespace
+
+Result<void> preflight(const DumpOptions& options) {
+  std::vector<HostPid> todo{options.pid};
+  for (std::size_t i = 0; i < todo.size(); ++i) {
+    const HostPid pid = todo[i];
+    auto looked = look_at(pid, options);
+    if (!looked.has_value() && (i == 0 || looked.error().kind != Kind::gone)) {
+      return looked;
+    }
+    const auto tids = sys::read_file(fmt::format("/proc/{}/task/{}/children", pid, pid));
+    const auto children = tids.has_value() ? sys::parse_children(*tids) : Result<std::vector<HostPid>>();
+    if (children.has_value()) {
+      todo.insert(todo.end(), children->begin(), children->end());
+    }
+  }
+  return {};
+}
+
+}  // namespace ferry::engine

@@ -1,0 +1,14 @@
+// What can be known to fail before anything is stopped.
+#pragma once
+
+#include "base/error.h"
+#include "engine/options.h"
+
+namespace ferry::engine {
+
+// Looks at the running tree through procfs.  A tree changes while one looks, so what passes here may still
+// be refused once it is stopped; but what is plainly impossible costs the program no pause.
+// Errors: gone if the root is; unsupported, by process and descriptor.
+Result<void> preflight(const DumpOptions& options);
+
+}  // namespace ferry::engine
