@@ -153,6 +153,7 @@ Result<Twin> Twin::adopt(const Skeleton& skeleton) {
 Result<void> Twin::grow(int images_dir) {
   State& s = *state_;
   FERRY_TRY(image::Set set, image::load(images_dir));
+  s.options.images_dir = images_dir;  // rooms look for contents of files there
   auto story = std::make_unique<RestoreStory>(s.options, s.nobody);
   FERRY_CHECK(story->read(std::move(set)));
   s.story = std::move(story);
