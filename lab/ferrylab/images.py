@@ -49,6 +49,7 @@ def tick():
         time.sleep(0.05)
         ticks += 1
 class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # a client may keep its connection
     def do_GET(self):
         global count
         with lock:

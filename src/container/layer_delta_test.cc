@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "base/unique_fd.h"
 #include "container/layer.h"
 #include "container/temp_directory.h"
 

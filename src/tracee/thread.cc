@@ -47,6 +47,7 @@ Thread::~Thread() { (void)detach(); }
 Thread Thread::adopt(HostPid tid) { return Thread(tid); }
 
 Result<Thread> Thread::seize(HostPid tid, unsigned long options) {
+  block_sigchld();  // a wait would sleep past the stop otherwise; threads made from here on inherit it
   if (request(PTRACE_SEIZE, tid, 0, options) != 0) {
     return sys_fail(fmt::format("ptrace(SEIZE, {})", tid));
   }

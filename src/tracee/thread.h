@@ -2,7 +2,8 @@
 //
 // All requests have to come from the OS thread that seized it.  A Thread lets go of its thread when
 // it is destroyed, and the kernel does the same if this process dies, so what was stopped runs on.
-// SIGCHLD has to be blocked in the whole program (block_sigchld), because waits sleep on it.
+// SIGCHLD is blocked from the first seize on, because waits sleep on it; a program with several threads
+// has to block it before it makes them (block_sigchld).
 #pragma once
 
 #include <sys/user.h>
@@ -35,7 +36,6 @@ struct Stop {
   int event = 0;
 };
 
-// To be called once at program start, before any other thread exists.
 void block_sigchld();
 
 class Thread {
