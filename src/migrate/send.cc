@@ -341,9 +341,14 @@ class Sender {
     report_.memory_bytes = link_.sent() - sent_before - keeper.changed_bytes();
     progress_.bytes(link_.sent() - sent_before);
     connected_ = keeper.connected();
-    log::info("pause: stop and memory {} us, files {} us, images {} us, hand-over {} us", (keeper.times().memory_ns - begin) / 1000,
-              (keeper.times().files_ns - keeper.times().memory_ns) / 1000,
-              (keeper.times().given_ns - keeper.times().files_ns) / 1000, (end - keeper.times().given_ns) / 1000);
+    const HandOver::Times& times = keeper.times();
+    const auto part = [&](const char* what, std::uint64_t from, std::uint64_t to, std::uint64_t bytes) {
+      report_.pause_parts.push_back({what, static_cast<double>(to - from) / 1e6, bytes});
+    };
+    part("stop, look, send memory", begin, times.memory_ns, report_.memory_bytes);
+    part("send changed files", times.memory_ns, times.files_ns, keeper.changed_bytes());
+    part("send the rest, record", times.files_ns, times.given_ns, 0);
+    part("build the tree, hand over", times.given_ns, end, 0);
     return {};
   }
 

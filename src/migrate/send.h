@@ -24,6 +24,7 @@ struct SendReport {
   std::string container;       // name
   double pause_ms = 0;         // from before the first thread was stopped until the tree ran again
   double pause_error_ms = 0;   // how wrong that may be, since two clocks were read
+  std::vector<Phase> pause_parts;  // what it was spent on
   std::uint64_t bytes = 0;     // all that was sent
   std::uint64_t image_bytes = 0;
   std::uint64_t layer_bytes = 0;

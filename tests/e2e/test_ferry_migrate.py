@@ -16,6 +16,16 @@ from watching import is_held
 CHATTER = ("i=0; while true; do n=0; while [ $n -lt 50 ]; do echo \"line $i of the chatter ends here\"; "
            "i=$((i+1)); n=$((n+1)); done; sleep 0.01; done")
 
+# Writes, appends, replaces, renames, removes, and looks whether all is as it was left.
+SCRIBE = """i=0; mkdir /root/d0; echo 0 >/root/now; echo >/root/all
+while true; do
+  [ $(cat /root/now) = $i ] && [ $(ls -d /root/d*) = /root/d$i ] && [ $(wc -l </root/all) = $((i+1)) ] || { echo wrong; exit; }
+  echo $i; i=$((i+1))
+  echo $i >/root/new; mv /root/new /root/now
+  mkdir /root/d$i; rm -r /root/d$((i-1)); ln -s nowhere /root/d$i/link
+  echo >>/root/all
+done"""
+
 # Speaks for `through`, reading the frames of the protocol (docs/migration.md) on their way to it.
 CUTTER = """#!/usr/bin/python3
 import os, struct, subprocess, sys, threading
@@ -165,6 +175,18 @@ class Migrate(FerryCase):
                                         "cat /root/file; readlink /root/link; stat -c %a /srv/deep; ls /etc/group "
                                         "2>/dev/null; true"), "kept\nfile\n700")
 
+    def test_files_that_change_until_the_freeze_go_along(self):
+        self.remove_later(self.h2, "scribe")
+        self.container("scribe", argv=["/bin/sh", "-c", SCRIBE])
+        wait_until(lambda: len(self.h1.docker("logs", "scribe").splitlines()) > 100, 20, "the scribe to be busy")
+        self.migrate("scribe")
+        seen = len(self.h2.docker("logs", "scribe").splitlines())
+        wait_until(lambda: len(self.h2.docker("logs", "scribe").splitlines()) > seen + 20, 20, "the scribe to go on")
+        # It ends by itself, loudly, when a file is not as it left it.
+        self.h2.docker("stop", "--time", "0", "scribe")
+        lines = self.h2.docker("logs", "scribe").splitlines()
+        self.assertEqual(lines, [str(n) for n in range(len(lines))])
+
     def test_missing_image_layers_cross_and_only_those(self):
         self.h2.try_docker("image", "rm", "--force", "busybox")
         self.traveller("imageless")
@@ -299,6 +321,19 @@ class Migrate(FerryCase):
         alive = wait_until(one_life, 40, "exactly one host to have the container running", 0.5)
         self.assert_seamless(self.wait_for_count("doubtful", before[-1] + 10, host=alive[0]))
         self.assertEqual([h for h in (self.h1, self.h2) if self.counts_on("doubtful", h)], alive)
+
+    def test_ctrl_c_undoes_everything(self):
+        self.traveller("stopped-short", "--restart", "always")
+        self.wait_for_count("stopped-short", 5)
+        move = self.h1.popen(["ferry", "migrate", "stopped-short", "h2"], stdout=subprocess.PIPE)
+        self.addCleanup(move.kill)
+        wait_until(lambda: self.exists("stopped-short", self.h2), 20, "the twin to be there", 0.01)
+        move.send_signal(signal.SIGINT)
+        move.stdout.close()
+        self.assertEqual(move.wait(30), 1)
+        wait_until(lambda: not self.exists("stopped-short", self.h2), 20, "the twin to be removed")
+        self.assert_stayed("stopped-short")
+        self.assertEqual(self.h1.inspect("stopped-short")["HostConfig"]["RestartPolicy"]["Name"], "always")
 
     def cutting_rsh(self, when):
         """A remote shell that breaks the connection at the hand-over, `when` being before or after the

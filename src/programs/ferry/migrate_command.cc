@@ -15,11 +15,15 @@ namespace {
 
 using Json = nlohmann::json;
 
-std::string to_json(const migrate::SendReport& report, const migrate::SendOptions& options) {
-  Json phases = Json::array();
-  for (const migrate::Phase& phase : report.phases) {
-    phases.push_back({{"name", phase.name}, {"ms", phase.ms}, {"bytes", phase.bytes}});
+Json list_of(const std::vector<migrate::Phase>& phases) {
+  Json out = Json::array();
+  for (const migrate::Phase& phase : phases) {
+    out.push_back({{"name", phase.name}, {"ms", phase.ms}, {"bytes", phase.bytes}});
   }
+  return out;
+}
+
+std::string to_json(const migrate::SendReport& report, const migrate::SendOptions& options) {
   const Json out = {{"container", report.container},
                     {"destination", options.destination},
                     {"pause_ms", report.pause_ms},
@@ -28,7 +32,8 @@ std::string to_json(const migrate::SendReport& report, const migrate::SendOption
                     {"image_bytes", report.image_bytes},
                     {"layer_bytes", report.layer_bytes},
                     {"memory_bytes", report.memory_bytes},
-                    {"phases", phases},
+                    {"phases", list_of(report.phases)},
+                    {"pause_parts", list_of(report.pause_parts)},
                     {"notes", report.notes}};
   return out.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
