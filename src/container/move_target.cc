@@ -120,13 +120,15 @@ Result<void> Arrival::finish() {
 
 Result<void> discard_twin(Docker& docker, const std::string& id) {
   FERRY_TRY(const Container twin, docker.container(id));
+  Result<void> killed;
   if (twin.running() || twin.status == "paused") {
-    // It may end by itself meanwhile, which Docker answers with an error.
-    if (auto killed = docker.kill(id); !killed && killed.error().kind != Kind::invalid) {
-      return std::move(killed).during("ending the twin {}", twin.name);
-    }
+    killed = docker.kill(id);
   }
-  FERRY_CHECK(docker.wait_until_stopped(id, kStopLimit));
+  // It may have ended by itself meanwhile, which Docker answers with an error, so that says nothing yet.
+  if (auto stopped = docker.wait_until_stopped(id, kStopLimit); !stopped) {
+    FERRY_CHECK(std::move(killed).during("ending the twin {}", twin.name));
+    return stopped;
+  }
   return docker.remove(id).during("removing the twin {}", twin.name);
 }
 

@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "engine/console.h"
@@ -102,6 +103,8 @@ Result<Skeleton> make_skeleton(image::Set set, const RestoreOptions& options, Li
   return out;
 }
 
+constexpr std::chrono::seconds kDeathTime{5};
+
 struct Twin::State {
   Skeleton skeleton;
   RestoreOptions options;
@@ -115,6 +118,11 @@ struct Twin::State {
     // Before grow() no story owns the skeleton.
     if (!let_go && story == nullptr && pidfd) {
       ::syscall(SYS_pidfd_send_signal, pidfd.get(), SIGKILL, nullptr, 0);
+      // Until its tracer has seen the end, the runtime, its parent, is not told of it (ptrace(2)).
+      const tracee::Deadline deadline(kDeathTime);
+      while (seized.tid().value != 0 && seized.wait(deadline).has_value()) {
+      }
+      seized.forget();
     }
   }
 };
