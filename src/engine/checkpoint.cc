@@ -94,22 +94,36 @@ class Checkpoint {
     FERRY_CHECK(raise_descriptor_limit());
     FERRY_CHECK(preflight(options_));
     FERRY_CHECK(tell(Stage::pre_dump));
-    FERRY_CHECK(stop());
-    FERRY_CHECK(describe_tree());
-    FERRY_CHECK(notify_stopped());
-    FERRY_CHECK(settle_threads());
-    FERRY_CHECK(ask());
-    FERRY_CHECK(give_back());
-    FERRY_CHECK(collect_tasks());
-    FERRY_CHECK(collect_namespaces());
-    FERRY_CHECK(save_memory());
-    FERRY_CHECK(save_images());
-    FERRY_CHECK(tell(Stage::post_dump));
-    FERRY_CHECK(end());
+    const Step steps[] = {
+        {"stop", &Checkpoint::stop},
+        {"describe the tree", &Checkpoint::describe_tree},
+        {"tell that it is stopped", &Checkpoint::notify_stopped},
+        {"settle system calls", &Checkpoint::settle_threads},
+        {"ask the processes", &Checkpoint::ask},
+        {"give back", &Checkpoint::give_back},
+        {"collect tasks", &Checkpoint::collect_tasks},
+        {"collect namespaces", &Checkpoint::collect_namespaces},
+        {"save memory", &Checkpoint::save_memory},
+        {"save images", &Checkpoint::save_images},
+        {"tell that images are complete", &Checkpoint::notify_complete},
+        {"end", &Checkpoint::end},
+    };
+    for (const Step& step : steps) {
+      const auto begin = Clock::now();
+      FERRY_CHECK((this->*step.run)());
+      log::debug("{}: {} us", step.name, micros(Clock::now() - begin));
+    }
     return report_;
   }
 
  private:
+  struct Step {
+    const char* name;
+    Result<void> (Checkpoint::*run)();
+  };
+
+  Result<void> notify_complete() { return tell(Stage::post_dump); }
+
   Result<void> tell(Stage stage) {
     FERRY_CHECK(listener_.on({stage, std::nullopt, -1}));
     return {};
