@@ -302,7 +302,6 @@ class Checkpoint {
       if (task->zombie) {
         continue;
       }
-      FERRY_CHECK(state::signals::mend_trap(*task));
       FERRY_CHECK(task->process.give_back());
       for (DumpThread& thread : task->threads) {
         FERRY_CHECK(task->thread(thread).set_registers(thread.registers));

@@ -5,7 +5,6 @@
 
 #include "state/creds/creds.h"
 #include "state/limits/limits.h"
-#include "state/signals/signals.h"
 #include "sys/file.h"
 #include "sys/proc.h"
 
@@ -52,7 +51,6 @@ Result<void> look_at_descriptors(HostPid pid) {
 }
 
 Result<void> look_at(HostPid pid, const DumpOptions& options) {
-  FERRY_CHECK(state::signals::preflight(pid, options));
   FERRY_CHECK(state::creds::preflight(pid, options));
   FERRY_CHECK(state::limits::preflight(pid, options));
   return look_at_descriptors(pid);

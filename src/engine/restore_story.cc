@@ -173,7 +173,7 @@ Result<void> RestoreStory::dress_task(RestoreTask& task) {
   FERRY_CHECK(state::creds::restore_dumpable(task, last));
   FERRY_CHECK(state::timers::restore(task, context_, last));
   FERRY_CHECK(task.process.run(task.leader(), last).during("timers"));
-  return state::signals::mend_trap(task);
+  return {};
 }
 
 // Calls to continue are primed while the batch areas are there; then these go, and the threads get their

@@ -4,6 +4,8 @@
 #include <sys/syscall.h>
 
 #include <cstring>
+#include <map>
+#include <tuple>
 
 #include "state/memfd/memfd.h"
 #include "state/memfd/memfd.h"
@@ -133,6 +135,16 @@ class Collector {
     if (m.name == "/[aio]" || m.name.starts_with("anon_inode:") || m.name.starts_with("socket:")) {
       return fail(Kind::unsupported, "{}: this kind of mapping cannot be carried over", subject_of(task_, m));
     }
+    // "mw": the mapping may become writable, so the file was opened for writing.
+    const std::uint32_t mode = m.shared && m.has_flag("mw") ? O_RDWR : O_RDONLY;
+    // A library is mapped in several pieces: one look at its file is enough.
+    std::uint32_t& known = files_[{m.dev, m.inode, m.name, m.deleted, m.shared, mode}];
+    if (known != 0) {
+      vma.set_shmid(known);
+      vma.set_fdflags(mode);
+      vma.set_status(kRegular | (m.shared ? kFileShared : kFilePrivate));
+      return {};
+    }
     FERRY_TRY(const auto link, sys::read_link_at(task_.proc.get(), range));
     if (memfd::is_memfd(link) && (m.shared || link.starts_with("/memfd:"))) {
       FERRY_TRY(const std::uint32_t id, memfd::add_mapping(context_, task_, m));
@@ -146,9 +158,8 @@ class Collector {
     if (!S_ISREG(st.st_mode) && link != "/dev/zero") {
       return fail(Kind::unsupported, "{}: memory of a device cannot be carried over", subject_of(task_, m));
     }
-    // "mw": the mapping may become writable, so the file was opened for writing.
-    const std::uint32_t mode = m.shared && m.has_flag("mw") ? O_RDWR : O_RDONLY;
     FERRY_TRY(const std::uint32_t id, context_.files.add_path(context_, task_, file.get(), link, mode));
+    known = id;
     vma.set_shmid(id);
     vma.set_fdflags(mode);
     vma.set_status(kRegular | (m.shared ? kFileShared : kFilePrivate));
@@ -157,6 +168,8 @@ class Collector {
 
   DumpTask& task_;
   DumpContext& context_;
+  using File = std::tuple<std::uint64_t, std::uint64_t, std::string, bool, bool, std::uint32_t>;
+  std::map<File, std::uint32_t> files_;  // device, inode, name, deleted, shared, mode: id
 };
 
 Result<void> collect_exe(DumpTask& task, DumpContext& context) {

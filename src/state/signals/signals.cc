@@ -19,7 +19,6 @@ constexpr std::size_t kMaskSize = 8;
 constexpr std::size_t kSigactions = 62;  // all but SIGKILL and SIGSTOP
 constexpr std::size_t kInfoSize = 128;
 constexpr std::uint64_t kIgnore = 1;     // SIG_IGN
-constexpr std::uint64_t kPage = 4096;
 
 // struct sigaction as rt_sigaction(2) has it on x86-64
 struct KernelAction {
@@ -36,7 +35,6 @@ struct KernelStack {
 };
 static_assert(sizeof(KernelStack) == sizeof(stack_t));
 
-bool has(std::uint64_t mask, int signal) { return ((mask >> (signal - 1)) & 1) != 0; }
 bool settable(int signal) { return signal != SIGKILL && signal != SIGSTOP; }
 
 Result<void> peek(HostPid tid, std::uint32_t flags, pb::SignalQueueEntry& out) {
@@ -67,46 +65,13 @@ Result<int> number_in(const pb::SiginfoEntry& entry, HostPid tid) {
   }
   int signal = 0;
   std::memcpy(&signal, entry.siginfo().data(), sizeof signal);
-  if (signal < 1 || signal > kSignals || !settable(signal) || signal == SIGTRAP) {
+  if (signal < 1 || signal > kSignals || !settable(signal)) {
     return fail(Kind::corrupt, "task {} has pending signal {}, which cannot be", tid, signal);
   }
   return signal;
 }
 
-Result<void> ignore_trap(tracee::Process& process) {
-  const auto call = [&](std::uint64_t new_action, std::uint64_t old_action) -> Result<void> {
-    FERRY_TRY(const std::int64_t got,
-              process.call(process.leader(), SYS_rt_sigaction, {SIGTRAP, new_action, old_action, kMaskSize}));
-    if (got != 0) {
-      return sys_fail(static_cast<int>(-got), fmt::format("rt_sigaction(SIGTRAP) in pid {}", process.pid()));
-    }
-    return {};
-  };
-  const std::uint64_t at = process.area().base + kPage;
-  FERRY_CHECK(call(0, at));
-  // Only the handler was reset; flags, restorer and mask are the program's own.
-  FERRY_CHECK(sys::write_memory(process.pid(), at, std::as_bytes(std::span(&kIgnore, 1))));
-  return call(at, 0);
-}
-
 }  // namespace
-
-Result<void> preflight(HostPid pid, const DumpOptions&) {
-  FERRY_TRY(const UniqueFd proc, sys::open_proc(pid));
-  FERRY_TRY(const UniqueFd tasks, sys::open_at(proc.get(), "task", O_RDONLY | O_DIRECTORY));
-  FERRY_TRY(const auto tids, sys::numeric_entries(tasks.get(), fmt::format("/proc/{}/task", pid)));
-  for (const int tid : tids) {
-    const auto text = sys::read_file_at(tasks.get(), fmt::format("{}/status", tid));
-    if (!text.has_value()) {
-      continue;  // ended meanwhile
-    }
-    FERRY_TRY(const sys::Status status, sys::parse_status(*text));
-    if (has(status.sig_pending | status.shared_pending, SIGTRAP)) {
-      return fail(Kind::unsupported, "task {} of pid {} has a blocked SIGTRAP pending, which cannot be carried", tid, pid);
-    }
-  }
-  return {};
-}
 
 Answers ask(DumpTask& task, tracee::Batch& batch) {
   std::vector<tracee::Data> rooms;
@@ -124,10 +89,7 @@ Answers ask(DumpTask& task, tracee::Batch& batch) {
       if (!settable(signal)) {
         continue;
       }
-      auto action = replies.object<KernelAction>(rooms[next++]);
-      if (signal == SIGTRAP && has(task.status.sig_ignored, SIGTRAP)) {
-        action.handler = kIgnore;  // whatever an earlier batch did to it: see mend_trap
-      }
+      const auto action = replies.object<KernelAction>(rooms[next++]);
       pb::SaEntry& entry = *out.add_sigactions();
       entry.set_sigaction(action.handler);
       entry.set_flags(action.flags);
@@ -235,17 +197,6 @@ std::uint64_t pending_in(const RestoreTask& task) {
 
 std::uint64_t blocked_by(const RestoreTask& task, const RestoreThread& thread) {
   return thread.index == 0 ? task.core->tc().blk_sigset() : thread.core->thread_core().blk_sigset();
-}
-
-Result<void> mend_trap(DumpTask& task) {
-  return has(task.status.sig_ignored, SIGTRAP) ? ignore_trap(task.process) : Result<void>();
-}
-
-Result<void> mend_trap(RestoreTask& task) {
-  // SIGTRAP is the fifth of the list: nothing is left out before it.
-  const bool ignored = task.core->tc().sigactions_size() >= SIGTRAP &&
-                       task.core->tc().sigactions(SIGTRAP - 1).sigaction() == kIgnore;
-  return ignored ? ignore_trap(task.process) : Result<void>();
 }
 
 }  // namespace ferry::state::signals

@@ -7,9 +7,6 @@
 
 namespace ferry::state::signals {
 
-// A pending SIGTRAP is refused: a batch ends with a trap, which could not be told from it.
-Result<void> preflight(HostPid pid, const DumpOptions& options);
-
 Answers ask(DumpTask& task, tracee::Batch& batch);
 Answers ask_thread(DumpTask& task, DumpThread& thread, tracee::Batch& batch);
 Result<void> collect(DumpTask& task, DumpContext& context);
@@ -23,11 +20,5 @@ Result<void> restore_thread(RestoreTask& task, RestoreThread& thread, RestoreCon
 std::uint64_t pending_in(const RestoreTask& task);
 // The mask to give the thread last of all.
 std::uint64_t blocked_by(const RestoreTask& task, const RestoreThread& thread);
-
-// A trap that is ignored makes the kernel reset its action (force_sig_info in kernel/signal.c), so every
-// batch costs a program that ignores SIGTRAP this setting.  To be called after the last batch, while the
-// area is still mapped, on both sides; it makes calls by ptrace's stops, which raise no signal.
-Result<void> mend_trap(DumpTask& task);
-Result<void> mend_trap(RestoreTask& task);
 
 }  // namespace ferry::state::signals
