@@ -275,13 +275,20 @@ class Checkpoint {
   }
 
   Result<void> collect_namespaces() {
-    FERRY_CHECK(state::pidns::collect(context_));
-    FERRY_CHECK(state::uts::collect(context_));
-    FERRY_CHECK(state::ipc::collect(context_));
-    FERRY_CHECK(state::timens::collect(context_));
-    FERRY_CHECK(state::net::collect(context_));
-    FERRY_CHECK(state::mount::collect(context_));
-    return state::cgroup::collect(context_);
+    struct Room {
+      const char* name;
+      Result<void> (*collect)(state::DumpContext&);
+    };
+    constexpr Room rooms[] = {{"pid", state::pidns::collect},   {"uts", state::uts::collect},
+                              {"ipc", state::ipc::collect},     {"time", state::timens::collect},
+                              {"net", state::net::collect},     {"mount", state::mount::collect},
+                              {"cgroup", state::cgroup::collect}};
+    for (const Room& room : rooms) {
+      const auto begin = Clock::now();
+      FERRY_CHECK(room.collect(context_));
+      log::debug("  {} namespace: {} us", room.name, micros(Clock::now() - begin));
+    }
+    return {};
   }
 
   Result<void> save_memory() {

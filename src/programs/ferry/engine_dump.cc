@@ -31,7 +31,7 @@ class LogFile {
     if (!fd) {
       return sys_fail("openat(dump.log)");
     }
-    log::configure({.level = log::Level::info, .fd = fd.get(), .timestamps = true});
+    log::configure({.level = log::Level::debug, .fd = fd.get(), .timestamps = true});
     return LogFile(std::move(fd));
   }
   LogFile(LogFile&&) = default;
