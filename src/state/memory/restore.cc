@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <thread>
+#include <utility>
 
 #include "state/memory/memory.h"
 #include "sys/file.h"
@@ -18,6 +20,7 @@ namespace {
 constexpr std::uint64_t kPage = 4096;
 constexpr std::uint64_t kLowest = 0x100000000;        // above what 32-bit leftovers use
 constexpr std::uint64_t kUserEnd = 0x7ffffffff000;    // end of a 47-bit address space
+constexpr std::uint64_t kWorthAThread = 16U << 20;    // bytes
 constexpr std::size_t kChunk = 16U << 20;             // of a pages file mapped at a time
 
 struct Range {
@@ -315,6 +318,52 @@ class Scatter {
   std::uint64_t mapped_at_ = 0, mapped_size_ = 0;
 };
 
+// Cuts a list of extents in two of about the same size.
+std::pair<std::vector<image::Extent>, std::vector<image::Extent>> halves(std::vector<image::Extent> all,
+                                                                         std::uint64_t pages) {
+  std::vector<image::Extent> first;
+  std::uint64_t left = pages / 2;
+  std::size_t i = 0;
+  for (; i < all.size() && left > 0; ++i) {
+    image::Extent& e = all[i];
+    if (e.page_count > left) {
+      image::Extent head = e;
+      head.page_count = left;
+      first.push_back(head);
+      e.vaddr += left * image::kPageSize;
+      e.offset += left * image::kPageSize;
+      e.page_count -= left;
+      break;
+    }
+    left -= e.page_count;
+    first.push_back(e);
+  }
+  all.erase(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(i));
+  return {std::move(first), std::move(all)};
+}
+
+Result<void> write_all_of(RestoreTask& task, const std::vector<image::Extent>& extents) {
+  Scatter scatter(task);
+  for (const image::Extent& e : extents) {
+    FERRY_CHECK(scatter.add(e).during("{:#x}", e.vaddr));
+  }
+  return scatter.flush();
+}
+
+// Most of the time goes into the target's page faults, which two threads share well.
+Result<void> write_extents(RestoreTask& task, std::vector<image::Extent> extents, std::uint64_t pages) {
+  if (pages * image::kPageSize < kWorthAThread) {
+    return write_all_of(task, extents);
+  }
+  const auto [first, second] = halves(std::move(extents), pages);
+  Result<void> other;
+  std::thread helper([&task, &other, &half = second] { other = write_all_of(task, half); });
+  Result<void> mine = write_all_of(task, first);
+  helper.join();
+  FERRY_CHECK(std::move(mine));
+  return other;
+}
+
 }  // namespace
 
 Result<std::uint64_t> fill(RestoreTask& task, image::PageStore& pages) {
@@ -328,7 +377,7 @@ Result<std::uint64_t> fill(RestoreTask& task, image::PageStore& pages) {
     }
   }
   std::uint64_t written = 0;
-  Scatter scatter(task);
+  std::vector<image::Extent> to_write;
   for (const image::Extent& e : extents) {
     if (e.fd < 0) {
       return fail(Kind::unsupported, "page {:#x} of pid {} is with a page server (lazy pages), not in the set", e.vaddr,
@@ -345,10 +394,10 @@ Result<std::uint64_t> fill(RestoreTask& task, image::PageStore& pages) {
       }
       continue;
     }
-    FERRY_CHECK(scatter.add(e).during("filling {:#x} of pid {}", e.vaddr, task.ns_pid()));
+    to_write.push_back(e);
     written += e.page_count;
   }
-  FERRY_CHECK(scatter.flush().during("filling the memory of pid {}", task.ns_pid()));
+  FERRY_CHECK(write_extents(task, std::move(to_write), written).during("filling the memory of pid {}", task.ns_pid()));
   return written;
 }
 

@@ -5,6 +5,12 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <utility>
 
 #include "state/memory/memory.h"
 #include "sys/file.h"
@@ -17,51 +23,169 @@ namespace {
 constexpr std::size_t kBuffer = 1U << 20;  // stays in the cache between reading and writing
 constexpr std::size_t kMaxRanges = 512;    // process_vm_readv(2) takes at most IOV_MAX (1024)
 
-// Gathers scattered ranges into one buffer and writes it when it is full.
+// Takes full buffers to the sink on a thread of its own, so that reading the next and writing the last go on
+// at once.  The thread is started with the first buffer that has to wait: a small process never has one.
+class Conveyor {
+ public:
+  struct Range {
+    std::uint64_t start, pages;
+    std::uint32_t flags;
+  };
+  struct Buffer {
+    std::vector<Range> ranges;  // that begin in it
+    std::vector<std::byte> bytes;
+    std::size_t used = 0;
+  };
+  // Only one thread at a time talks to the sink: this way everything reaches it.
+  static Result<void> deliver(image::PageSink& sink, Buffer& buffer) {
+    for (const Range& range : buffer.ranges) {
+      sink.describe(range.start, range.pages, range.flags);
+    }
+    buffer.ranges.clear();
+    const std::size_t size = std::exchange(buffer.used, 0);
+    return size == 0 ? Result<void>() : sink.append(std::span<const std::byte>(buffer.bytes).first(size));
+  }
+
+  explicit Conveyor(image::PageSink& sink) : sink_(sink) {}
+  ~Conveyor() { (void)stop(); }
+  Conveyor(const Conveyor&) = delete;
+  Conveyor& operator=(const Conveyor&) = delete;
+
+  // An empty buffer to fill.
+  std::unique_ptr<Buffer> take() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return !free_.empty() || made_ < kBuffers; });
+    if (free_.empty()) {
+      ++made_;
+      auto buffer = std::make_unique<Buffer>();
+      buffer->bytes.resize(kBuffer);
+      return buffer;
+    }
+    auto buffer = std::move(free_.back());
+    free_.pop_back();
+    return buffer;
+  }
+  void put(std::unique_ptr<Buffer> full) {
+    const std::lock_guard lock(mutex_);
+    full_.push_back(std::move(full));
+    if (!thread_.joinable()) {
+      thread_ = std::thread([this] { run(); });
+    }
+    changed_.notify_all();
+  }
+  // Waits until everything is written.
+  Result<void> stop() {
+    {
+      const std::lock_guard lock(mutex_);
+      quit_ = true;
+    }
+    changed_.notify_all();
+    if (thread_.joinable()) {
+      thread_.join();
+    }
+    return outcome_;
+  }
+  [[nodiscard]] bool started() const { return thread_.joinable(); }
+
+ private:
+  static constexpr std::size_t kBuffers = 3;
+
+  void run() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      changed_.wait(lock, [&] { return !full_.empty() || quit_; });
+      if (full_.empty()) {
+        return;
+      }
+      auto buffer = std::move(full_.front());
+      full_.pop_front();
+      lock.unlock();
+      if (outcome_.has_value()) {
+        outcome_ = deliver(sink_, *buffer);
+      }
+      lock.lock();
+      buffer->used = 0;
+      buffer->ranges.clear();
+      free_.push_back(std::move(buffer));
+      changed_.notify_all();
+    }
+  }
+
+  image::PageSink& sink_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::unique_ptr<Buffer>> full_;
+  std::vector<std::unique_ptr<Buffer>> free_;
+  std::size_t made_ = 0;
+  bool quit_ = false;
+  Result<void> outcome_;  // the thread's, until it has ended
+  std::thread thread_;
+};
+
+// Gathers scattered ranges into buffers and hands them on when they are full.
 class Gather {
  public:
-  Gather(DumpTask& task, image::PageSink& writer) : task_(task), writer_(writer), buffer_(kBuffer) {}
+  Gather(DumpTask& task, image::PageSink& sink) : task_(task), sink_(sink), conveyor_(sink), buffer_(conveyor_.take()) {}
 
-  Result<void> add(std::uint64_t start, std::uint64_t end) {
+  Result<void> add(std::uint64_t start, std::uint64_t end, std::uint32_t flags) {
+    buffer_->ranges.push_back({start, (end - start) / image::kPageSize, flags});
     while (start < end) {
-      const std::uint64_t take = std::min<std::uint64_t>(end - start, buffer_.size() - used_);
+      const std::uint64_t take = std::min<std::uint64_t>(end - start, kBuffer - reserved_);
       remote_.push_back({reinterpret_cast<void*>(start), take});
-      used_ += take;
+      reserved_ += take;
       start += take;
-      if (used_ == buffer_.size() || remote_.size() == kMaxRanges) {
-        FERRY_CHECK(flush());
+      if (reserved_ == kBuffer || remote_.size() == kMaxRanges) {
+        FERRY_CHECK(read());
+        if (buffer_->used == kBuffer) {
+          conveyor_.put(std::move(buffer_));
+          buffer_ = conveyor_.take();
+          reserved_ = 0;
+        }
       }
     }
     return {};
   }
 
-  Result<void> flush() {
-    if (used_ == 0) {
+  Result<void> finish() {
+    FERRY_CHECK(read());
+    if (!conveyor_.started()) {
+      return Conveyor::deliver(sink_, *buffer_);
+    }
+    if (buffer_->used != 0) {
+      conveyor_.put(std::move(buffer_));
+    }
+    return conveyor_.stop();
+  }
+
+ private:
+  // Fetches what was noted so far.
+  Result<void> read() {
+    const std::size_t size = reserved_ - buffer_->used;
+    if (size == 0) {
       return {};
     }
-    const iovec local{buffer_.data(), used_};
+    const iovec local{buffer_->bytes.data() + buffer_->used, size};
     const ssize_t n = ::process_vm_readv(task_.pid.value, &local, 1, remote_.data(), remote_.size(), 0);
-    if (n != static_cast<ssize_t>(used_)) {
+    if (n != static_cast<ssize_t>(size)) {
       // A range that the program itself may not read (PROT_NONE): range by range, past its protection.
-      std::size_t at = 0;
+      std::size_t at = buffer_->used;
       for (const iovec& range : remote_) {
         FERRY_CHECK(sys::read_memory(task_.pid, reinterpret_cast<std::uint64_t>(range.iov_base),
-                                     std::span(buffer_).subspan(at, range.iov_len), task_.process.memory()));
+                                     std::span(buffer_->bytes).subspan(at, range.iov_len), task_.process.memory()));
         at += range.iov_len;
       }
     }
-    FERRY_CHECK(writer_.append(std::span<const std::byte>(buffer_).first(used_)));
-    used_ = 0;
+    buffer_->used = reserved_;
     remote_.clear();
     return {};
   }
 
- private:
   DumpTask& task_;
-  image::PageSink& writer_;
-  std::vector<std::byte> buffer_;
+  image::PageSink& sink_;
+  Conveyor conveyor_;
+  std::unique_ptr<Conveyor::Buffer> buffer_;
   std::vector<iovec> remote_;
-  std::size_t used_ = 0;
+  std::size_t reserved_ = 0;  // bytes of the buffer that are spoken for
 };
 
 bool may_hold_own_pages(const pb::VmaEntry& vma) {
@@ -96,12 +220,11 @@ Result<void> save_pages(DumpTask& task, DumpContext& context, DumpReport& report
                                                        ? std::uint32_t{image::kLazy}
                                                        : 0U);
     for (const sys::PageRange& range : ranges) {
-      writer->describe(range.start, range.pages(), flags);
-      FERRY_CHECK(gather.add(range.start, range.end));
+      FERRY_CHECK(gather.add(range.start, range.end, flags));
       report.pages_written += range.pages();
     }
   }
-  FERRY_CHECK(gather.flush());
+  FERRY_CHECK(gather.finish());
   return writer->finish();
 }
 
