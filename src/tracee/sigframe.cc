@@ -3,6 +3,7 @@
 #include <cpuid.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 namespace ferry::tracee {
@@ -51,21 +52,38 @@ struct Extent {
   std::size_t size = kHeaderOffset + 64;
 };
 
+struct Component {
+  std::uint32_t offset = 0, size = 0;  // size 0: this processor lacks it
+};
+
+// Asked once: in a virtual machine every CPUID instruction costs a trip to the hypervisor.
+const std::array<Component, kLastComponent + 1>& components() {
+  static const auto table = [] {
+    std::array<Component, kLastComponent + 1> out{};
+    unsigned a = 0;
+    unsigned b = 0;
+    unsigned c = 0;
+    unsigned d = 0;
+    __cpuid_count(0xd, 0, a, b, c, d);
+    const std::uint64_t supported = std::uint64_t{d} << 32 | a;
+    for (unsigned i = 2; i <= kLastComponent; ++i) {
+      if ((supported >> i & 1) != 0) {
+        __cpuid_count(0xd, i, a, b, c, d);
+        out[i] = {b, a};
+      }
+    }
+    return out;
+  }();
+  return table;
+}
+
 Extent ordinary_state(std::size_t have) {
   Extent out;
-  unsigned a = 0;
-  unsigned b = 0;
-  unsigned c = 0;
-  unsigned d = 0;
-  __cpuid_count(0xd, 0, a, b, c, d);
-  const std::uint64_t supported = std::uint64_t{d} << 32 | a;
   for (unsigned i = 2; i <= kLastComponent; ++i) {
-    if ((supported >> i & 1) != 0) {
-      __cpuid_count(0xd, i, a, b, c, d);
-      if (std::size_t{b} + a <= have) {
-        out.features |= std::uint64_t{1} << i;
-        out.size = std::max<std::size_t>(out.size, std::size_t{b} + a);
-      }
+    const Component& c = components()[i];
+    if (c.size != 0 && std::size_t{c.offset} + c.size <= have) {
+      out.features |= std::uint64_t{1} << i;
+      out.size = std::max<std::size_t>(out.size, std::size_t{c.offset} + c.size);
     }
   }
   return out;
