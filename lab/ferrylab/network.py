@@ -32,8 +32,10 @@ def make_switch(pid):
 
 def plug_in(switch_pid, host_pid, name, address):
     port = f"port-{name}"
+    # The same link address for the same host each time it is made: the others may remember it.
+    link_address = "02:fe:" + ":".join(f"{byte:02x}" for byte in socket.inet_aton(address))
     in_network_of(switch_pid, "ip", "link", "add", port, "type", "veth",
-                  "peer", "name", INTERFACE, "netns", str(host_pid))
+                  "peer", "name", INTERFACE, "address", link_address, "netns", str(host_pid))
     in_network_of(switch_pid, "ip", "link", "set", port, "master", "sw0", "up")
     in_network_of(host_pid, "ip", "address", "add", f"{address}/{PREFIX}", "dev", INTERFACE)
     in_network_of(host_pid, "ip", "link", "set", INTERFACE, "up")
