@@ -20,11 +20,12 @@
 namespace ferry::state::memory {
 namespace {
 
-constexpr std::size_t kBuffer = 1U << 20;  // stays in the cache between reading and writing
+constexpr std::size_t kBuffer = 256U << 10;  // stays in the cache between reading and writing
+constexpr std::uint64_t kWorthAThread = 8U << 20;  // bytes
 constexpr std::size_t kMaxRanges = 512;    // process_vm_readv(2) takes at most IOV_MAX (1024)
 
 // Takes full buffers to the sink on a thread of its own, so that reading the next and writing the last go on
-// at once.  The thread is started with the first buffer that has to wait: a small process never has one.
+// at once.  The thread is started when that is worth its while: a small process never has one.
 class Conveyor {
  public:
   struct Range {
@@ -65,13 +66,20 @@ class Conveyor {
     free_.pop_back();
     return buffer;
   }
-  void put(std::unique_ptr<Buffer> full) {
+  Result<void> put(std::unique_ptr<Buffer> full) {
+    if (!thread_.joinable() && delivered_ < kWorthAThread) {
+      delivered_ += full->used;
+      FERRY_CHECK(deliver(sink_, *full));
+      free_.push_back(std::move(full));
+      return {};
+    }
     const std::lock_guard lock(mutex_);
     full_.push_back(std::move(full));
     if (!thread_.joinable()) {
       thread_ = std::thread([this] { run(); });
     }
     changed_.notify_all();
+    return {};
   }
   // Waits until everything is written.
   Result<void> stop() {
@@ -88,7 +96,7 @@ class Conveyor {
   [[nodiscard]] bool started() const { return thread_.joinable(); }
 
  private:
-  static constexpr std::size_t kBuffers = 3;
+  static constexpr std::size_t kBuffers = 8;
 
   void run() {
     std::unique_lock lock(mutex_);
@@ -117,6 +125,7 @@ class Conveyor {
   std::deque<std::unique_ptr<Buffer>> full_;
   std::vector<std::unique_ptr<Buffer>> free_;
   std::size_t made_ = 0;
+  std::uint64_t delivered_ = 0;  // bytes, before there was a thread
   bool quit_ = false;
   Result<void> outcome_;  // the thread's, until it has ended
   std::thread thread_;
@@ -137,7 +146,7 @@ class Gather {
       if (reserved_ == kBuffer || remote_.size() == kMaxRanges) {
         FERRY_CHECK(read());
         if (buffer_->used == kBuffer) {
-          conveyor_.put(std::move(buffer_));
+          FERRY_CHECK(conveyor_.put(std::move(buffer_)));
           buffer_ = conveyor_.take();
           reserved_ = 0;
         }
@@ -152,7 +161,7 @@ class Gather {
       return Conveyor::deliver(sink_, *buffer_);
     }
     if (buffer_->used != 0) {
-      conveyor_.put(std::move(buffer_));
+      FERRY_CHECK(conveyor_.put(std::move(buffer_)));
     }
     return conveyor_.stop();
   }
