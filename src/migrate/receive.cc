@@ -325,6 +325,7 @@ class Receiver {
 
   // Docker works in a thread with a connection of its own, while this thread serves the criu it starts.
   Result<engine::Skeleton> serve_start(engine::ReferenceServer& server, const std::string& checkpoint, const std::string& set) {
+    FERRY_TRY(looked_at_, image::decode(set).during("reading what the source looked like"));
     const UniqueFd failed(::eventfd(0, EFD_CLOEXEC));
     if (!failed) {
       return sys_fail("eventfd");
@@ -359,9 +360,23 @@ class Receiver {
     return false;
   }
 
+  // The twin's own tmpfs were filled when its skeleton was made.  Archives of the same content are the same
+  // bytes, so a difference means that the twin would lack what was written since.
+  static Result<void> same_tmpfs(const image::Set& before, const image::Set& now) {
+    for (const image::Name& name : now.names(image::Type::tmpfs_dev)) {
+      const std::string* was = before.raw(name);
+      if (was == nullptr || *was != *now.raw(name)) {
+        return fail(Kind::unsupported, "the content of a tmpfs of the container changed while it was being moved; "
+                                       "move it again when the container writes less there");
+      }
+    }
+    return {};
+  }
+
   Result<bool> grow() {
     FERRY_TRY(const std::string bytes, link_.receive_text(kSetLimit));
     FERRY_TRY(image::Set set, image::decode(bytes).during("reading the tree that arrived"));
+    FERRY_CHECK(same_tmpfs(looked_at_, set));
     FERRY_TRY(const int images, pages_->complete(std::move(set)));
     FERRY_CHECK(twin_->grow(images).during("building the tree on the destination"));
     pages_.reset();
@@ -455,6 +470,7 @@ class Receiver {
   std::string move_;
   std::optional<Arrival> arrival_;
   std::optional<engine::Twin> twin_;
+  image::Set looked_at_;  // what the twin's skeleton was made from
   std::optional<PageFiles> pages_;
   HostPid root_;
   HostPid shim_;
