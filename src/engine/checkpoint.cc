@@ -19,6 +19,7 @@
 #include "state/cpu/cpu.h"
 #include "state/creds/creds.h"
 #include "state/dump.h"
+#include "state/dump_host.h"
 #include "state/file_kind.h"
 #include "state/files/fs.h"
 #include "state/interrupted/interrupted.h"
@@ -94,6 +95,7 @@ class Checkpoint {
     FERRY_CHECK(raise_descriptor_limit());
     FERRY_CHECK(preflight(options_));
     FERRY_CHECK(tell(Stage::pre_dump));
+    FERRY_CHECK(host_.prepare(options_.pid, options_.cgroup_mode != state::CgroupMode::ignore));
     const Step steps[] = {
         {"stop", &Checkpoint::stop},
         {"describe the tree", &Checkpoint::describe_tree},
@@ -275,6 +277,7 @@ class Checkpoint {
   }
 
   Result<void> collect_namespaces() {
+    FERRY_CHECK(host_.settle(context_.root().pid));
     struct Room {
       const char* name;
       Result<void> (*collect)(state::DumpContext&);
@@ -387,12 +390,13 @@ class Checkpoint {
   tracee::Freezer freezer_;
   image::Set set_;
   state::FileTable files_;
+  state::DumpHost host_;
   std::vector<tracee::StoppedTask> stopped_;
   std::vector<std::unique_ptr<DumpTask>> tasks_;
   std::function<Result<std::unique_ptr<image::PageSink>>(Name)> open_pages_ = [this](Name pagemap) {
     return keeper_.pages(set_, pagemap);
   };
-  state::DumpContext context_{options_, set_, tasks_, files_, open_pages_};
+  state::DumpContext context_{options_, set_, tasks_, files_, open_pages_, host_};
   Clock::time_point frozen_since_{};
   bool network_announced_ = false;
   bool let_go_ = false;

@@ -62,6 +62,7 @@ struct DumpTask {
 };
 
 class FileTable;
+class DumpHost;
 
 struct DumpContext {
   const DumpOptions& options;
@@ -70,6 +71,8 @@ struct DumpContext {
   FileTable& files;
   // Where the pages of a pagemap go: a file of the set's directory, or a connection.
   const std::function<Result<std::unique_ptr<image::PageSink>>(image::Name)>& open_pages;
+  // This host, and a foot in the tree's namespaces (state/dump_host.h).
+  DumpHost& host;
   DumpTask& root() { return *tasks.front(); }
   // nullptr if there is no task of that number in the tree
   [[nodiscard]] DumpTask* find(HostPid pid) const {

@@ -76,15 +76,15 @@ Result<void> Inside::enter_namespaces(HostPid pid) {
     UniqueFd theirs;
   };
   // mnt last: it changes the root directory as well.
-  std::array<Kind, 4> kinds{{{"net", CLONE_NEWNET, {}}, {"uts", CLONE_NEWUTS, {}}, {"ipc", CLONE_NEWIPC, {}},
-                             {"mnt", CLONE_NEWNS, {}}}};
+  std::array<Kind, 5> kinds{{{"net", CLONE_NEWNET, {}}, {"uts", CLONE_NEWUTS, {}}, {"ipc", CLONE_NEWIPC, {}},
+                             {"cgroup", CLONE_NEWCGROUP, {}}, {"mnt", CLONE_NEWNS, {}}}};
   // Opened from our own side: once inside, the worker's /proc shows other processes, or none.
   for (Kind& kind : kinds) {
     FERRY_TRY(kind.theirs, sys::open(fmt::format("/proc/{}/ns/{}", pid, kind.name), O_RDONLY));
   }
   // The worker's own, by the number of its thread; before the first call it is where we are.
   const std::string worker = worker_ == nullptr ? "self" : fmt::format("self/task/{}", worker_->tid.load());
-  std::array<bool, 4> differs{};
+  std::array<bool, 5> differs{};
   for (std::size_t i = 0; i < kinds.size(); ++i) {
     FERRY_TRY(const UniqueFd ours, sys::open(fmt::format("/proc/{}/ns/{}", worker, kinds[i].name), O_RDONLY));
     FERRY_TRY(const auto a, sys::stat_fd(kinds[i].theirs.get(), "namespace"));

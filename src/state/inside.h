@@ -1,6 +1,6 @@
 // Ordinary code of ours, run with another task's namespaces and root directory.
 //
-// One OS thread joins the mount, network, uts and ipc namespaces of a task (a thread may, once it has
+// One OS thread joins the mount, network, uts, ipc and cgroup namespaces of a task (a thread may, once it has
 // unshared its fs struct: setns(2)) and then takes its root.  Whatever it opens or makes is in our own
 // descriptor table, so a room can create a socket in the container's network, or open a path of the
 // container, without a line of code in the container.

@@ -7,7 +7,6 @@
 #include <algorithm>
 
 #include "state/cgroup/membership.h"
-#include "state/mount/mountinfo.h"
 #include "sys/file.h"
 #include "sys/mount_api.h"
 
@@ -122,9 +121,7 @@ Result<void> write_property(int directory, const std::string& name, const std::s
 
 // A mount point of the hierarchy that the host has anyway: mounting one and taking it down again waits for
 // a grace period of the kernel, milliseconds that a frozen tree would notice.
-Result<std::optional<UniqueFd>> find_mounted(const std::string& name) {
-  FERRY_TRY(const std::string text, sys::read_file("/proc/self/mountinfo"));
-  FERRY_TRY(const auto lines, mount::parse_mountinfo(text));
+Result<std::optional<UniqueFd>> find_mounted(const std::string& name, const std::vector<mount::Line>& lines) {
   for (const mount::Line& line : lines) {
     if (line.root != "/" || line.type != (name.empty() ? "cgroup2" : "cgroup")) {
       continue;
@@ -153,7 +150,13 @@ Result<std::optional<UniqueFd>> find_mounted(const std::string& name) {
 }  // namespace
 
 Result<Hierarchy> Hierarchy::open(const std::string& name) {
-  FERRY_TRY(auto mounted, find_mounted(name));
+  FERRY_TRY(const std::string text, sys::read_file("/proc/self/mountinfo"));
+  FERRY_TRY(const auto lines, mount::parse_mountinfo(text));
+  return open(name, lines);
+}
+
+Result<Hierarchy> Hierarchy::open(const std::string& name, const std::vector<mount::Line>& mounts) {
+  FERRY_TRY(auto mounted, find_mounted(name, mounts));
   if (mounted.has_value()) {
     return Hierarchy(name, std::move(*mounted));
   }
@@ -194,12 +197,18 @@ Result<void> Hierarchy::read(const std::string& path, bool deep, pb::CgroupDirEn
   for (const std::string_view property : properties_of(name_)) {
     const std::string file(property);
     struct stat st;
-    if (::fstatat(directory.get(), file.c_str(), &st, 0) != 0) {
-      continue;  // not every kernel, and not the root group, has every file
-    }
     std::string value;
-    if (!is_member_list(property)) {
-      auto text = sys::read_file_at(directory.get(), file);
+    if (is_member_list(property)) {
+      if (::fstatat(directory.get(), file.c_str(), &st, 0) != 0) {
+        continue;
+      }
+    } else {
+      const auto opened = sys::open_at(directory.get(), file, O_RDONLY);
+      if (!opened.has_value()) {
+        continue;  // not every kernel, and not the root group, has every file
+      }
+      FERRY_TRY(st, sys::stat_fd(opened->get(), file));
+      auto text = sys::read_all(opened->get(), file);
       if (!text.has_value()) {
         // Known to be unreadable in some states: -EINVAL of cpuset files, -EOPNOTSUPP of threaded groups.
         continue;
@@ -229,6 +238,10 @@ Result<void> Hierarchy::read(const std::string& path, bool deep, pb::CgroupDirEn
     }
   }
   return {};
+}
+
+Result<std::string> Hierarchy::thread_list(const std::string& path) const {
+  return sys::read_file_at(root_.get(), below_root(path) + (is_v2() ? "/cgroup.threads" : "/tasks"));
 }
 
 Result<void> Hierarchy::make(const std::string& path) const {

@@ -9,13 +9,15 @@
 #include "base/error.h"
 #include "base/unique_fd.h"
 #include "image/proto/cgroup.pb.h"
+#include "state/mount/mountinfo.h"
 
 namespace ferry::state::cgroup {
 
 class Hierarchy {
  public:
   // `name` as in /proc/PID/cgroup.  A hierarchy that the host has not mounted where we see it is mounted for
-  // us alone, attached nowhere.
+  // us alone, attached nowhere.  `mounts`: our mountinfo.
+  static Result<Hierarchy> open(const std::string& name, const std::vector<mount::Line>& mounts);
   static Result<Hierarchy> open(const std::string& name);
 
   [[nodiscard]] const std::string& name() const { return name_; }
@@ -24,6 +26,8 @@ class Hierarchy {
 
   // A group with the properties that can be set again; `deep`: and all groups below it.
   Result<void> read(const std::string& path, bool deep, pb::CgroupDirEntry& out) const;
+  // The file that names the threads of a group, one a line.
+  Result<std::string> thread_list(const std::string& path) const;
   // Makes a group and those above it.
   Result<void> make(const std::string& path) const;
   Result<void> set_properties(const std::string& path, const pb::CgroupDirEntry& entry, bool permissions) const;

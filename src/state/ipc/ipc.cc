@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "image/page_store.h"
+#include "state/dump_host.h"
 #include "state/ipc/limits.h"
 #include "state/ipc/sysv.h"
 #include "state/nsids/nsids.h"
@@ -23,11 +24,12 @@ struct Found {
 };
 
 // A mount of our own shows the queues of the namespace, mounted in the tree or not (mq_overview(7)).
-Result<void> refuse_posix_queues() {
+Result<void> refuse_posix_queues(DumpHost& host) {
   FERRY_TRY(const UniqueFd fs, sys::fs_open("mqueue"));
   FERRY_CHECK(sys::fs_create(fs.get()));
-  FERRY_TRY(const UniqueFd mount, sys::fs_mount(fs.get(), "mqueue"));
+  FERRY_TRY(UniqueFd mount, sys::fs_mount(fs.get(), "mqueue"));
   FERRY_TRY(const auto names, sys::list_directory(mount.get(), "."));
+  host.keep(std::move(mount));
   if (!names.empty()) {
     return fail(Kind::unsupported, "POSIX message queue /{} exists in the ipc namespace of the tree, which cannot be "
                                    "carried; close and unlink it first",
@@ -82,17 +84,15 @@ Result<void> collect(DumpContext& context) {
     return {};
   }
   FERRY_TRY(const UniqueFd sysctl, open_sysctl());
-  Inside inside;
-  FERRY_CHECK(inside.enter_namespaces(context.root().pid));
   Found found;
   const auto look = [&]() -> Result<void> {
     FERRY_TRY(found.limits, read_limits(sysctl.get()));
     FERRY_TRY(found.segments, read_segments());
     FERRY_TRY(found.semaphores, read_semaphores());
     FERRY_TRY(found.queues, read_queues());
-    return refuse_posix_queues();
+    return refuse_posix_queues(context.host);
   };
-  FERRY_CHECK(inside.run(look).during("ipc namespace of {}", context.root().subject()));
+  FERRY_CHECK(context.host.inside().run(look).during("ipc namespace of {}", context.root().subject()));
 
   image::Set& set = context.set;
   const std::uint64_t id = ids.id(NsKind::ipc);

@@ -2,17 +2,34 @@
 // extended attributes, hard links, holes and device nodes.
 #pragma once
 
+#include <sys/types.h>
+
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/error.h"
 
 namespace ferry::state::mount {
 
-// Both work on the current directory of the calling thread, which has to be the root of the filesystem
-// (a thread with a file system context of its own: unshare(2), CLONE_FS).
-// Sockets are left out, as tar has no word for them: the bound ones come back with the socket itself.
-Result<std::string> archive_here();
+// A socket in the filesystem, for which tar has no word.
+struct Node {
+  std::string path;  // "./a/b"
+  mode_t mode = 0;
+  uid_t uid = 0;
+  gid_t gid = 0;
+};
+struct Archived {
+  std::string bytes;
+  std::vector<Node> sockets;
+};
+
+// `root`: a directory; what is mounted below it is not looked at.
+Result<Archived> archive_tree(int root);
+
+// Into the current directory of the calling thread, which has to be the root of the filesystem (a thread with
+// a file system context of its own: unshare(2), CLONE_FS).
 Result<void> extract_here(std::string_view archive);
+Result<void> make_sockets(int root, const std::vector<Node>& sockets);
 
 }  // namespace ferry::state::mount

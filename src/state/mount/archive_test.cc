@@ -4,14 +4,19 @@
 #include <gtest/gtest.h>
 #include <sched.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
+#include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <optional>
 #include <thread>
+
+#include "base/unique_fd.h"
 
 namespace ferry::state::mount {
 namespace {
@@ -56,6 +61,11 @@ struct stat stat_of(const fs::path& path) {
   return st;
 }
 
+Result<Archived> archive_of(const fs::path& directory) {
+  const UniqueFd fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  return archive_tree(fd.get());
+}
+
 TEST(TmpfsArchive, KeepsModesLinksHolesAndTimes) {
   const Scratch from, to;
   fs::create_directory(from / "d");
@@ -76,10 +86,10 @@ TEST(TmpfsArchive, KeepsModesLinksHolesAndTimes) {
   ASSERT_EQ(::chmod((from / "d").c_str(), 01750), 0);
   ASSERT_EQ(::chmod(from.path().c_str(), 01777), 0);
 
-  const Result<std::string> archive = in(from.path(), [] { return archive_here(); });
+  const Result<Archived> archive = archive_of(from.path());
   ASSERT_TRUE(archive.has_value()) << archive.error().message();
-  EXPECT_LT(archive->size(), 65536U) << "holes were written out";
-  const Result<void> extracted = in(to.path(), [&] { return extract_here(*archive); });
+  EXPECT_LT(archive->bytes.size(), 65536U) << "holes were written out";
+  const Result<void> extracted = in(to.path(), [&] { return extract_here(archive->bytes); });
   ASSERT_TRUE(extracted.has_value()) << extracted.error().message();
 
   EXPECT_EQ(stat_of(to.path()).st_mode & 07777, 01777U);
@@ -106,6 +116,48 @@ TEST(TmpfsArchive, KeepsModesLinksHolesAndTimes) {
   ::close(copy);
 }
 
+TEST(TmpfsArchive, KeepsAttributesAndAccessLists) {
+  const Scratch from, to;
+  std::ofstream(from / "file") << "x";
+  fs::create_directory(from / "d");
+  ASSERT_EQ(::setxattr((from / "file").c_str(), "trusted.mark", "one", 3, 0), 0);
+  // acl(5) as the kernel takes it: version 2, owner rw, user 1000 r, group r, mask r, others none
+  const std::uint8_t list[] = {2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 232, 3, 0, 0, 4, 0, 4, 0,
+                               255, 255, 255, 255, 16, 0, 4, 0, 255, 255, 255, 255, 32, 0, 0, 0, 255, 255, 255, 255};
+  ASSERT_EQ(::setxattr((from / "file").c_str(), "system.posix_acl_access", list, sizeof list, 0), 0);
+  ASSERT_EQ(::setxattr((from / "d").c_str(), "system.posix_acl_default", list, sizeof list, 0), 0);
+
+  const Result<Archived> archive = archive_of(from.path());
+  ASSERT_TRUE(archive.has_value()) << archive.error().message();
+  const Result<void> extracted = in(to.path(), [&] { return extract_here(archive->bytes); });
+  ASSERT_TRUE(extracted.has_value()) << extracted.error().message();
+
+  std::uint8_t got[256];
+  EXPECT_EQ(::getxattr((to / "file").c_str(), "trusted.mark", got, sizeof got), 3);
+  ASSERT_EQ(::getxattr((to / "file").c_str(), "system.posix_acl_access", got, sizeof got), ssize_t{sizeof list});
+  EXPECT_EQ(std::memcmp(got, list, sizeof list), 0);
+  ASSERT_EQ(::getxattr((to / "d").c_str(), "system.posix_acl_default", got, sizeof got), ssize_t{sizeof list});
+  EXPECT_EQ(std::memcmp(got, list, sizeof list), 0);
+}
+
+TEST(TmpfsArchive, NamesSocketsForWhichTarHasNoWord) {
+  const Scratch from, to;
+  fs::create_directory(from / "d");
+  ASSERT_EQ(::mknod((from / "d/s").c_str(), S_IFSOCK | 0600, 0), 0);
+  ASSERT_EQ(::chmod((from / "d/s").c_str(), 0751), 0);
+  const Result<Archived> archive = archive_of(from.path());
+  ASSERT_TRUE(archive.has_value()) << archive.error().message();
+  ASSERT_EQ(archive->sockets.size(), 1U);
+  EXPECT_EQ(archive->sockets[0].path, "./d/s");
+  const Result<void> extracted = in(to.path(), [&] { return extract_here(archive->bytes); });
+  ASSERT_TRUE(extracted.has_value()) << extracted.error().message();
+  const UniqueFd root(::open(to.path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  ASSERT_TRUE(make_sockets(root.get(), archive->sockets).has_value());
+  EXPECT_TRUE(S_ISSOCK(stat_of(to / "d/s").st_mode));
+  EXPECT_EQ(stat_of(to / "d/s").st_mode & 07777, 0751U);
+  EXPECT_EQ(stat_of(to / "d").st_mtim.tv_nsec, stat_of(from / "d").st_mtim.tv_nsec);
+}
+
 TEST(TmpfsArchive, RefusesBytesThatAreNoArchive) {
   const Scratch to;
   const Result<void> extracted = in(to.path(), [] { return extract_here("no archive at all, but some text"); });
@@ -115,10 +167,10 @@ TEST(TmpfsArchive, RefusesBytesThatAreNoArchive) {
 TEST(TmpfsArchive, RefusesACutArchive) {
   const Scratch from, to;
   std::ofstream(from / "file") << std::string(100'000, 'x') << std::rand();
-  const Result<std::string> archive = in(from.path(), [] { return archive_here(); });
+  const Result<Archived> archive = archive_of(from.path());
   ASSERT_TRUE(archive.has_value());
-  const Result<void> extracted =
-      in(to.path(), [&] { return extract_here(std::string_view(*archive).substr(0, archive->size() / 2)); });
+  const Result<void> extracted = in(
+      to.path(), [&] { return extract_here(std::string_view(archive->bytes).substr(0, archive->bytes.size() / 2)); });
   EXPECT_FALSE(extracted.has_value());
 }
 

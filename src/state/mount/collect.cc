@@ -8,7 +8,7 @@
 #include <map>
 #include <set>
 
-#include "state/inside.h"
+#include "state/dump_host.h"
 #include "state/mount/archive.h"
 #include "state/mount/fstype.h"
 #include "state/mount/mount.h"
@@ -36,17 +36,23 @@ class Collector {
   Collector(DumpContext& context, NamespaceIds ids) : context_(context), ids_(ids) {}
 
   Result<void> read() {
-    FERRY_TRY(const std::string theirs, sys::read_file_at(context_.root().proc.get(), "mountinfo"));
+    // Of cgroup file systems mountinfo shows the paths as the reader's cgroup namespace has them, so those of
+    // the tree's own are read from inside.
+    DumpTask& root = context_.root();
+    const auto read_theirs = [&] { return sys::read_file_at(root.proc.get(), "mountinfo"); };
+    FERRY_TRY(const std::string theirs, ids_.is_new(NsKind::cgroup) ? context_.host.inside().get<std::string>(read_theirs)
+                                                                    : read_theirs());
     FERRY_TRY(lines_, parse_mountinfo(theirs));
-    FERRY_TRY(const std::string own, sys::read_file("/proc/self/mountinfo"));
-    FERRY_TRY(own_, parse_mountinfo(own));
+    for (const Line& line : lines_) {
+      // What lies outside of the namespace begins with "/.." there (cgroup_namespaces(7)) and is the host's.
+      if (ids_.is_new(NsKind::cgroup) && line.type.starts_with("cgroup") && !line.root.starts_with("/..")) {
+        own_cgroups_.insert(line.id);
+      }
+    }
     const auto& skip = context_.options.skip_mounts;
     std::erase_if(lines_, [&](const Line& line) {
       return std::find(skip.begin(), skip.end(), line.mountpoint) != skip.end();
     });
-    if (ids_.is_new(NsKind::cgroup)) {
-      FERRY_CHECK(read_cgroups_from_inside());
-    }
     for (const Line& line : lines_) {
       places_.push_back({line.id, line.parent, line.mountpoint});
     }
@@ -76,31 +82,11 @@ class Collector {
 
   Result<void> archive_tmpfs();
 
+
  private:
-  // mountinfo shows cgroup2 with paths as the reader's cgroup namespace has them, so those of a new one
-  // are read from inside; what lies outside of it begins with "/.." there (cgroup_namespaces(7)) and is
-  // the host's.
-  Result<void> read_cgroups_from_inside() {
-    DumpTask& root = context_.root();
-    FERRY_TRY(const UniqueFd ns, sys::open_at(root.proc.get(), "ns/cgroup", O_RDONLY));
-    Inside thread;
-    const auto read = [&]() -> Result<std::string> {
-      if (::setns(ns.get(), CLONE_NEWCGROUP) != 0) {
-        return sys_fail(fmt::format("setns({}, cgroup)", root.subject()));
-      }
-      return sys::read_file_at(root.proc.get(), "mountinfo");
-    };
-    FERRY_TRY(const std::string text, thread.get<std::string>(read));
-    FERRY_TRY(const auto inside, parse_mountinfo(text));
-    for (Line& line : lines_) {
-      const auto same = std::find_if(inside.begin(), inside.end(), [&](const Line& l) { return l.id == line.id; });
-      if (line.type == "cgroup2" && same != inside.end() && !same->root.starts_with("/..")) {
-        line.root = same->root;
-        own_cgroups_.insert(line.id);
-      }
-    }
-    return {};
-  }
+  using Views = std::map<std::uint32_t, UniqueFd>;  // by device
+  static Result<void> take_view(const Line& line, Views& views);
+  Result<void> take_hidden(const std::map<std::uint32_t, const Line*>& wanted, Views& views);
 
   // The key under which the caller knows a mount.
   std::optional<std::string> declared_key(const Line& line) const {
@@ -114,7 +100,8 @@ class Collector {
 
   // Where the same files are in our own mount namespace.
   std::optional<std::string> path_here(const Line& line) const {
-    for (auto own = own_.rbegin(); own != own_.rend(); ++own) {
+    const auto& mounts = context_.host.mounts();
+    for (auto own = mounts.rbegin(); own != mounts.rend(); ++own) {
       if (own->dev != line.dev || !(line.root == own->root || is_below(line.root, own->root))) {
         continue;
       }
@@ -190,7 +177,7 @@ class Collector {
         }
         return {};
       case Making::of_skeleton:
-        if (kind.type == pb::FSTYPE_CGROUP2) {
+        if (kind.type == pb::FSTYPE_CGROUP || kind.type == pb::FSTYPE_CGROUP2) {
           break;
         }
         return {};
@@ -220,48 +207,26 @@ class Collector {
 
   DumpContext& context_;
   NamespaceIds ids_;
-  std::vector<Line> lines_, own_;
+  std::vector<Line> lines_;
   std::vector<Place> places_;
   std::vector<std::size_t> order_;
-  std::set<int> own_cgroups_;  // mounts of cgroup2 within the tree's cgroup namespace
+  std::set<int> own_cgroups_;  // cgroup mounts within the tree's cgroup namespace
   const Line* root_ = nullptr;
 };
 
-Result<void> Collector::archive_tmpfs() {
-  // Which filesystems have to be kept: those whose mounts in the tree are not all external.
-  std::map<std::uint32_t, const Line*> wanted;
-  for (const auto* entry : context_.set.list<pb::MntEntry>(image_name())) {
-    if (entry->fstype() == pb::FSTYPE_TMPFS && !entry->has_ext_key() && entry->mountpoint() != "/") {
-      wanted.emplace(entry->root_dev(), whole(entry->root_dev()));
-    }
-  }
-  std::erase_if(wanted, [](const auto& item) { return item.second == nullptr; });  // a bind of a part of the root
-  if (wanted.empty()) {
-    return {};
-  }
-  std::map<std::uint32_t, UniqueFd> views;
-  Inside inside;
-  FERRY_CHECK(inside.enter(context_.root().pid));
-  const auto take_all = [&]() -> Result<void> {
-    // A clone of the mount shows the filesystem without what is mounted on its directories.
-    const auto take = [&](const Line& line) -> Result<void> {
-      FERRY_TRY(UniqueFd view, sys::clone_mount(AT_FDCWD, line.mountpoint));
-      // Reading must not leave a trace in the access times.
-      FERRY_CHECK(sys::set_mount_attributes(view.get(), MOUNT_ATTR_NOATIME, MOUNT_ATTR__ATIME, MS_PRIVATE));
-      views.emplace(line.dev, std::move(view));
-      return {};
-    };
-    for (const auto& [dev, line] : wanted) {
-      FERRY_TRY(const std::uint64_t visible, mount_id(AT_FDCWD, line->mountpoint));
-      if (visible == static_cast<std::uint64_t>(line->id)) {
-        FERRY_CHECK(take(*line).during("{}", describe(*line)));
-      }
-    }
-    if (views.size() == wanted.size()) {
-      return {};
-    }
-    // The others lie below another mount.  In a copy of the namespace, which goes away with this thread,
-    // everything can be taken down from the top until each was visible once.
+// A clone of the mount shows the filesystem without what is mounted on its directories.
+Result<void> Collector::take_view(const Line& line, Views& views) {
+  FERRY_TRY(UniqueFd view, sys::clone_mount(AT_FDCWD, line.mountpoint));
+  // Reading must not leave a trace in the access times.
+  FERRY_CHECK(sys::set_mount_attributes(view.get(), MOUNT_ATTR_NOATIME, MOUNT_ATTR__ATIME, MS_PRIVATE));
+  views.emplace(line.dev, std::move(view));
+  return {};
+}
+
+// Those that lie below another mount.  In a copy of the namespace, which goes away with a thread of its own,
+// everything can be taken down from the top until each was visible once.
+Result<void> Collector::take_hidden(const std::map<std::uint32_t, const Line*>& wanted, Views& views) {
+  const auto take_down = [&]() -> Result<void> {
     if (::unshare(CLONE_NEWNS) != 0) {
       return sys_fail("unshare(CLONE_NEWNS)");
     }
@@ -272,7 +237,7 @@ Result<void> Collector::archive_tmpfs() {
       const Line& line = lines_[*it];
       const auto found = wanted.find(line.dev);
       if (found != wanted.end() && found->second == &line && !views.contains(line.dev)) {
-        FERRY_CHECK(take(line).during("{}", describe(line)));
+        FERRY_CHECK(take_view(line, views).during("{}", describe(line)));
       }
       if (&line != root_ && ::umount2(line.mountpoint.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW) != 0) {
         return sys_fail(fmt::format("umount2({}) in a copy of the namespace", line.mountpoint));
@@ -280,17 +245,53 @@ Result<void> Collector::archive_tmpfs() {
     }
     return {};
   };
-  FERRY_CHECK(inside.run(take_all));
+  Inside copy;
+  FERRY_CHECK(copy.enter(context_.root().pid));
+  return copy.run(take_down);
+}
+
+Result<void> Collector::archive_tmpfs() {
+  // Which filesystems have to be kept: those whose mounts in the tree are not all external.
+  std::map<std::uint32_t, const Line*> wanted;
+  std::map<std::uint32_t, pb::MntEntry*> entries;
+  for (const image::Entry& item : context_.set.entries(image_name())) {
+    auto* entry = static_cast<pb::MntEntry*>(item.message.get());
+    if (entry->fstype() == pb::FSTYPE_TMPFS && !entry->has_ext_key() && entry->mountpoint() != "/") {
+      wanted.emplace(entry->root_dev(), whole(entry->root_dev()));
+      entries.emplace(entry->root_dev(), entry);
+    }
+  }
+  std::erase_if(wanted, [](const auto& item) { return item.second == nullptr; });  // a bind of a part of the root
+  if (wanted.empty()) {
+    return {};
+  }
+  Views views;
+  Inside& inside = context_.host.inside();
+  const auto take_visible = [&]() -> Result<void> {
+    for (const auto& [dev, line] : wanted) {
+      FERRY_TRY(const std::uint64_t visible, mount_id(AT_FDCWD, line->mountpoint));
+      if (visible == static_cast<std::uint64_t>(line->id)) {
+        FERRY_CHECK(take_view(*line, views).during("{}", describe(*line)));
+      }
+    }
+    return {};
+  };
+  FERRY_CHECK(inside.run(take_visible));
+  if (views.size() != wanted.size()) {
+    FERRY_CHECK(take_hidden(wanted, views));
+  }
   for (const auto& [dev, line] : wanted) {
     const int view = views.at(dev).get();
-    const auto archive_view = [&]() -> Result<std::string> {
-      if (::fchdir(view) != 0) {
-        return sys_fail("fchdir(tmpfs)");
-      }
-      return archive_here();
-    };
-    FERRY_TRY(std::string archive, inside.get<std::string>(archive_view).during("{}", describe(*line)));
-    context_.set.set_raw({image::Type::tmpfs_dev, dev}, std::move(archive));
+    FERRY_TRY(Archived archive, archive_tree(view).during("{}", describe(*line)));
+    for (const Node& socket : archive.sockets) {
+      pb::FerryNode& node = *entries.at(dev)->add_ferry_sockets();
+      node.set_path(socket.path);
+      node.set_mode(socket.mode);
+      node.set_uid(socket.uid);
+      node.set_gid(socket.gid);
+    }
+    context_.host.keep(std::move(views.at(dev)));
+    context_.set.set_raw({image::Type::tmpfs_dev, dev}, std::move(archive.bytes));
   }
   return {};
 }

@@ -16,7 +16,7 @@ constexpr FsKind kKinds[] = {
     {"securityfs", pb::FSTYPE_SECURITYFS, Making::of_kernel},
     {"fusectl", pb::FSTYPE_FUSECTL, Making::of_kernel},
     {"debugfs", pb::FSTYPE_DEBUGFS, Making::of_kernel},
-    {"cgroup", pb::FSTYPE_CGROUP, Making::foreign},
+    {"cgroup", pb::FSTYPE_CGROUP, Making::of_skeleton},
     {"aufs", pb::FSTYPE_AUFS, Making::foreign},
     {"mqueue", pb::FSTYPE_MQUEUE, Making::of_namespace},
     {"fuse", pb::FSTYPE_FUSE, Making::foreign},

@@ -160,6 +160,18 @@ class Builder {
     return sys::attach_mount(mount, place.get(), "the stage");
   }
 
+  std::vector<Node> sockets_of(std::uint32_t dev) const {
+    std::vector<Node> out;
+    for (const pb::MntEntry* entry : entries_) {
+      for (const pb::FerryNode& node : entry->ferry_sockets()) {
+        if (entry->root_dev() == dev) {
+          out.push_back({node.path(), node.mode(), node.uid(), node.gid()});
+        }
+      }
+    }
+    return out;
+  }
+
   Result<const Source*> source_of(const pb::MntEntry& entry) {
     const auto found = sources_.find(entry.root_dev());
     if (found != sources_.end()) {
@@ -187,6 +199,7 @@ class Builder {
         return sys_fail("fchdir(new tmpfs)");
       }
       FERRY_CHECK(extract_here(*archive));
+      FERRY_CHECK(make_sockets(source.mount.get(), sockets_of(entry.root_dev())));
       if (::chdir("/") != 0) {
         return sys_fail("chdir(/)");
       }

@@ -20,10 +20,15 @@ std::string type_name(const pb::MntEntry& entry) {
   return std::string(fs_kind(static_cast<pb::FsType>(entry.fstype())).name);
 }
 
+constexpr std::string_view kHierarchyFlags[] = {"noprefix",       "clone_children", "cpuset_v2_mode",  "xattr",
+                                                "release_agent", "favordynmods",   "nofavordynmods"};
+
 }  // namespace
 
 std::vector<Parameter> parameters_of(const pb::MntEntry& entry) {
   std::vector<Parameter> out;
+  const bool cgroup = entry.fstype() == pb::FSTYPE_CGROUP;
+  bool named_only = cgroup;
   std::string_view rest = entry.options();
   while (!rest.empty()) {
     const std::size_t end = std::min(rest.find(','), rest.size());
@@ -34,11 +39,20 @@ std::vector<Parameter> parameters_of(const pb::MntEntry& entry) {
       continue;
     }
     const std::size_t equals = word.find('=');
+    const std::string_view key = word.substr(0, equals);
+    // Controllers and name say which hierarchy it is; the rest is a property of the hierarchy that is there.
+    if (cgroup && std::find(std::begin(kHierarchyFlags), std::end(kHierarchyFlags), key) != std::end(kHierarchyFlags)) {
+      continue;
+    }
     if (equals == std::string_view::npos) {
       out.push_back({std::string(word), std::nullopt});
+      named_only = false;
     } else {
-      out.push_back({std::string(word.substr(0, equals)), std::string(word.substr(equals + 1))});
+      out.push_back({std::string(key), std::string(word.substr(equals + 1))});
     }
+  }
+  if (named_only) {
+    out.push_back({"none", std::nullopt});  // cgroups(7): a hierarchy without controllers
   }
   return out;
 }

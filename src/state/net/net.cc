@@ -15,6 +15,7 @@
 #include <string>
 
 #include "image/proto/net.pb.h"
+#include "state/dump_host.h"
 #include "state/nsids/nsids.h"
 
 namespace ferry::state::net {
@@ -159,10 +160,8 @@ Result<void> collect(DumpContext& context) {
   if (context.options.empty_net_namespace) {
     return {};
   }
-  Inside inside;
-  FERRY_CHECK(inside.enter_namespaces(root.pid));
   const auto look = [&] { return only_loopback(root.subject()); };
-  FERRY_TRY(pb::NetDeviceEntry lo, inside.get<pb::NetDeviceEntry>(look));
+  FERRY_TRY(pb::NetDeviceEntry lo, context.host.inside().get<pb::NetDeviceEntry>(look));
   context.set.add({image::Type::netdev, ids.id(NsKind::net)}, std::move(lo));
   context.set.add(name, pb::NetnsEntry());
   return {};

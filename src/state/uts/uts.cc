@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "image/proto/ns.pb.h"
+#include "state/dump_host.h"
 #include "state/nsids/nsids.h"
 
 namespace ferry::state::uts {
@@ -13,8 +14,6 @@ Result<void> collect(DumpContext& context) {
   if (!ids.is_new(NsKind::uts)) {
     return {};
   }
-  Inside inside;
-  FERRY_CHECK(inside.enter_namespaces(context.root().pid));
   utsname names{};
   const auto ask = [&]() -> Result<void> {
     if (::uname(&names) != 0) {
@@ -22,7 +21,7 @@ Result<void> collect(DumpContext& context) {
     }
     return {};
   };
-  FERRY_CHECK(inside.run(ask));
+  FERRY_CHECK(context.host.inside().run(ask));
   pb::UtsnsEntry entry;
   entry.set_nodename(names.nodename);
   entry.set_domainname(names.domainname);

@@ -1,160 +1,17 @@
-#include "state/cgroup/cgroup.h"
-
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/syscall.h>
 
-#include <set>
+#include <optional>
 
 #include "image/proto/inventory.pb.h"
+#include "state/cgroup/cgroup.h"
 #include "state/cgroup/membership.h"
 #include "state/cgroup/tree.h"
 #include "state/nsids/nsids.h"
 #include "sys/file.h"
 
 namespace ferry::state::cgroup {
-namespace {
-
-constexpr std::uint32_t kOwnSet = 1;
-
-pb::InventoryEntry* inventory_of(image::Set& set) {
-  const auto& entries = set.entries({image::Type::inventory, 0});
-  return entries.empty() ? nullptr : static_cast<pb::InventoryEntry*>(entries.front().message.get());
-}
-
-Result<Membership> membership_at(int proc, const std::string& prefix) {
-  FERRY_TRY(const std::string text, sys::read_file_at(proc, prefix + "cgroup"));
-  return parse_membership(text);
-}
-
-// How many bytes of each path lie outside of the cgroup namespace of a task: cgroup_namespaces(7) shows
-// the rest to those inside.
-Result<std::map<std::string, std::uint32_t>> namespace_prefixes(DumpTask& task, const Membership& outside) {
-  FERRY_TRY(const UniqueFd ns, sys::open_at(task.proc.get(), "ns/cgroup", O_RDONLY));
-  Inside thread;
-  const auto read_inside = [&]() -> Result<Membership> {
-    if (::setns(ns.get(), CLONE_NEWCGROUP) != 0) {
-      return sys_fail(fmt::format("setns({}, cgroup)", task.subject()));
-    }
-    return membership_at(task.proc.get(), "");
-  };
-  FERRY_TRY(const Membership inside, thread.get<Membership>(read_inside));
-  std::map<std::string, std::uint32_t> out;
-  for (const auto& [name, path] : outside) {
-    const auto seen = inside.find(name);
-    if (seen == inside.end() || (seen->second != "/" && !path.ends_with(seen->second))) {
-      return fail(Kind::unsupported, "{} stands outside of its cgroup namespace in hierarchy \"{}\"", task.subject(),
-                  name);
-    }
-    const std::size_t visible = seen->second == "/" ? 0 : seen->second.size();
-    out[name] = path == "/" ? 0 : static_cast<std::uint32_t>(path.size() - visible);
-  }
-  return out;
-}
-
-class Sets {
- public:
-  explicit Sets(Membership own) { sets_.push_back(std::move(own)); }
-  std::uint32_t number_of(const Membership& membership) {
-    for (std::size_t i = 0; i < sets_.size(); ++i) {
-      if (sets_[i] == membership) {
-        return static_cast<std::uint32_t>(i) + kOwnSet;
-      }
-    }
-    sets_.push_back(membership);
-    return static_cast<std::uint32_t>(sets_.size() - 1) + kOwnSet;
-  }
-  [[nodiscard]] const std::vector<Membership>& all() const { return sets_; }
-
- private:
-  std::vector<Membership> sets_;
-};
-
-Result<void> describe_controllers(const Sets& sets, pb::CgroupEntry& out) {
-  std::map<std::string, std::set<std::string>> paths;
-  for (std::size_t i = 1; i < sets.all().size(); ++i) {
-    for (const auto& [name, path] : sets.all()[i]) {
-      paths[name].insert(path);
-    }
-  }
-  for (const auto& [name, list] : paths) {
-    FERRY_TRY(const Hierarchy hierarchy, Hierarchy::open(name));
-    pb::CgControllerEntry& controller = *out.add_controllers();
-    for (std::size_t at = 0; at <= name.size();) {
-      const std::size_t end = std::min(name.find(',', at), name.size());
-      controller.add_cnames(name.substr(at, end - at));
-      at = end + 1;
-    }
-    controller.set_is_threaded(!name.empty());
-    const std::string* last = nullptr;
-    for (const std::string& path : list) {  // sorted: a directory stands before what is below it
-      if (last != nullptr && path.starts_with(*last + "/")) {
-        continue;
-      }
-      last = &path;
-      pb::CgroupDirEntry& dir = *controller.add_dirs();
-      dir.set_dir_name(path.substr(1));
-      if (path != "/") {  // the root group belongs to the host
-        FERRY_CHECK(hierarchy.read(path, true, dir));
-      }
-    }
-  }
-  return {};
-}
-
-}  // namespace
-
-Result<void> collect(DumpContext& context) {
-  if (pb::InventoryEntry* inventory = inventory_of(context.set)) {
-    inventory->set_root_cg_set(kOwnSet);
-  }
-  FERRY_TRY(const std::string own, sys::read_file("/proc/self/cgroup"));
-  FERRY_TRY(Membership here, parse_membership(own));
-  Sets sets(std::move(here));
-  std::optional<Membership> of_root;
-  for (const auto& task : context.tasks) {
-    if (task->zombie) {
-      continue;
-    }
-    for (DumpThread& thread : task->threads) {
-      std::uint32_t number = kOwnSet;
-      if (context.options.cgroup_mode != CgroupMode::ignore) {
-        FERRY_TRY(const Membership membership,
-                  membership_at(task->proc.get(), fmt::format("task/{}/", thread.tid)).during("{}", task->subject()));
-        if (!of_root.has_value()) {
-          of_root = membership;
-        }
-        number = sets.number_of(membership);
-      }
-      thread.core->mutable_thread_core()->set_cg_set(number);
-    }
-  }
-  if (sets.all().size() == 1) {
-    return {};
-  }
-  FERRY_TRY(const NamespaceIds ids, NamespaceIds::of(context.set));
-  std::map<std::string, std::uint32_t> prefixes;
-  if (ids.is_new(NsKind::cgroup)) {
-    FERRY_TRY(prefixes, namespace_prefixes(context.root(), *of_root));
-  }
-  pb::CgroupEntry entry;
-  for (std::size_t i = 1; i < sets.all().size(); ++i) {
-    pb::CgSetEntry& set = *entry.add_sets();
-    set.set_id(static_cast<std::uint32_t>(i) + kOwnSet);
-    for (const auto& [name, path] : sets.all()[i]) {
-      pb::CgMemberEntry& member = *set.add_ctls();
-      member.set_name(name);
-      member.set_path(path);
-      if (const auto prefix = prefixes.find(name); prefix != prefixes.end() && prefix->second != 0) {
-        member.set_cgns_prefix(prefix->second);
-      }
-    }
-  }
-  FERRY_CHECK(describe_controllers(sets, entry));
-  context.set.add({image::Type::cgroup, 0}, std::move(entry));
-  return {};
-}
-
 namespace {
 
 std::uint32_t set_of(const pb::CoreEntry& core) {
