@@ -20,10 +20,15 @@ struct PageRegion {
   __u64 start, end, categories;
 };
 constexpr unsigned long kPagemapScan = _IOWR('f', 16, PmScanArg);
+constexpr __u64 kIsWatched = 1 << 0;  // PAGE_IS_WPALLOWED
+constexpr __u64 kIsWritten = 1 << 1;
 constexpr __u64 kIsFile = 1 << 2;
 constexpr __u64 kIsPresent = 1 << 3;
 constexpr __u64 kIsSwapped = 1 << 4;
 constexpr __u64 kIsZero = 1 << 5;
+
+constexpr __u64 kProtectMatching = 1 << 0;
+constexpr __u64 kInsistOnAsync = 1 << 1;
 
 constexpr std::uint64_t kPage = 4096;
 
@@ -55,36 +60,82 @@ Result<void> own_pages_by_entry(int pagemap, std::uint64_t start, std::uint64_t 
   return {};
 }
 
-}  // namespace
-
-Result<void> own_pages(int pagemap, std::uint64_t start, std::uint64_t end, std::vector<PageRange>& out) {
+// One whole walk over [start, end); `arg` says what is looked for.
+template <class Use>
+Result<void> walk(int pagemap, std::uint64_t start, std::uint64_t end, PmScanArg arg, Use use) {
   std::array<PageRegion, 512> regions;
-  PmScanArg arg{};
   arg.size = sizeof arg;
   arg.end = end;
   arg.vec = reinterpret_cast<__u64>(regions.data());
   arg.vec_len = regions.size();
-  arg.category_inverted = kIsFile | kIsZero;
-  arg.category_mask = kIsFile | kIsZero;
-  arg.category_anyof_mask = kIsPresent | kIsSwapped;
-  arg.return_mask = kIsPresent;
   for (std::uint64_t at = start; at < end; at = arg.walk_end) {
     arg.start = at;
     const int n = ::ioctl(pagemap, kPagemapScan, &arg);
     if (n < 0) {
-      if (errno == ENOTTY && at == start) {
-        return own_pages_by_entry(pagemap, start, end, out);
-      }
       return sys_fail(fmt::format("ioctl(PAGEMAP_SCAN, {:#x}-{:#x})", at, end));
     }
-    for (int i = 0; i < n; ++i) {
-      append(out, regions[static_cast<std::size_t>(i)].start, regions[static_cast<std::size_t>(i)].end);
+    for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i) {
+      use(regions[i]);
     }
     if (arg.walk_end <= at) {
       return fail(Kind::os, "PAGEMAP_SCAN does not get past {:#x}", at);
     }
   }
   return {};
+}
+
+// Pages with content of the process's own.
+PmScanArg own_content() {
+  PmScanArg arg{};
+  arg.category_inverted = kIsFile | kIsZero;
+  arg.category_mask = kIsFile | kIsZero;
+  arg.category_anyof_mask = kIsPresent | kIsSwapped;
+  arg.return_mask = kIsPresent;
+  return arg;
+}
+
+}  // namespace
+
+Result<void> own_pages(int pagemap, std::uint64_t start, std::uint64_t end, std::vector<PageRange>& out) {
+  auto walked = walk(pagemap, start, end, own_content(),
+                     [&](const PageRegion& region) { append(out, region.start, region.end); });
+  if (!walked.has_value() && walked.error().os_errno == ENOTTY) {
+    return own_pages_by_entry(pagemap, start, end, out);
+  }
+  return walked;
+}
+
+Result<void> scan_written(int pagemap, std::uint64_t start, std::uint64_t end, bool file, Protect protect,
+                          WrittenPages& out) {
+  PmScanArg arg = own_content();
+  // CHECK_WPASYNC: without it mappings that are not watched would be passed over in silence.
+  arg.flags = kInsistOnAsync | (protect == Protect::yes ? kProtectMatching : 0);
+  arg.return_mask = kIsWritten | kIsPresent;
+  auto walked = walk(pagemap, start, end, arg, [&](const PageRegion& region) {
+    if (file && (region.categories & kIsPresent) == 0) {
+      append(out.absent, region.start, region.end);
+    } else {
+      append((region.categories & kIsWritten) != 0 ? out.written : out.unchanged, region.start, region.end);
+    }
+  });
+  if (!walked.has_value() && (walked.error().os_errno == EPERM || walked.error().os_errno == ENOTTY)) {
+    walked.error().kind = Kind::unsupported;
+  }
+  return walked;
+}
+
+Result<bool> is_watched(int pagemap, std::uint64_t address) {
+  PmScanArg arg{};
+  arg.flags = kInsistOnAsync;
+  arg.category_mask = arg.return_mask = kIsWatched;
+  const auto walked = walk(pagemap, address, address + kPage, arg, [](const PageRegion&) {});
+  if (!walked.has_value()) {
+    if (walked.error().os_errno == EPERM || walked.error().os_errno == ENOTTY) {
+      return false;
+    }
+    return tl::unexpected<Error>(walked.error());
+  }
+  return true;
 }
 
 }  // namespace ferry::sys

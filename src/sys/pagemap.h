@@ -21,4 +21,22 @@ struct PageRange {
 // zero pages are not told apart.
 Result<void> own_pages(int pagemap, std::uint64_t start, std::uint64_t end, std::vector<PageRange>& out);
 
+// The same pages, told apart by whether they were written since they were last protected (userfaultfd.h).
+struct WrittenPages {
+  std::vector<PageRange> written, unchanged;
+  // Of private file mappings only, and not present: swapped out, or a mere mark of the protection that the
+  // kernel left behind when the page was given up (MADV_DONTNEED, truncation).  A look at the content tells.
+  std::vector<PageRange> absent;
+};
+enum class Protect : bool { no, yes };  // what was found written, so that the next scan finds what came after
+
+// Appends.  `file`: of a private file mapping.
+// Errors: unsupported (some mapping in the range is not watched: the written marks of the whole range are
+// void then, and some may have been taken off).
+Result<void> scan_written(int pagemap, std::uint64_t start, std::uint64_t end, bool file, Protect protect,
+                          WrittenPages& out);
+
+// Whether the mapping at `address` is watched for asynchronous write protection.
+Result<bool> is_watched(int pagemap, std::uint64_t address);
+
 }  // namespace ferry::sys

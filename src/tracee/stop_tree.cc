@@ -17,7 +17,7 @@ namespace {
 
 class Stopper {
  public:
-  explicit Stopper(const Deadline& deadline) : deadline_(deadline) {}
+  Stopper(const Deadline& deadline, bool with_children) : deadline_(deadline), with_children_(with_children) {}
 
   Result<std::vector<StoppedTask>> run(HostPid root, Freezer& freezer) {
     for (;;) {
@@ -112,6 +112,9 @@ class Stopper {
       task.threads.push_back(std::move(*seized));
       fresh_.emplace_back(pid, task.threads.size() - 1);
     }
+    if (!with_children_) {
+      return {};
+    }
     for (const int tid : *tids) {
       const auto text = sys::read_file_at(proc->get(), fmt::format("task/{}/children", tid));
       if (!text.has_value()) {
@@ -162,6 +165,7 @@ class Stopper {
   }
 
   const Deadline& deadline_;
+  bool with_children_;
   std::map<HostPid, StoppedTask> tasks_;
   std::vector<HostPid> order_;
   std::vector<std::pair<HostPid, std::size_t>> fresh_;
@@ -205,7 +209,13 @@ Result<void> Freezer::restore_state() {
 }
 
 Result<std::vector<StoppedTask>> stop_tree(HostPid root, Freezer& freezer, const Deadline& deadline) {
-  return Stopper(deadline).run(root, freezer);
+  return Stopper(deadline, true).run(root, freezer);
+}
+
+Result<StoppedTask> stop_process(HostPid pid, const Deadline& deadline) {
+  Freezer none;
+  FERRY_TRY(auto tasks, Stopper(deadline, false).run(pid, none));
+  return std::move(tasks.front());
 }
 
 }  // namespace ferry::tracee

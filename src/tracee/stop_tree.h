@@ -45,5 +45,7 @@ class Freezer {
 // each by its tid; looks again until nothing new appears.  Parents come before their children.
 // On error everything is let go.  Errors: gone if the root is; denied if somebody else traces a task.
 Result<std::vector<StoppedTask>> stop_tree(HostPid root, Freezer& freezer, const Deadline& deadline);
+// The same for one process without its children, which is in no freezer.
+Result<StoppedTask> stop_process(HostPid pid, const Deadline& deadline);
 
 }  // namespace ferry::tracee

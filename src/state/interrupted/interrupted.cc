@@ -171,6 +171,15 @@ void as_criu_would(tracee::Registers& regs) {
   }
 }
 
+Result<void> undo_eintr(tracee::Thread& thread) {
+  FERRY_TRY(auto regs, thread.registers());
+  if (!in_call(regs) || result_of(regs) != -EINTR || !returns_eintr_from_stop(regs.orig_rax)) {
+    return {};
+  }
+  regs.rax = static_cast<std::uint64_t>(kRestartNoHand);
+  return thread.set_registers(regs);
+}
+
 Result<void> after_stop(DumpTask& task, DumpThread& thread) {
   tracee::Registers& regs = thread.registers;
   if (!in_call(regs)) {

@@ -20,6 +20,9 @@ namespace ferry::state::interrupted {
 // A call that was stopped before stands there as restart_syscall(2): finds out which call it is.
 Result<void> after_stop(DumpTask& task, DumpThread& thread);
 
+// The first half of it, for a thread that is stopped for an instant and nothing is saved of.
+Result<void> undo_eintr(tracee::Thread& thread);
+
 // After the registers were put into the image: makes of them what CRIU would restore, and keeps what ferry
 // needs to go on exactly (FerryRestart).
 Result<void> save(DumpTask& task, DumpThread& thread);

@@ -1,0 +1,31 @@
+// Which pages of a process belong to a checkpoint.  The one rule, for everybody who saves, sends or tracks.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "image/proto/mm.pb.h"
+#include "sys/pagemap.h"
+#include "sys/proc.h"
+
+namespace ferry::state::memory {
+
+enum class Kept : std::uint8_t {
+  nothing,     // the kernel's data pages, and shared memory: that is kept as a file (memfd, ipc, files)
+  own_pages,   // private memory: the pages with content of its own
+  everything,  // the vDSO, so that another kernel's can be told apart on restore
+};
+Kept kept(const sys::Mapping& mapping);
+Kept kept(const pb::VmaEntry& vma);
+
+// Appends the pages of [start, end) that belong to a checkpoint, sorted.
+Result<void> add_kept(Kept what, int pagemap, std::uint64_t start, std::uint64_t end, std::vector<sys::PageRange>& out);
+
+// The parts of `a` that `b` covers, and those that it does not.  Both sorted.
+std::vector<sys::PageRange> common(const std::vector<sys::PageRange>& a, const std::vector<sys::PageRange>& b);
+std::vector<sys::PageRange> without(const std::vector<sys::PageRange>& a, const std::vector<sys::PageRange>& b);
+// Sorts and merges.
+void tidy(std::vector<sys::PageRange>& ranges);
+std::uint64_t count_pages(const std::vector<sys::PageRange>& ranges);
+
+}  // namespace ferry::state::memory
