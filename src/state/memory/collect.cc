@@ -11,6 +11,7 @@
 #include "state/memfd/memfd.h"
 #include "state/memory/memory.h"
 #include "sys/file.h"
+#include "sys/pagemap.h"
 
 namespace ferry::state::memory {
 namespace {
@@ -32,8 +33,7 @@ struct Refused {
 };
 constexpr Refused kRefused[] = {{"ht", "memory of huge pages (hugetlb)"},
                                 {"um", "memory that userfaultfd watches"},
-                                {"uw", "memory that userfaultfd watches"},
-                                {"ss", "a shadow stack"},
+                                  {"ss", "a shadow stack"},
                                 {"sl", "a sealed mapping (mseal)"},
                                 {"io", "memory of a device"},
                                 {"pf", "memory of a device"}};
@@ -62,6 +62,7 @@ class Collector {
             return fail(Kind::unsupported, "{}: {} cannot be carried over", subject_of(task_, m), r.why);
           }
         }
+        FERRY_CHECK(check_protection(m));
       }
       FERRY_CHECK(one(m).during("saving the mappings of pid {}", task_.pid));
     }
@@ -69,6 +70,22 @@ class Collector {
   }
 
  private:
+  // Asynchronous write protection is only a way to look at a process, ours among others: what it holds is the
+  // same with and without.  A process that does it to itself is refused for its descriptor.
+  Result<void> check_protection(const sys::Mapping& m) {
+    if (!m.has_flag("uw")) {
+      return {};
+    }
+    if (!pagemap_) {
+      FERRY_TRY(pagemap_, sys::open_at(task_.proc.get(), "pagemap", O_RDONLY));
+    }
+    FERRY_TRY(const bool asynchronous, sys::is_watched(pagemap_.get(), m.start));
+    if (!asynchronous) {
+      return fail(Kind::unsupported, "{}: memory that userfaultfd watches cannot be carried over", subject_of(task_, m));
+    }
+    return {};
+  }
+
   Result<void> one(const sys::Mapping& m) {
     auto& vmas = *task_.mm->mutable_vmas();
     // The kernel splits its data pages into two mappings; CRIU's format has one.
@@ -168,6 +185,7 @@ class Collector {
 
   DumpTask& task_;
   DumpContext& context_;
+  UniqueFd pagemap_;  // opened when it is needed
   using File = std::tuple<std::uint64_t, std::uint64_t, std::string, bool, bool, std::uint32_t>;
   std::map<File, std::uint32_t> files_;  // device, inode, name, deleted, shared, mode: id
 };

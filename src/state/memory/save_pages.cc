@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "state/memory/memory.h"
+#include "state/memory/pages.h"
 #include "sys/file.h"
 #include "sys/memory.h"
 #include "sys/pagemap.h"
@@ -197,10 +198,6 @@ class Gather {
   std::size_t reserved_ = 0;  // bytes of the buffer that are spoken for
 };
 
-bool may_hold_own_pages(const pb::VmaEntry& vma) {
-  return (vma.status() & kRegular) != 0 && (vma.status() & kVvar) == 0 && (vma.flags() & MAP_PRIVATE) != 0;
-}
-
 }  // namespace
 
 Result<void> save_pages(DumpTask& task, DumpContext& context, DumpReport& report) {
@@ -209,16 +206,12 @@ Result<void> save_pages(DumpTask& task, DumpContext& context, DumpReport& report
   FERRY_TRY(const auto writer, context.open_pages(name));
   Gather gather(task, *writer);
   for (const pb::VmaEntry& vma : task.mm->vmas()) {
-    if (!may_hold_own_pages(vma)) {
+    const Kept what = kept(vma);
+    if (what == Kept::nothing) {
       continue;
     }
     std::vector<sys::PageRange> ranges;
-    if ((vma.status() & kVdso) != 0) {
-      // Kept whole, so that another kernel's can be told apart on restore.
-      ranges.push_back({vma.start(), vma.end()});
-    } else {
-      FERRY_CHECK(sys::own_pages(pagemap.get(), vma.start(), vma.end(), ranges));
-    }
+    FERRY_CHECK(add_kept(what, pagemap.get(), vma.start(), vma.end(), ranges));
     report.pages_scanned += (vma.end() - vma.start()) / image::kPageSize;
     // CRIU's mark for what a lazy restore may leave for later: private anonymous memory, the vDSO apart.
     if (context.options.skip_memory) {
