@@ -52,8 +52,8 @@ Result<void> read_threads(DumpTask& task) {
       thread.ns_tid = task.ns_pid;
     } else if (task.status.ns_tgid.size() > 1) {
       FERRY_TRY(const auto text, sys::read_file_at(task.proc.get(), fmt::format("task/{}/status", thread.tid)));
-      FERRY_TRY(const auto status, sys::parse_status(text));
-      thread.ns_tid = innermost(status.ns_pid);
+      FERRY_TRY(thread.status, sys::parse_status(text));
+      thread.ns_tid = innermost(thread.status->ns_pid);
     }
     FERRY_TRY(thread.registers, traced.registers());
     FERRY_TRY(thread.signal_mask, traced.signal_mask());
@@ -140,6 +140,18 @@ void add_core(DumpTask& task, image::Set& set) {
 }
 
 }  // namespace
+
+Result<void> read_thread_statuses(DumpTask& task) {
+  for (DumpThread& thread : task.threads) {
+    if (thread.index == 0) {
+      thread.status = task.status;
+    } else if (!thread.status.has_value()) {
+      FERRY_TRY(const auto text, sys::read_file_at(task.proc.get(), fmt::format("task/{}/status", thread.tid)));
+      FERRY_TRY(thread.status, sys::parse_status(text));
+    }
+  }
+  return {};
+}
 
 Result<std::vector<std::unique_ptr<DumpTask>>> build_dump_tree(std::vector<tracee::StoppedTask> stopped,
                                                                const state::DumpOptions& options, image::Set& set) {

@@ -16,4 +16,7 @@ Result<std::vector<std::unique_ptr<state::DumpTask>>> build_dump_tree(std::vecto
                                                                       const state::DumpOptions& options,
                                                                       image::Set& set);
 
+// Fills DumpThread::status of every thread.  Only reads procfs, so it may run beside everything else.
+Result<void> read_thread_statuses(state::DumpTask& task);
+
 }  // namespace ferry::engine

@@ -3,6 +3,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/rehearsal.h"
 #include "state/creds/creds.h"
 #include "state/limits/limits.h"
 #include "sys/file.h"
@@ -51,6 +52,7 @@ Result<void> look_at_descriptors(HostPid pid) {
 }
 
 Result<void> look_at(HostPid pid, const DumpOptions& options) {
+  warm_procfs(pid);
   FERRY_CHECK(state::creds::preflight(pid, options));
   FERRY_CHECK(state::limits::preflight(pid, options));
   return look_at_descriptors(pid);

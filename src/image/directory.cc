@@ -3,6 +3,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <future>
+#include <span>
 
 #include "image/proto/inventory.pb.h"
 #include "image/set.h"
@@ -14,6 +16,7 @@ namespace {
 
 // An image is read as a whole; more than this cannot be one that a checkpoint wrote on purpose.
 constexpr std::uint64_t kMaxFileBytes = 8ULL << 30;
+constexpr std::size_t kWorthAThread = 100;  // files
 
 Result<std::string> read_image(int directory, const std::string& file) {
   // O_NONBLOCK: a FIFO of that name must not keep us waiting.
@@ -29,11 +32,13 @@ Result<std::string> read_image(int directory, const std::string& file) {
 }
 
 Result<void> write_image(int directory, const std::string& file, std::string_view bytes) {
-  if (::unlinkat(directory, file.c_str(), 0) != 0 && errno != ENOENT) {
-    return sys_fail(fmt::format("unlinkat({})", file));
+  constexpr int kNew = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW;
+  auto fd = sys::open_at(directory, file, kNew, 0644);
+  if (!fd.has_value() && ::unlinkat(directory, file.c_str(), 0) == 0) {
+    fd = sys::open_at(directory, file, kNew, 0644);
   }
-  FERRY_TRY(const UniqueFd fd, sys::open_at(directory, file, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0644));
-  return sys::write_all(fd.get(), bytes.data(), bytes.size(), file);
+  FERRY_TRY(const UniqueFd file_of_image, std::move(fd));
+  return sys::write_all(file_of_image.get(), bytes.data(), bytes.size(), file);
 }
 
 }  // namespace
@@ -72,11 +77,23 @@ Result<void> save(const Set& set, int directory) {
   if (::unlinkat(directory, last.c_str(), 0) != 0 && errno != ENOENT) {
     return sys_fail(fmt::format("unlinkat({})", last));
   }
-  for (const Name name : set.names()) {
-    if (name != inventory) {
+  std::vector<Name> names = set.names();
+  std::erase(names, inventory);
+  const auto write = [&set, directory](std::span<const Name> some) -> Result<void> {
+    for (const Name name : some) {
       FERRY_TRY(const auto bytes, encode_file(set, name));
       FERRY_CHECK(write_image(directory, file_name(name), bytes));
     }
+    return {};
+  };
+  if (names.size() < kWorthAThread) {
+    FERRY_CHECK(write(names));
+  } else {  // a file for each of many threads
+    const std::span<const Name> all(names);
+    auto half = std::async(std::launch::async, write, all.first(all.size() / 2));
+    auto other = write(all.subspan(all.size() / 2));
+    FERRY_CHECK(half.get());
+    FERRY_CHECK(std::move(other));
   }
   FERRY_TRY(const auto bytes, encode_file(set, inventory));
   return write_image(directory, last, bytes);

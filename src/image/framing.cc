@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "image/enumerations.h"
 #include "image/kinds.h"
 #include "image/proto/inventory.pb.h"
 #include "image/proto/stats.pb.h"
@@ -177,7 +178,7 @@ Result<void> put_entries(std::string& out, const Set& set, Name name) {
       return fail(Kind::invalid, "{}: chunks behind a first entry that announces none", file_name(name));
     }
     if (kind.layout == Layout::messages) {
-      const bool queue = entry.message->GetDescriptor() == kind.first_type();
+      const bool queue = typeid(*entry.message) == *kind.first_type;
       if (queue != (due == 0)) {
         return fail(Kind::invalid, "{}: a queue does not have the number of messages it announces", file_name(name));
       }

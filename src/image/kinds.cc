@@ -1,9 +1,7 @@
 #include "image/kinds.h"
 
-#include <google/protobuf/unknown_field_set.h>
 
 #include <array>
-#include <set>
 
 #include "image/proto/cgroup.pb.h"
 #include "image/proto/core.pb.h"
@@ -24,8 +22,6 @@
 namespace ferry::image {
 namespace {
 
-using google::protobuf::Descriptor;
-using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 
 template <class M>
@@ -35,11 +31,11 @@ MessagePtr make() {
 
 template <class M>
 constexpr KindInfo one(Type type, std::string_view prefix, Numbering n, std::uint32_t magic, std::string_view name) {
-  return {type, prefix, n, magic, name, Layout::one, make<M>, nullptr, M::descriptor, nullptr};
+  return {type, prefix, n, magic, name, Layout::one, make<M>, nullptr, &typeid(M), nullptr};
 }
 template <class M>
 constexpr KindInfo many(Type type, std::string_view prefix, Numbering n, std::uint32_t magic, std::string_view name) {
-  return {type, prefix, n, magic, name, Layout::many, make<M>, make<M>, M::descriptor, M::descriptor};
+  return {type, prefix, n, magic, name, Layout::many, make<M>, make<M>, &typeid(M), &typeid(M)};
 }
 constexpr KindInfo raw(Type type, std::string_view prefix) {
   return {type, prefix, Numbering::decimal, 0, "", Layout::raw, nullptr, nullptr, nullptr, nullptr};
@@ -47,7 +43,7 @@ constexpr KindInfo raw(Type type, std::string_view prefix) {
 template <class Head, class M>
 constexpr KindInfo headed(Type type, std::string_view prefix, std::uint32_t magic, std::string_view name) {
   return {type,           prefix,     Numbering::decimal, magic,         name,
-          Layout::headed, make<Head>, make<M>,            Head::descriptor, M::descriptor};
+          Layout::headed, make<Head>, make<M>,            &typeid(Head), &typeid(M)};
 }
 
 constexpr auto kNone = Numbering::none;
@@ -72,8 +68,8 @@ constexpr std::array kKinds = {
     many<pb::TtyDataEntry>(Type::tty_data, "tty-data", kNone, 0x59413026, "TTY_DATA"),
     many<pb::RemapFilePathEntry>(Type::remap_fpath, "remap-fpath", kNone, 0x59133954, "REMAP_FPATH"),
     KindInfo{Type::ghost_file, "ghost-file-", kHex, 0x52583605, "GHOST_FILE", Layout::ghost,
-             make<pb::GhostFileEntry>, make<pb::GhostChunkEntry>, pb::GhostFileEntry::descriptor,
-             pb::GhostChunkEntry::descriptor},
+             make<pb::GhostFileEntry>, make<pb::GhostChunkEntry>, &typeid(pb::GhostFileEntry),
+             &typeid(pb::GhostChunkEntry)},
     many<pb::MemfdInodeEntry>(Type::memfd, "memfd", kNone, 0x48453499, "MEMFD_INODE"),
     one<pb::TcpStreamEntry>(Type::tcp_stream, "tcp-stream-", kHex, 0x51465506, "TCP_STREAM"),
     many<pb::FileLockEntry>(Type::filelocks, "filelocks", kNone, 0x54323616, "FILE_LOCKS"),
@@ -92,7 +88,7 @@ constexpr std::array kKinds = {
     one<pb::IpcVarEntry>(Type::ipcns_var, "ipcns-var-", kDecimal, 0x53115007, "IPC_VAR"),
     many<pb::IpcShmEntry>(Type::ipcns_shm, "ipcns-shm-", kDecimal, 0x46283044, "IPCNS_SHM"),
     KindInfo{Type::ipcns_msg, "ipcns-msg-", kDecimal, 0x55453737, "IPCNS_MSG", Layout::messages,
-             make<pb::IpcMsgEntry>, make<pb::IpcMsg>, pb::IpcMsgEntry::descriptor, pb::IpcMsg::descriptor},
+             make<pb::IpcMsgEntry>, make<pb::IpcMsg>, &typeid(pb::IpcMsgEntry), &typeid(pb::IpcMsg)},
     many<pb::IpcSemEntry>(Type::ipcns_sem, "ipcns-sem-", kDecimal, 0x59573019, "IPCNS_SEM"),
     many<pb::NetDeviceEntry>(Type::netdev, "netdev-", kDecimal, 0x57373951, "NETDEV"),
     one<pb::NetnsEntry>(Type::netns, "netns-", kDecimal, 0x55933752, "NETNS"),
@@ -119,72 +115,6 @@ constexpr bool in_order() {
 static_assert(in_order(), "kind_info() indexes the table by Type");
 
 constexpr std::uint64_t up_to(std::uint64_t size, std::uint64_t unit) { return (unit - size % unit) % unit; }
-
-// Message types that hold an enumeration or a message that does.
-class EnumHolders {
- public:
-  EnumHolders() {
-    for (const KindInfo& kind : kKinds) {
-      for (auto* type : {kind.first_type, kind.rest_type}) {
-        if (type != nullptr) {
-          visit(type());
-        }
-      }
-    }
-  }
-  [[nodiscard]] bool has(const Descriptor* type) const { return holders_.contains(type); }
-
- private:
-  bool visit(const Descriptor* type) {
-    if (!seen_.insert(type).second) {
-      return holders_.contains(type);
-    }
-    bool holds = false;
-    for (int i = 0; i < type->field_count(); ++i) {
-      const FieldDescriptor* field = type->field(i);
-      holds |= field->cpp_type() == FieldDescriptor::CPPTYPE_ENUM;
-      if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
-        holds |= visit(field->message_type());
-      }
-    }
-    if (holds) {
-      holders_.insert(type);
-    }
-    return holds;
-  }
-  std::set<const Descriptor*> seen_;
-  std::set<const Descriptor*> holders_;
-};
-
-Result<void> check_tree(const EnumHolders& holders, const Message& message) {
-  const Descriptor* type = message.GetDescriptor();
-  if (!holders.has(type)) {
-    return {};
-  }
-  const auto* reflection = message.GetReflection();
-  const auto& unknown = reflection->GetUnknownFields(message);
-  for (int i = 0; i < unknown.field_count(); ++i) {
-    const auto* field = type->FindFieldByNumber(unknown.field(i).number());
-    if (field != nullptr && field->cpp_type() == FieldDescriptor::CPPTYPE_ENUM) {
-      return fail(Kind::corrupt, "{}.{} has a value that is none of {}", type->name(), field->name(),
-                  field->enum_type()->name());
-    }
-  }
-  for (int i = 0; i < type->field_count(); ++i) {
-    const auto* field = type->field(i);
-    if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE || !holders.has(field->message_type())) {
-      continue;
-    }
-    if (field->is_repeated()) {
-      for (int k = 0; k < reflection->FieldSize(message, field); ++k) {
-        FERRY_CHECK(check_tree(holders, reflection->GetRepeatedMessage(message, field, k)));
-      }
-    } else if (reflection->HasField(message, field)) {
-      FERRY_CHECK(check_tree(holders, reflection->GetMessage(message, field)));
-    }
-  }
-  return {};
-}
 
 }  // namespace
 
@@ -230,10 +160,5 @@ ExtraSize extra_size(Type type, const Message& message) {
 std::uint32_t message_count(const Message& queue) { return static_cast<const pb::IpcMsgEntry&>(queue).qnum(); }
 
 bool has_chunks(const Message& ghost) { return static_cast<const pb::GhostFileEntry&>(ghost).chunks(); }
-
-Result<void> check_enumerations(const Message& message) {
-  static const EnumHolders kHolders;
-  return check_tree(kHolders, message);
-}
 
 }  // namespace ferry::image

@@ -32,8 +32,8 @@ bool parse_number(std::string_view text, int base, std::uint64_t& number) {
 
 // Whether an entry of this message may stand behind `before` entries of an image.
 bool fits(const KindInfo& kind, std::size_t before, const Message& message) {
-  const auto* type = message.GetDescriptor();
-  const auto is = [type](auto* wanted) { return wanted() == type; };
+  const std::type_info& type = typeid(message);
+  const auto is = [&type](const std::type_info* wanted) { return *wanted == type; };
   switch (kind.layout) {
     case Layout::raw:
       return false;

@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <typeinfo>
 #include <vector>
 
 #include "base/error.h"
@@ -64,7 +65,7 @@ class Set {
   template <class M>
   Result<const M*> one(Name name) const {
     const auto& list = entries(name);
-    if (list.empty() || list.front().message->GetDescriptor() != M::descriptor()) {
+    if (list.empty() || typeid(*list.front().message) != typeid(M)) {
       return fail(Kind::corrupt, "{} is missing or empty", file_name(name));
     }
     return static_cast<const M*>(list.front().message.get());
@@ -75,7 +76,7 @@ class Set {
   [[nodiscard]] std::vector<const M*> list(Name name) const {
     std::vector<const M*> out;
     for (const Entry& e : entries(name)) {
-      if (e.message->GetDescriptor() == M::descriptor()) {
+      if (typeid(*e.message) == typeid(M)) {
         out.push_back(static_cast<const M*>(e.message.get()));
       }
     }

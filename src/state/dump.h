@@ -35,6 +35,7 @@ struct DumpThread {
   std::size_t index = 0;          // in the process's threads
   tracee::Registers registers{};  // as the stop left them
   std::uint64_t signal_mask = 0;
+  std::optional<sys::Status> status;  // /proc/PID/task/TID/status; there once it is collected
   pb::CoreEntry* core = nullptr;  // in the Set; the leader's holds tc as well
 };
 

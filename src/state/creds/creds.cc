@@ -212,12 +212,7 @@ Answers ask_thread(DumpTask&, DumpThread& thread, tracee::Batch& batch) {
 }
 
 Result<void> collect_thread(DumpTask& task, DumpThread& thread, DumpContext&) {
-  sys::Status own;
-  if (thread.index != 0) {
-    FERRY_TRY(const auto text, sys::read_file_at(task.proc.get(), fmt::format("task/{}/status", thread.tid)));
-    FERRY_TRY(own, sys::parse_status(text));
-  }
-  const sys::Status& status = thread.index == 0 ? task.status : own;
+  const sys::Status& status = *thread.status;
   auto& out = *thread.core->mutable_thread_core()->mutable_creds();
   out.set_uid(status.uid[0]);
   out.set_euid(status.uid[1]);

@@ -77,9 +77,8 @@ std::uint32_t get(const pb::TaskKobjIdsEntry& ids, NsKind kind) {
   return 0;
 }
 
-// Threads may have moved on their own (setns(2), unshare(2)), and a process may have chosen another
-// namespace for its future children: nothing in the images could say so.
-Result<void> check_threads(const DumpTask& task, const Inodes& inodes) {
+// A process may have chosen another namespace for its future children: nothing in the images could say so.
+Result<void> check_namespaces_for_children(const DumpTask& task) {
   for (const char* name : {"pid", "time"}) {
     FERRY_TRY(const std::uint64_t own, inode_at(task.proc.get(), fmt::format("ns/{}", name), task.subject()));
     const Result<std::uint64_t> children =
@@ -90,19 +89,6 @@ Result<void> check_threads(const DumpTask& task, const Inodes& inodes) {
                   "{} has chosen another {} namespace for its future children (unshare or setns), which cannot be "
                   "carried",
                   task.subject(), name);
-    }
-  }
-  for (const DumpThread& thread : task.threads) {
-    if (thread.tid == task.pid) {
-      continue;
-    }
-    for (const NsKind kind : {NsKind::net, NsKind::ipc, NsKind::uts, NsKind::mnt, NsKind::cgroup}) {
-      FERRY_TRY(const std::uint64_t inode,
-                inode_at(task.proc.get(), fmt::format("task/{}/ns/{}", thread.tid, ns_name(kind)), task.subject()));
-      if (inode != inodes[index_of(kind)]) {
-        return fail(Kind::unsupported, "thread {} of {} has a {} namespace of its own, which cannot be carried",
-                    thread.tid, task.subject(), ns_name(kind));
-      }
     }
   }
   return {};
@@ -209,7 +195,28 @@ Result<void> collect_ids(DumpContext& context) {
       }
       put(*task->ids, kind, ids[index_of(kind)]);
     }
-    FERRY_CHECK(check_threads(*task, inodes));
+    FERRY_CHECK(check_namespaces_for_children(*task));
+  }
+  return {};
+}
+
+Result<void> check_threads(const DumpTask& task) {
+  if (task.threads.size() < 2) {
+    return {};
+  }
+  FERRY_TRY(const Inodes inodes, inodes_at(task.proc.get(), "", task.subject()));
+  for (const DumpThread& thread : task.threads) {
+    if (thread.tid == task.pid) {
+      continue;
+    }
+    for (const NsKind kind : {NsKind::net, NsKind::ipc, NsKind::uts, NsKind::mnt, NsKind::cgroup}) {
+      FERRY_TRY(const std::uint64_t inode,
+                inode_at(task.proc.get(), fmt::format("task/{}/ns/{}", thread.tid, ns_name(kind)), task.subject()));
+      if (inode != inodes[index_of(kind)]) {
+        return fail(Kind::unsupported, "thread {} of {} has a {} namespace of its own, which cannot be carried",
+                    thread.tid, task.subject(), ns_name(kind));
+      }
+    }
   }
   return {};
 }

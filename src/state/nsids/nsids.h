@@ -28,9 +28,13 @@ std::uint64_t ns_clone_flag(NsKind kind);
 
 // Fills the namespace numbers of every task's ids and of inventory.root_ids.
 // Errors: unsupported, for what neither CRIU nor ferry carries: kinds that differ within the tree,
-// threads with namespaces of their own, namespaces chosen for children that are not yet born, and user
+// namespaces chosen for children that are not yet born, and user
 // namespaces.
 Result<void> collect_ids(DumpContext& context);
+
+// Refuses a task one of whose threads has moved on its own (setns(2), unshare(2)): nothing in the images
+// could say so.  Only reads procfs, so it may run beside everything else.
+Result<void> check_threads(const DumpTask& task);
 
 // The namespaces of the root task, as a set has them; for both directions.
 struct NamespaceIds {

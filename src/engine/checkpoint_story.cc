@@ -1,0 +1,385 @@
+#include "engine/checkpoint_story.h"
+
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/random.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include <chrono>
+
+#include "base/log.h"
+#include "engine/dump_tree.h"
+#include "engine/limits.h"
+#include "engine/preflight.h"
+#include "image/proto/inventory.pb.h"
+#include "image/page_store.h"
+#include "image/set.h"
+#include "state/cgroup/cgroup.h"
+#include "state/cpu/cpu.h"
+#include "state/creds/creds.h"
+#include "state/dump.h"
+#include "state/file_kind.h"
+#include "state/files/fs.h"
+#include "state/interrupted/interrupted.h"
+#include "state/ipc/ipc.h"
+#include "state/limits/limits.h"
+#include "state/memory/memory.h"
+#include "state/mount/mount.h"
+#include "state/net/net.h"
+#include "state/nsids/nsids.h"
+#include "state/pidns/pidns.h"
+#include "state/seccomp/seccomp.h"
+#include "state/signals/signals.h"
+#include "state/thread_area/thread_area.h"
+#include "state/timens/timens.h"
+#include "state/timers/timers.h"
+#include "state/uts/uts.h"
+#include "sys/file.h"
+#include "tracee/stop_tree.h"
+
+namespace ferry::engine {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using image::Name;
+using image::Type;
+using state::DumpTask;
+using state::DumpThread;
+
+constexpr std::size_t kAreaSize = 16U << 20;  // address space only: what no batch uses is never touched
+constexpr std::chrono::seconds kDeathTime{10};
+constexpr std::size_t kWorthAWitness = 16;  // threads
+
+std::uint64_t micros(Clock::duration d) {
+  return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(d).count());
+}
+
+Result<void> ask_task(DumpTask& task) {
+  for (auto& thread : task.process.threads()) {
+    // Not at the seizing: it takes effect at once, and then the program would run unfiltered.
+    auto suspended = thread.set_options(PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP);
+    if (!suspended.has_value() && (task.status.seccomp != 0 || suspended.error().kind == Kind::gone)) {
+      return suspended;
+    }
+  }
+  task.process.set_end_signal(tracee::quiet_signal(task.status.sig_caught | task.status.sig_pending |
+                                                   task.status.shared_pending));
+  const auto kernel = state::memory::find_kernel_mappings(task.mappings);
+  FERRY_CHECK(task.process.map_area(kAreaSize, 0, kernel.vdso.start, kernel.vdso.size));
+  tracee::Batch of_process;
+  const state::Answers process_answers[] = {
+      state::memory::ask(task, of_process), state::signals::ask(task, of_process),
+      state::timers::ask(task, of_process), state::creds::ask(task, of_process),
+      state::limits::ask(task, of_process)};
+  FERRY_TRY(const auto replies, task.process.run(task.process.leader(), of_process));
+  for (const auto& answer : process_answers) {
+    FERRY_CHECK(answer(replies));
+  }
+  std::vector<tracee::Batch> of_threads(task.threads.size());
+  std::vector<std::vector<state::Answers>> thread_answers(task.threads.size());
+  std::vector<tracee::Process::Job> jobs;
+  for (DumpThread& thread : task.threads) {
+    tracee::Batch& batch = of_threads[thread.index];
+    thread_answers[thread.index] = {
+        state::signals::ask_thread(task, thread, batch), state::creds::ask_thread(task, thread, batch),
+        state::seccomp::ask_thread(task, thread, batch), state::limits::ask_thread(task, thread, batch),
+        state::thread_area::ask_thread(task, thread, batch)};
+    jobs.push_back({&task.thread(thread), &batch});
+  }
+  FERRY_TRY(const auto all, task.process.run_all(jobs));
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    for (const auto& answer : thread_answers[i]) {
+      FERRY_CHECK(answer(all[i]));
+    }
+  }
+  return {};
+}
+
+Result<void> collect_cpu(DumpTask& task, DumpThread& thread) {
+  pb::ThreadInfoX86& info = *thread.core->mutable_thread_info();
+  state::cpu::save_registers(thread.registers, *info.mutable_gpregs());
+  FERRY_TRY(const auto area, task.thread(thread).extended_state());
+  return state::cpu::save_extended(area, *info.mutable_fpregs()).during("processor state of task {}", thread.tid);
+}
+
+Result<std::string> random_id() {
+  std::uint8_t bytes[16];
+  if (::getrandom(bytes, sizeof bytes, 0) != sizeof bytes) {
+    return sys_fail("getrandom");
+  }
+  std::string out;
+  for (std::size_t i = 0; i < sizeof bytes; ++i) {
+    out += fmt::format("{:02x}", bytes[i]);
+    if (i == 3 || i == 5 || i == 7 || i == 9) {
+      out += '-';
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+CheckpointStory::~CheckpointStory() {
+  (void)join_witness();
+  if (!let_go_) {
+    if (network_announced_) {
+      (void)tell(Stage::network_unlock);
+    }
+    // While the threads are still stopped; a frozen task could not give its batch area back.
+    for (auto& task : tasks_) {
+      (void)task->process.give_back();
+    }
+    (void)freezer_.restore_state();
+  }
+}
+
+Result<DumpReport> CheckpointStory::run() {
+  const Step steps[] = {
+      {"prepare", &CheckpointStory::prepare},
+      {"stop", &CheckpointStory::stop},
+      {"describe the tree", &CheckpointStory::describe_tree},
+      {"tell that it is stopped", &CheckpointStory::notify_stopped},
+      {"settle system calls", &CheckpointStory::settle_threads},
+      {"ask the processes", &CheckpointStory::ask},
+      {"give back", &CheckpointStory::give_back},
+      {"collect tasks", &CheckpointStory::collect_tasks},
+      {"collect namespaces", &CheckpointStory::collect_namespaces},
+      {"save memory", &CheckpointStory::save_memory},
+      {"save images", &CheckpointStory::save_images},
+      {"tell that images are complete", &CheckpointStory::notify_complete},
+      {"end", &CheckpointStory::end},
+  };
+  for (const Step& step : steps) {
+    const auto begin = Clock::now();
+    FERRY_CHECK((this->*step.run)());
+    log::debug("{}: {} us", step.name, micros(Clock::now() - begin));
+  }
+  return report_;
+}
+
+Result<void> CheckpointStory::tell(Stage stage) {
+  FERRY_CHECK(listener_.on({stage, std::nullopt, -1}));
+  return {};
+}
+
+// Whatever can be done while the tree still runs.
+Result<void> CheckpointStory::prepare() {
+  FERRY_CHECK(raise_descriptor_limit());
+  FERRY_CHECK(preflight(options_));
+  FERRY_CHECK(tell(Stage::pre_dump));
+  return host_.prepare(options_.pid, options_.cgroup_mode != state::CgroupMode::ignore);
+}
+
+Result<void> CheckpointStory::stop() {
+  const auto begin = Clock::now();
+  FERRY_TRY(freezer_, tracee::Freezer::open(options_.freeze_cgroup));
+  FERRY_TRY(stopped_, tracee::stop_tree(options_.pid, freezer_, tracee::Deadline(options_.timeout)));
+  frozen_since_ = Clock::now();
+  report_.freezing_us = micros(frozen_since_ - begin);
+  return {};
+}
+
+Result<void> CheckpointStory::describe_tree() {
+  pb::InventoryEntry inventory;
+  inventory.set_img_version(2);
+  inventory.set_fdinfo_per_id(true);
+  inventory.set_ns_per_id(true);
+  pb::TaskKobjIdsEntry& own = *inventory.mutable_root_ids();
+  own.set_vm_id(1);
+  own.set_files_id(1);
+  own.set_fs_id(1);
+  own.set_sighand_id(1);
+  inventory.set_lsmtype(pb::LSM_NO_LSM);
+  inventory.set_network_lock_method(2);
+  inventory.mutable_plugins_entry();
+  inventory.set_tcp_close(options_.tcp_close);
+  FERRY_TRY(const std::string id, random_id());
+  inventory.set_dump_criu_run_id(id);
+  inventory.set_ferry_id(id);
+  inventory.set_ferry_version(FERRY_VERSION);
+  set_.add(Name{Type::inventory, 0}, std::move(inventory));
+  FERRY_TRY(tasks_, build_dump_tree(std::move(stopped_), options_, set_));
+  FERRY_CHECK(state::collect_ids(context_));
+  std::size_t threads = 0;
+  for (const auto& task : tasks_) {
+    threads += task->threads.size();
+  }
+  if (threads < kWorthAWitness) {
+    return look_at_threads();
+  }
+  witness_ = std::async(std::launch::async, [this] { return look_at_threads(); });
+  return {};
+}
+
+Result<void> CheckpointStory::look_at_threads() {
+  for (const auto& task : tasks_) {
+    if (!task->zombie) {
+      FERRY_CHECK(state::check_threads(*task));
+      FERRY_CHECK(read_thread_statuses(*task).during("reading /proc of pid {}", task->pid));
+    }
+  }
+  return {};
+}
+
+Result<void> CheckpointStory::join_witness() { return witness_.valid() ? witness_.get() : Result<void>(); }
+
+// The network of the tree is not locked: its processes are stopped, and connections that would have to
+// be kept silent are refused or closed.  The caller is told all the same, as CRIU tells it.
+Result<void> CheckpointStory::notify_stopped() {
+  FERRY_TRY(const auto namespaces, state::NamespaceIds::of(set_));
+  network_announced_ = namespaces.is_new(state::NsKind::net);
+  if (network_announced_) {
+    FERRY_CHECK(tell(Stage::network_lock));
+  }
+  FERRY_TRY(auto answer, listener_.on({Stage::query_ext_files, std::nullopt, -1}));
+  for (std::string& external : answer.external) {
+    options_.external.push_back(std::move(external));
+  }
+  return {};
+}
+
+// Before anything runs in a thread: what the stop itself did to it.
+Result<void> CheckpointStory::settle_threads() {
+  for (auto& task : tasks_) {
+    for (DumpThread& thread : task->threads) {
+      FERRY_CHECK(state::interrupted::after_stop(*task, thread));
+      FERRY_CHECK(state::thread_area::settle_rseq(*task, thread));
+    }
+  }
+  return {};
+}
+
+// What only the processes themselves can tell: one batch in each leader, a small one in each thread,
+// all threads of a process at once.
+Result<void> CheckpointStory::ask() {
+  for (auto& task : tasks_) {
+    if (!task->zombie) {
+      FERRY_CHECK(ask_task(*task).during("asking pid {}", task->pid));
+    }
+  }
+  return {};
+}
+
+// From outside: procfs, ptrace, and duplicates of descriptors.
+Result<void> CheckpointStory::collect_tasks() {
+  FERRY_CHECK(join_witness());
+  state::seccomp::touch(context_);
+  for (auto& task : tasks_) {
+    if (!task->zombie) {
+      FERRY_CHECK(collect_task(*task).during("saving pid {}", task->pid));
+    }
+  }
+  return files_.collect_all(context_);
+}
+
+Result<void> CheckpointStory::collect_task(DumpTask& task) {
+  for (DumpThread& thread : task.threads) {
+    FERRY_CHECK(collect_cpu(task, thread));
+    FERRY_CHECK(state::interrupted::save(task, thread));
+    FERRY_CHECK(state::thread_area::collect_thread(task, thread, context_));
+    FERRY_CHECK(state::signals::collect_thread(task, thread, context_));
+    FERRY_CHECK(state::creds::collect_thread(task, thread, context_));
+    FERRY_CHECK(state::seccomp::collect_thread(task, thread, context_));
+    FERRY_CHECK(state::limits::collect_thread(task, thread, context_));
+  }
+  FERRY_CHECK(state::signals::collect(task, context_));
+  FERRY_CHECK(state::timers::collect(task, context_));
+  FERRY_CHECK(state::limits::collect(task, context_));
+  FERRY_CHECK(state::memory::collect(task, context_));
+  return state::fs::collect(task, context_);
+}
+
+Result<void> CheckpointStory::collect_namespaces() {
+  FERRY_CHECK(host_.settle(context_.root().pid));
+  struct Room {
+    const char* name;
+    Result<void> (*collect)(state::DumpContext&);
+  };
+  constexpr Room rooms[] = {{"pid", state::pidns::collect},   {"uts", state::uts::collect},
+                            {"ipc", state::ipc::collect},     {"time", state::timens::collect},
+                            {"net", state::net::collect},     {"mount", state::mount::collect},
+                            {"cgroup", state::cgroup::collect}};
+  for (const Room& room : rooms) {
+    const auto begin = Clock::now();
+    FERRY_CHECK(room.collect(context_));
+    log::debug("  {} namespace: {} us", room.name, micros(Clock::now() - begin));
+  }
+  return {};
+}
+
+Result<void> CheckpointStory::save_memory() {
+  const auto begin = Clock::now();
+  for (auto& task : tasks_) {
+    if (!task->zombie) {
+      FERRY_CHECK(state::memory::save_pages(*task, context_, report_).during("saving the memory of pid {}", task->pid));
+    }
+  }
+  report_.memdump_us = micros(Clock::now() - begin);
+  return {};
+}
+
+// From here on nothing of ours is in the tree, and each thread stands as the stop left it (a call that
+// only the stop ended is made again): should we die while memory is read, it just goes on.
+Result<void> CheckpointStory::give_back() {
+  for (auto& task : tasks_) {
+    if (task->zombie) {
+      continue;
+    }
+    FERRY_CHECK(task->process.give_back());
+    for (DumpThread& thread : task->threads) {
+      FERRY_CHECK(task->thread(thread).set_registers(thread.registers));
+    }
+  }
+  return {};
+}
+
+Result<void> CheckpointStory::save_images() {
+  const auto begin = Clock::now();
+  FERRY_CHECK(keeper_.images(set_));
+  report_.memwrite_us = micros(Clock::now() - begin);
+  return {};
+}
+
+Result<void> CheckpointStory::end() {
+  FERRY_TRY(const Keeper::Verdict verdict, keeper_.end());
+  if (options_.leave_running || options_.leave_stopped || verdict == Keeper::Verdict::run_on) {
+    if (network_announced_) {
+      (void)tell(Stage::network_unlock);
+    }
+    FERRY_CHECK(freezer_.restore_state());
+    let_go_ = true;
+    for (auto& task : tasks_) {
+      if (options_.leave_stopped && !task->zombie) {
+        ::kill(task->pid.value, SIGSTOP);
+      }
+      for (auto& thread : task->process.threads()) {
+        FERRY_CHECK(thread.detach());
+      }
+    }
+    report_.frozen_us = micros(Clock::now() - frozen_since_);
+    return {};
+  }
+  report_.frozen_us = micros(Clock::now() - frozen_since_);
+  return kill_tree();
+}
+
+// The images are complete: the tree ends here.  Children first would let parents see them die, so all
+// are killed while all are stopped.
+Result<void> CheckpointStory::kill_tree() {
+  for (auto& task : tasks_) {
+    if (!task->zombie && ::kill(task->pid.value, SIGKILL) != 0) {
+      return sys_fail(fmt::format("kill({}, SIGKILL)", task->pid));
+    }
+  }
+  let_go_ = true;
+  std::vector<tracee::Thread*> threads;
+  for (auto& task : tasks_) {
+    for (auto& thread : task->process.threads()) {
+      threads.push_back(&thread);
+    }
+  }
+  return tracee::await_end(threads, tracee::Deadline(kDeathTime)).during("waiting for the tree to end");
+}
+
+}  // namespace ferry::engine

@@ -1,0 +1,109 @@
+#include "engine/rehearsal.h"
+
+#include <fcntl.h>
+#include <malloc.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "engine/checkpoint_story.h"
+#include "sys/file.h"
+#include "sys/proc.h"
+
+namespace ferry::engine {
+namespace {
+
+// What is given back to the kernel after the rehearsal would have to be faulted in again.
+constexpr int kKeptHeap = 64 << 20;
+
+class Nobody final : public Listener {
+ public:
+  Result<Answer> on(const Notice&) override { return Answer{}; }
+};
+
+class Nowhere final : public Keeper {
+ public:
+  Result<std::unique_ptr<image::PageSink>> pages(image::Set&, image::Name) override {
+    return std::make_unique<Pages>();
+  }
+  Result<void> images(const image::Set& set) override {
+    for (const image::Name& name : set.names()) {
+      FERRY_CHECK(image::encode_file(set, name));
+    }
+    return {};
+  }
+
+ private:
+  class Pages final : public image::PageSink {
+   public:
+    void describe(std::uint64_t, std::uint64_t, std::uint32_t) override {}
+    Result<void> append(std::span<const std::byte>) override { return {}; }
+    Result<void> finish() override { return {}; }
+  };
+};
+
+// One of these for each of thousands of threads has its price, so only what is read for each is looked at.
+constexpr const char* kOfThread[] = {"status", "cgroup", "children", "ns/net", "ns/ipc", "ns/uts", "ns/mnt", "ns/cgroup"};
+
+void look_at_all(int directory, const char* path) {
+  struct stat st;
+  if (const auto names = sys::list_directory(directory, path); names.has_value()) {
+    for (const std::string& name : *names) {
+      (void)::fstatat(directory, fmt::format("{}/{}", path, name).c_str(), &st, AT_SYMLINK_NOFOLLOW);
+    }
+  }
+}
+
+}  // namespace
+
+void warm_procfs(HostPid pid) {
+  const auto proc = sys::open_proc(pid);
+  if (!proc.has_value()) {
+    return;  // it has just ended
+  }
+  for (const char* path : {".", "ns", "fd", "fdinfo", "map_files"}) {
+    look_at_all(proc->get(), path);
+  }
+  const auto tids = sys::numeric_entries(proc->get(), "task");
+  struct stat st;
+  for (const int tid : tids.has_value() ? *tids : std::vector<int>{}) {
+    for (const char* name : kOfThread) {
+      (void)::fstatat(proc->get(), fmt::format("task/{}/{}", tid, name).c_str(), &st, 0);
+    }
+  }
+}
+
+void rehearse(const DumpOptions& options) {
+  (void)::mallopt(M_TRIM_THRESHOLD, kKeptHeap);
+  (void)::mallopt(M_TOP_PAD, 1 << 20);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::syscall(SYS_close_range, 0U, ~0U, 0U);
+    for (;;) {
+      ::pause();
+    }
+  }
+  if (child < 0) {
+    return;
+  }
+  DumpOptions of_child = options;
+  of_child.pid = HostPid(child);
+  of_child.freeze_cgroup.clear();
+  of_child.shell_job = true;
+  of_child.leave_running = false;
+  of_child.leave_stopped = false;
+  Nobody nobody;
+  Nowhere nowhere;
+  log::debug("rehearsal with pid {}", child);
+  if (const auto done = CheckpointStory(of_child, nobody, nowhere).run(); !done.has_value()) {
+    log::debug("rehearsal: {}", done.error().message());
+  }
+  ::kill(child, SIGKILL);
+  (void)::waitpid(child, nullptr, 0);
+  log::debug("end of the rehearsal");
+}
+
+}  // namespace ferry::engine
