@@ -1,8 +1,13 @@
 #include "engine/checkpoint.h"
 
+#include <unistd.h>
+
+#include <algorithm>
+
 #include "engine/checkpoint_story.h"
 #include "engine/rehearsal.h"
 #include "image/page_store.h"
+#include "sys/host.h"
 
 namespace ferry::engine {
 namespace {
@@ -13,14 +18,55 @@ using image::Name;
 class Directory final : public Keeper {
  public:
   explicit Directory(int directory) : directory_(directory) {}
+  Directory(const Directory&) = delete;
+  Directory& operator=(const Directory&) = delete;
+  Result<void> expect(std::span<const std::uint64_t> memory) override {
+    FERRY_TRY(const std::uint64_t available, sys::available_memory());
+    std::uint64_t left = available / kShareOfMemory;
+    for (const std::uint64_t bytes : memory) {
+      const auto id = static_cast<std::uint32_t>(reserved_.size() + 1);
+      FERRY_TRY(auto room, image::Reservation::make(directory_, id, std::min(bytes, left)));
+      left -= std::min(bytes, left);
+      reserved_.push_back(std::move(room));
+    }
+    return {};
+  }
   Result<std::unique_ptr<image::PageSink>> pages(image::Set& set, Name pagemap) override {
+    if (last_pages_id_ < reserved_.size()) {
+      image::Reservation& room = reserved_[last_pages_id_];
+      return std::make_unique<image::PageWriter>(image::PageWriter::create(set, pagemap, room, ++last_pages_id_));
+    }
     FERRY_TRY(auto writer, image::PageWriter::create(set, pagemap, directory_, ++last_pages_id_));
     return std::make_unique<image::PageWriter>(std::move(writer));
   }
-  Result<void> images(const image::Set& set) override { return image::save(set, directory_); }
+  Result<void> images(const image::Set& set) override {
+    while (reserved_.size() > last_pages_id_) {
+      forget_last();
+    }
+    FERRY_CHECK(image::save(set, directory_));
+    complete_ = true;
+    return {};
+  }
+  // What a failed checkpoint reserved would be the largest part of what it leaves.
+  ~Directory() override {
+    while (!complete_ && !reserved_.empty()) {
+      forget_last();
+    }
+  }
 
  private:
+  void forget_last() {
+    const std::string file = image::pages_file_name(static_cast<std::uint32_t>(reserved_.size()));
+    (void)::unlinkat(directory_, file.c_str(), 0);
+    reserved_.pop_back();
+  }
+
+  // What is mapped ahead takes page cache: it must not press out what the host works with.
+  static constexpr std::uint64_t kShareOfMemory = 4;
+
   int directory_;
+  std::vector<image::Reservation> reserved_;  // for pages-1.img and on
+  bool complete_ = false;
   std::uint32_t last_pages_id_ = 0;  // one counter for all pages-N.img of a set
 };
 

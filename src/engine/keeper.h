@@ -1,7 +1,9 @@
 // Where a checkpoint goes: a directory, or a connection.
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <span>
 
 #include "base/error.h"
 #include "image/page_sink.h"
@@ -14,6 +16,12 @@ namespace ferry::engine {
 class Keeper {
  public:
   virtual ~Keeper() = default;
+  // Before the tree is stopped: how much private memory its processes hold, in bytes, in the order in which
+  // it is likely to come.  An error refuses the checkpoint.
+  virtual Result<void> expect(std::span<const std::uint64_t> memory) {
+    (void)memory;
+    return {};
+  }
   // A place for the pages of one pagemap; destroyed before the next is asked for.
   virtual Result<std::unique_ptr<image::PageSink>> pages(image::Set& set, image::Name pagemap) = 0;
   // The set is complete.

@@ -1,5 +1,6 @@
 #include "engine/preflight.h"
 
+#include <charconv>
 #include <string_view>
 #include <vector>
 
@@ -58,23 +59,51 @@ Result<void> look_at(HostPid pid, const DumpOptions& options) {
   return look_at_descriptors(pid);
 }
 
+// Parents before children.
+std::vector<HostPid> tree_of(HostPid root) {
+  std::vector<HostPid> out{root};
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const auto text = sys::read_file(fmt::format("/proc/{}/task/{}/children", out[i], out[i]));
+    const auto children = text.has_value() ? sys::parse_children(*text) : Result<std::vector<HostPid>>();
+    if (children.has_value()) {
+      out.insert(out.end(), children->begin(), children->end());
+    }
+  }
+  return out;
+}
+
+// 0 where the line is missing: a zombie has no memory.
+std::uint64_t kibibytes(std::string_view status, std::string_view name) {
+  const std::size_t at = status.find(name);
+  const std::size_t digits = at == std::string_view::npos ? at : status.find_first_of("0123456789", at);
+  std::uint64_t out = 0;
+  if (digits != std::string_view::npos) {
+    (void)std::from_chars(status.data() + digits, status.data() + status.size(), out);
+  }
+  return out;
+}
+
 }  // namespace
 
 Result<void> preflight(const DumpOptions& options) {
-  std::vector<HostPid> todo{options.pid};
-  for (std::size_t i = 0; i < todo.size(); ++i) {
-    const HostPid pid = todo[i];
+  for (const HostPid pid : tree_of(options.pid)) {
     auto looked = look_at(pid, options);
-    if (!looked.has_value() && (i == 0 || looked.error().kind != Kind::gone)) {
+    if (!looked.has_value() && (pid == options.pid || looked.error().kind != Kind::gone)) {
       return looked;
-    }
-    const auto tids = sys::read_file(fmt::format("/proc/{}/task/{}/children", pid, pid));
-    const auto children = tids.has_value() ? sys::parse_children(*tids) : Result<std::vector<HostPid>>();
-    if (children.has_value()) {
-      todo.insert(todo.end(), children->begin(), children->end());
     }
   }
   return {};
+}
+
+std::vector<std::uint64_t> private_memory(HostPid root) {
+  std::vector<std::uint64_t> out;
+  for (const HostPid pid : tree_of(root)) {
+    if (const auto status = sys::read_file(fmt::format("/proc/{}/status", pid)); status.has_value()) {
+      out.push_back(kibibytes(*status, "RssAnon:") + kibibytes(*status, "VmSwap:"));
+      out.back() <<= 10;
+    }
+  }
+  return out;
 }
 
 }  // namespace ferry::engine

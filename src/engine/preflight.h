@@ -1,7 +1,11 @@
 // What can be known to fail before anything is stopped.
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "base/error.h"
+#include "base/ids.h"
 #include "engine/options.h"
 
 namespace ferry::engine {
@@ -10,5 +14,9 @@ namespace ferry::engine {
 // be refused once it is stopped; but what is plainly impossible costs the program no pause.
 // Errors: gone if the root is; unsupported, by process and descriptor.
 Result<void> preflight(const DumpOptions& options);
+
+// How many bytes of private memory each process of the tree holds, parents before children; what is swapped
+// out counts.  An estimate: the tree runs.
+std::vector<std::uint64_t> private_memory(HostPid root);
 
 }  // namespace ferry::engine

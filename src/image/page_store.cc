@@ -220,16 +220,29 @@ Result<std::vector<Extent>> PageStore::extents(Name pagemap) {
   return out;
 }
 
-Result<PageWriter> PageWriter::create(Set& set, Name pagemap, int directory, std::uint32_t pages_id) {
-  const auto file = pages_file_name(pages_id);
+Result<UniqueFd> create_pages_file(int directory, const std::string& file) {
   if (::unlinkat(directory, file.c_str(), 0) != 0 && errno != ENOENT) {
     return sys_fail(fmt::format("unlinkat({})", file));
   }
-  FERRY_TRY(auto fd, sys::open_at(directory, file, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0644));
+  return sys::open_at(directory, file, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0644);
+}
+
+Result<PageWriter> PageWriter::create(Set& set, Name pagemap, int directory, std::uint32_t pages_id) {
+  const auto file = pages_file_name(pages_id);
+  FERRY_TRY(auto fd, create_pages_file(directory, file));
   pb::PagemapHead head;
   head.set_pages_id(pages_id);
   set.add(pagemap, std::move(head));
   return PageWriter(set, pagemap, std::move(fd), file);
+}
+
+PageWriter PageWriter::create(Set& set, Name pagemap, Reservation& reserved, std::uint32_t pages_id) {
+  pb::PagemapHead head;
+  head.set_pages_id(pages_id);
+  set.add(pagemap, std::move(head));
+  PageWriter out(set, pagemap, reserved.take_file(), pages_file_name(pages_id));
+  out.reserved_ = &reserved;
+  return out;
 }
 
 void PageWriter::describe(std::uint64_t vaddr, std::uint64_t page_count, std::uint32_t flags) {
@@ -254,14 +267,37 @@ void PageWriter::describe(std::uint64_t vaddr, std::uint64_t page_count, std::ui
 }
 
 Result<void> PageWriter::append(std::span<const std::byte> pages) {
-  return sys::write_all(fd_.get(), pages.data(), pages.size(), file_);
+  const std::span<std::byte> ahead = reserved_ == nullptr ? std::span<std::byte>() : reserved_->bytes();
+  if (written_ < ahead.size()) {
+    const std::size_t fits = std::min<std::size_t>(pages.size(), ahead.size() - written_);
+    std::memcpy(ahead.data() + written_, pages.data(), fits);
+    written_ += fits;
+    pages = pages.subspan(fits);
+    if (written_ == ahead.size() && ::lseek(fd_.get(), static_cast<off_t>(written_), SEEK_SET) < 0) {
+      return sys_fail(fmt::format("lseek({})", file_));
+    }
+  }
+  FERRY_CHECK(sys::write_all(fd_.get(), pages.data(), pages.size(), file_));
+  written_ += pages.size();
+  return {};
+}
+
+std::span<std::byte> PageWriter::claim(std::uint64_t bytes) {
+  if (reserved_ == nullptr || written_ + bytes >= reserved_->bytes().size()) {
+    return {};
+  }
+  const auto out = reserved_->bytes().subspan(written_, bytes);
+  written_ += bytes;
+  return out;
 }
 
 Result<void> PageWriter::finish() {
-  FERRY_TRY(const auto stat, sys::stat_fd(fd_.get(), file_));
-  if (static_cast<std::uint64_t>(stat.st_size) != present_pages_ * kPageSize) {
-    return fail(Kind::invalid, "{} has {} bytes, but {} tells of {} pages", file_, stat.st_size, file_name(pagemap_),
+  if (written_ != present_pages_ * kPageSize) {
+    return fail(Kind::invalid, "{} has {} bytes, but {} tells of {} pages", file_, written_, file_name(pagemap_),
                 present_pages_);
+  }
+  if (reserved_ != nullptr && ::ftruncate(fd_.get(), static_cast<off_t>(written_)) != 0) {
+    return sys_fail(fmt::format("ftruncate({})", file_));
   }
   return {};
 }

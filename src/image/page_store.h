@@ -59,19 +59,41 @@ class PageStore {
   std::vector<std::unique_ptr<Level>> levels_;  // the set's own directory, then its parents
 };
 
+// A pages-N.img of which a part is already there: allocated on its file system and mapped.  Made before a
+// tree is frozen, so that neither a full disk nor the making of page cache is met within the freeze.
+class Reservation {
+ public:
+  // An existing file is replaced.  Errors: os if there is no room for `bytes`.  Where the file system
+  // cannot allocate ahead, size() is 0.
+  static Result<Reservation> make(int directory, std::uint32_t pages_id, std::uint64_t bytes);
+  Reservation() = default;
+  Reservation(Reservation&& other) noexcept;
+  Reservation& operator=(Reservation&& other) noexcept;
+  ~Reservation();
+  [[nodiscard]] std::span<std::byte> bytes() const { return {base_, size_}; }
+  UniqueFd take_file() { return std::move(fd_); }
+
+ private:
+  UniqueFd fd_;
+  std::byte* base_ = nullptr;
+  std::size_t size_ = 0;
+};
+
 // Writes one pages-N.img and the pagemap that describes it.
 class PageWriter final : public PageSink {
  public:
   // Creates pages-`pages_id`.img (an existing one is replaced) and adds `pagemap` with its head to the
   // set.  The set has to outlive the writer; two threads must not share one.
   static Result<PageWriter> create(Set& set, Name pagemap, int directory, std::uint32_t pages_id);
+  // The same in a file that was made ahead, whatever of it is needed.
+  // `reserved` has to outlive the writer.
+  static PageWriter create(Set& set, Name pagemap, Reservation& reserved, std::uint32_t pages_id);
 
   // Adds a range to the pagemap; a range that continues the last one with the same flags extends it.
   void describe(std::uint64_t vaddr, std::uint64_t page_count, std::uint32_t flags) override;
   // Content of the next kPresent ranges, behind what is in the file.
   Result<void> append(std::span<const std::byte> pages) override;
-  // For writing past this object (splice, process_vm_readv into a mapping…); the file position is the end.
-  [[nodiscard]] int fd() const { return fd_.get(); }
+  std::span<std::byte> claim(std::uint64_t bytes) override;
   // Kind::invalid if the file has not exactly the pages that were described as present.
   Result<void> finish() override;
 
@@ -82,10 +104,14 @@ class PageWriter final : public PageSink {
   Name pagemap_;
   UniqueFd fd_;
   std::string file_;
+  Reservation* reserved_ = nullptr;
+  std::uint64_t written_ = 0;  // bytes
   std::uint64_t present_pages_ = 0;
 };
 
 // "pages-7.img"
 std::string pages_file_name(std::uint32_t pages_id);
+// A new, empty one in place of whatever was there.
+Result<UniqueFd> create_pages_file(int directory, const std::string& file);
 
 }  // namespace ferry::image

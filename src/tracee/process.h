@@ -94,7 +94,7 @@ class Process {
   struct Running;
   Result<void> launch(const Job& job, Running& running, std::uint64_t base, std::vector<std::byte>& image) const;
   Result<void> await_batch(Running& running, const Deadline& deadline) const;
-  Result<Replies> collect(const Running& running) const;
+  Result<Replies> collect(const Running& running, std::span<const std::byte> image) const;
 
   HostPid pid_;
   std::vector<Thread> threads_;

@@ -14,6 +14,7 @@
 
 #include "state/memory/memory.h"
 #include "state/memory/pages.h"
+#include "state/memory/read_pages.h"
 #include "sys/file.h"
 #include "sys/memory.h"
 #include "sys/pagemap.h"
@@ -198,13 +199,36 @@ class Gather {
   std::size_t reserved_ = 0;  // bytes of the buffer that are spoken for
 };
 
+struct Marked {
+  sys::PageRange range;
+  std::uint32_t flags;
+};
+
+Result<void> copy_out(DumpTask& task, const std::vector<Marked>& all, std::uint64_t bytes, image::PageSink& sink) {
+  if (const std::span<std::byte> room = sink.claim(bytes); !room.empty()) {
+    std::vector<sys::PageRange> ranges;
+    ranges.reserve(all.size());
+    for (const Marked& m : all) {
+      sink.describe(m.range.start, m.range.pages(), m.flags);
+      ranges.push_back(m.range);
+    }
+    return read_pages(task, std::move(ranges), room);
+  }
+  Gather gather(task, sink);
+  for (const Marked& m : all) {
+    FERRY_CHECK(gather.add(m.range.start, m.range.end, m.flags));
+  }
+  return gather.finish();
+}
+
 }  // namespace
 
 Result<void> save_pages(DumpTask& task, DumpContext& context, DumpReport& report) {
   FERRY_TRY(const UniqueFd pagemap, sys::open_at(task.proc.get(), "pagemap", O_RDONLY));
   const image::Name name{image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid.value)};
   FERRY_TRY(const auto writer, context.open_pages(name));
-  Gather gather(task, *writer);
+  std::vector<Marked> all;
+  std::uint64_t bytes = 0;
   for (const pb::VmaEntry& vma : task.mm->vmas()) {
     const Kept what = kept(vma);
     if (what == Kept::nothing) {
@@ -222,11 +246,12 @@ Result<void> save_pages(DumpTask& task, DumpContext& context, DumpReport& report
                                                        ? std::uint32_t{image::kLazy}
                                                        : 0U);
     for (const sys::PageRange& range : ranges) {
-      FERRY_CHECK(gather.add(range.start, range.end, flags));
+      all.push_back({range, flags});
+      bytes += range.end - range.start;
       report.pages_written += range.pages();
     }
   }
-  FERRY_CHECK(gather.finish());
+  FERRY_CHECK(copy_out(task, all, bytes, *writer));
   return writer->finish();
 }
 
