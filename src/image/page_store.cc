@@ -282,6 +282,15 @@ Result<void> PageWriter::append(std::span<const std::byte> pages) {
   return {};
 }
 
+Result<void> PageWriter::append_zeros(std::uint64_t bytes) {
+  written_ += bytes;
+  const auto end = static_cast<off_t>(written_);
+  if (::ftruncate(fd_.get(), end) != 0 || ::lseek(fd_.get(), end, SEEK_SET) < 0) {
+    return sys_fail(fmt::format("ftruncate({})", file_));
+  }
+  return {};
+}
+
 std::span<std::byte> PageWriter::claim(std::uint64_t bytes) {
   if (reserved_ == nullptr || written_ + bytes >= reserved_->bytes().size()) {
     return {};

@@ -94,6 +94,8 @@ class PageWriter final : public PageSink {
   // Content of the next kPresent ranges, behind what is in the file.
   Result<void> append(std::span<const std::byte> pages) override;
   std::span<std::byte> claim(std::uint64_t bytes) override;
+  // Content that is all zeros, as a hole: it takes no memory.
+  Result<void> append_zeros(std::uint64_t bytes);
   // Kind::invalid if the file has not exactly the pages that were described as present.
   Result<void> finish() override;
 

@@ -1,7 +1,10 @@
 #include "image/page_store.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "image/fixture.h"
 #include "image/proto/inventory.pb.h"
@@ -220,6 +223,46 @@ TEST(PageStore, FindsEveryPageOfCriusSets) {
       }
     }
   }
+}
+
+TEST(Reservation, TakesPagesDirectlyAndGivesBackWhatIsNotNeeded) {
+  const TemporaryDirectory temporary;
+  const UniqueFd directory = testing::open_directory(temporary.path());
+  Set set;
+  auto room = Reservation::make(directory.get(), 1, 8 * kPageSize);
+  ASSERT_TRUE(room);
+  ASSERT_EQ(room->bytes().size(), 8 * kPageSize);
+  {
+    auto writer = PageWriter::create(set, {Type::pagemap, 7}, *room, 1);
+    writer.describe(0x10000, 3, kPresent);
+    const auto place = writer.claim(2 * kPageSize);
+    ASSERT_EQ(place.size(), 2 * kPageSize);
+    std::fill(place.begin(), place.end(), std::byte{1});
+    ASSERT_TRUE(writer.append(std::vector<std::byte>(kPageSize, std::byte{2})));
+    ASSERT_TRUE(writer.finish());
+  }
+  struct stat st{};
+  ASSERT_EQ(::fstatat(directory.get(), "pages-1.img", &st, 0), 0);
+  EXPECT_EQ(st.st_size, static_cast<off_t>(3 * kPageSize));
+}
+
+TEST(Reservation, IsContinuedInTheFileWhenItIsTooSmall) {
+  const TemporaryDirectory temporary;
+  const UniqueFd directory = testing::open_directory(temporary.path());
+  Set set;
+  auto room = Reservation::make(directory.get(), 1, kPageSize);
+  ASSERT_TRUE(room);
+  auto writer = PageWriter::create(set, {Type::pagemap, 7}, *room, 1);
+  EXPECT_TRUE(writer.claim(3 * kPageSize).empty());
+  writer.describe(0x10000, 3, kPresent);
+  std::vector<std::byte> pages(3 * kPageSize, std::byte{5});
+  pages.back() = std::byte{9};
+  ASSERT_TRUE(writer.append(pages));
+  ASSERT_TRUE(writer.finish());
+  const UniqueFd file(::openat(directory.get(), "pages-1.img", O_RDONLY | O_CLOEXEC));
+  std::vector<std::byte> back(3 * kPageSize);
+  ASSERT_EQ(::read(file.get(), back.data(), back.size()), static_cast<ssize_t>(back.size()));
+  EXPECT_EQ(back, pages);
 }
 
 }  // namespace

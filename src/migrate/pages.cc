@@ -136,12 +136,7 @@ Result<void> PageFiles::take(Link& link, const Link::Frame& frame) {
   }
   writer_->describe(head.vaddr, head.pages, image::kPresent);
   if (zeros) {
-    // A hole reads as zeros and takes no memory.
-    const off_t end = ::lseek(writer_->fd(), static_cast<off_t>(head.pages * kPageSize), SEEK_CUR);
-    if (end < 0 || ::ftruncate(writer_->fd(), end) != 0) {
-      return sys_fail("ftruncate(received pages)");
-    }
-    return {};
+    return writer_->append_zeros(head.pages * kPageSize);
   }
   buffer_.resize(body);
   FERRY_CHECK(link.receive_bytes(buffer_.data(), buffer_.size()));

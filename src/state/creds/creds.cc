@@ -60,6 +60,10 @@ std::string profile_in(std::string text) {
 // Empty if AppArmor is not there or leaves the task alone.
 std::string apparmor_profile(int proc, HostPid tid) {
   // The directory of its own exists since Linux 5.1; attr/current belongs to the first security module.
+  static const bool kEnabled = ::access("/sys/module/apparmor/parameters/enabled", F_OK) == 0;
+  if (!kEnabled) {
+    return "";
+  }
   auto text = sys::read_file_at(proc, fmt::format("task/{}/attr/apparmor/current", tid));
   return text.has_value() ? profile_in(*text) : std::string();
 }

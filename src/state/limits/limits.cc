@@ -77,7 +77,9 @@ bool everything(const std::string& mask) {
   for (const char byte : mask) {
     set += __builtin_popcount(static_cast<unsigned char>(byte));
   }
-  return set >= ::sysconf(_SC_NPROCESSORS_ONLN);
+  // sysconf(3) opens a file of sysfs each time; processors do not come and go within a checkpoint.
+  static const long kOnline = ::sysconf(_SC_NPROCESSORS_ONLN);
+  return set >= kOnline;
 }
 
 // What ioprio_get(2) tells of a thread that never set one: best effort, at the level of its nice value.
