@@ -17,6 +17,7 @@ using state::ExternalMount;
 using state::InheritFd;
 using state::JoinNamespace;
 using state::Listener;
+using state::NetworkLock;
 using state::Notice;
 using state::RestoreOptions;
 using state::RestoreReport;

@@ -51,6 +51,9 @@ class Listener {
 enum class CgroupMode { ignore, none, props, soft, full, strict };
 enum class CpuCapability : std::uint32_t { none = 0, fpu = 1, cpu = 2, instructions = 4, image = 8, all = 0xffffffff };
 
+// How packets of saved connections are kept away while nobody can answer them (criu(8), --network-lock).
+enum class NetworkLock { iptables, nftables, skip };
+
 struct ExternalMount {
   std::string key;    // dump: path in the container; restore: the key kept in the image
   std::string value;  // dump: the key to keep; restore: path on the host
@@ -81,6 +84,7 @@ struct CommonOptions {
   bool shell_job = false;
   bool tcp_established = false;
   bool tcp_close = false;
+  NetworkLock network_lock = NetworkLock::nftables;
   bool external_unix_sockets = false;
   bool evasive_devices = false;
   bool file_locks = false;
@@ -96,6 +100,7 @@ struct CommonOptions {
 struct DumpOptions : CommonOptions {
   HostPid pid;
   bool leave_running = false;
+  bool skip_in_flight = false;  // connections that wait for accept(2) are left out
   bool skip_memory = false;  // a look at the tree: no page is read, so the set cannot be restored
   std::string freeze_cgroup;  // directory of the freezer cgroup, v1 or v2; empty: by ptrace alone
   std::uint64_t ghost_limit = 1U << 20;  // bytes

@@ -87,7 +87,7 @@ constexpr std::array kOptions{
     }, 'J'),
     maybe("ext-unix-sk", [](S& s, const V& v) { return allow_external_unix_sockets(s.common, v.text); }, 'x'),
     flag("tcp-established", [](S& s, const V& v) { s.common.tcp_established = v.on; return done(); }),
-    refused_flag("skip-in-flight", "connections that are not accepted yet are not left out"),
+    flag("skip-in-flight", [](S& s, const V& v) { s.dump.skip_in_flight = v.on; return done(); }),
     flag("tcp-close", [](S& s, const V& v) { s.common.tcp_close = v.on; return done(); }),
     value("close", [](S& s, const V& v) -> Result<void> {
       FERRY_TRY(const int fd, parse_number<int>(v.option, v.text));
@@ -173,7 +173,10 @@ constexpr std::array kOptions{
       s.common.empty_net_namespace = true;
       return {};
     }),
-    refused_value("network-lock", "the method is not to be chosen"),
+    value("network-lock", [](S& s, const V& v) -> Result<void> {
+      FERRY_TRY(s.common.network_lock, parse_network_lock(v.text));
+      return {};
+    }),
     refused_flag("weak-sysctls", "a kernel parameter that is missing is an error"),
     refused_value("file-validation", "the method is not to be chosen"),
     flag("skip-file-rwx-check", [](S& s, const V& v) { s.common.skip_file_rwx_check = v.on; return done(); }),

@@ -103,6 +103,20 @@ Result<engine::CgroupMode> parse_cgroup_mode(std::string_view text) {
   return fail(Kind::invalid, "option --manage-cgroups takes ignore, none, props, soft, full or strict, not \"{}\"", text);
 }
 
+Result<engine::NetworkLock> parse_network_lock(std::string_view text) {
+  using engine::NetworkLock;
+  if (text == "iptables") {
+    return NetworkLock::iptables;
+  }
+  if (text == "nftables") {
+    return NetworkLock::nftables;
+  }
+  if (text == "skip" || text == "none") {
+    return NetworkLock::skip;
+  }
+  return fail(Kind::invalid, "option --network-lock takes iptables, nftables, skip or none, not \"{}\"", text);
+}
+
 Result<engine::CgroupRoot> parse_cgroup_root(std::string_view text) {
   if (text.starts_with('/')) {
     return engine::CgroupRoot{"", std::string(text)};

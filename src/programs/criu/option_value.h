@@ -27,6 +27,8 @@ Result<std::uint64_t> parse_size(std::string_view option, std::string_view text)
 Result<std::uint32_t> parse_cpu_capability(std::string_view text);
 // criu(8) --manage-cgroups; empty is soft.
 Result<engine::CgroupMode> parse_cgroup_mode(std::string_view text);
+// criu(8) --network-lock: "iptables", "nftables", and "skip" or "none".
+Result<engine::NetworkLock> parse_network_lock(std::string_view text);
 // "[CTRL:]/PATH"
 Result<engine::CgroupRoot> parse_cgroup_root(std::string_view text);
 // "net:/run/netns/x", "user:42,0,0"

@@ -47,8 +47,6 @@ constexpr std::array kRefused{
                   kNoProps},
     RefusedOption{"cgroup_yard", [](const criu_opts& o) { return o.has_cgroup_yard(); },
                   "cgroup hierarchies are found where they are mounted"},
-    RefusedOption{"tcp_skip_in_flight", [](const criu_opts& o) { return o.tcp_skip_in_flight(); },
-                  "connections that are not accepted yet are not left out"},
     RefusedOption{"weak_sysctls", [](const criu_opts& o) { return o.weak_sysctls(); },
                   "a kernel parameter that is missing is an error"},
     RefusedOption{"tls_cacert", [](const criu_opts& o) { return o.has_tls_cacert(); }, kNoTls},
@@ -62,8 +60,6 @@ constexpr std::array kRefused{
                   "there is no pre-dump between whose rounds pidfds could be kept"},
     RefusedOption{"lsm_mount_context", [](const criu_opts& o) { return o.has_lsm_mount_context(); },
                   "SELinux mount contexts are not changed"},
-    RefusedOption{"network_lock", [](const criu_opts& o) { return o.has_network_lock(); },
-                  "the method is not to be chosen"},
     RefusedOption{"mntns_compat_mode", [](const criu_opts& o) { return o.mntns_compat_mode(); },
                   "there is one way to restore mounts"},
     RefusedOption{"unprivileged", [](const criu_opts& o) { return o.unprivileged(); }, "it has to run as root"},
@@ -105,6 +101,23 @@ Result<void> apply_cgroups(Settings& settings, const criu_opts& opts) {
     settings.dump.freeze_cgroup = opts.freeze_cgroup();
   }
   return {};
+}
+
+void apply_network_lock(Settings& settings, const criu_opts& opts) {
+  if (!opts.has_network_lock()) {
+    return;
+  }
+  switch (opts.network_lock()) {
+    case rpc::IPTABLES:
+      settings.common.network_lock = engine::NetworkLock::iptables;
+      break;
+    case rpc::NFTABLES:
+      settings.common.network_lock = engine::NetworkLock::nftables;
+      break;
+    case rpc::SKIP:
+      settings.common.network_lock = engine::NetworkLock::skip;
+      break;
+  }
 }
 
 Result<void> apply_externals(Settings& settings, const criu_opts& opts) {
@@ -201,6 +214,7 @@ void apply_switches(Settings& settings, const criu_opts& opts) {
   set(common.orphan_pts_master, opts.has_orphan_pts_master(), opts.orphan_pts_master());
   set(common.leave_stopped, opts.has_leave_stopped(), opts.leave_stopped());
   set(common.skip_file_rwx_check, opts.has_skip_file_rwx_check(), opts.skip_file_rwx_check());
+  set(settings.dump.skip_in_flight, opts.has_tcp_skip_in_flight(), opts.tcp_skip_in_flight());
   set(settings.dump.auto_dedup, opts.has_auto_dedup(), opts.auto_dedup());
   set(settings.restore.auto_dedup, opts.has_auto_dedup(), opts.auto_dedup());
   set(settings.notify_scripts, opts.has_notify_scripts(), opts.notify_scripts());
@@ -261,6 +275,7 @@ Result<void> apply_rpc_options(Settings& settings, const criu_opts& opts) {
     settings.common.empty_net_namespace = opts.empty_ns() != 0;
   }
   apply_switches(settings, opts);
+  apply_network_lock(settings, opts);
   FERRY_CHECK(apply_cgroups(settings, opts));
   FERRY_CHECK(apply_externals(settings, opts));
   FERRY_CHECK(apply_dump(settings, opts));
