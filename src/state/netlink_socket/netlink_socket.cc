@@ -1,11 +1,14 @@
 #include "state/netlink_socket/netlink_socket.h"
 
+#include <fcntl.h>
 #include <linux/netlink.h>
 #include <sys/socket.h>
 
 #include <cerrno>
 
+#include "state/socket/more_options.h"
 #include "state/socket/options.h"
+#include "sys/file.h"
 
 namespace ferry::state {
 namespace {
@@ -55,7 +58,11 @@ class NetlinkSocketKind : public FileKind {
     entry.set_dst_portid(peer.nl_pid);
     entry.set_dst_group(peer.nl_groups);
     entry.set_state(peer.nl_pid != 0 || peer.nl_groups != 0 ? kConnected : kClosed);
-    FERRY_CHECK(check_groups(probe));
+    FERRY_CHECK(collect_groups(probe, entry));
+    FERRY_TRY(const int type, socket::get_int(probe.ours, SOL_SOCKET, SO_TYPE, "SO_TYPE"));
+    entry.set_ferry_type(static_cast<std::uint32_t>(type));
+    FERRY_TRY(const UniqueFd ns, sys::open_at(context.root().proc.get(), "ns/net", O_RDONLY));
+    FERRY_CHECK(more_.collect(probe.ours, ns.get(), false, subject, *entry.mutable_ferry_options()));
     FERRY_CHECK(collect_fown(probe, context, *entry.mutable_fown()));
     return socket::collect_options(probe.ours, subject, *entry.mutable_opts());
   }
@@ -63,7 +70,8 @@ class NetlinkSocketKind : public FileKind {
   Result<UniqueFd> open(const pb::FileEntry& file, RestoreContext& context) override {
     const pb::NetlinkSkEntry& entry = file.nlsk();
     FERRY_TRY(UniqueFd fd, context.inside.get<UniqueFd>([&]() -> Result<UniqueFd> {
-      UniqueFd made(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, static_cast<int>(entry.protocol())));
+      const int type = entry.has_ferry_type() ? static_cast<int>(entry.ferry_type()) : SOCK_RAW;
+      UniqueFd made(::socket(AF_NETLINK, type | SOCK_CLOEXEC, static_cast<int>(entry.protocol())));
       if (!made) {
         return sys_fail(fmt::format("socket(AF_NETLINK, protocol {})", entry.protocol()));
       }
@@ -92,6 +100,10 @@ class NetlinkSocketKind : public FileKind {
       }
     }
     FERRY_CHECK(socket::restore_options(fd.get(), entry.opts(), fmt::format("netlink socket {}", entry.ino())));
+    for (const std::uint32_t group : entry.ferry_more_groups()) {
+      FERRY_CHECK(socket::set_int(fd.get(), SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, static_cast<int>(group), "NETLINK_ADD_MEMBERSHIP"));
+    }
+    FERRY_CHECK(socket::restore_more(fd.get(), entry.ferry_options(), false, fmt::format("netlink socket {}", entry.ino())));
     FERRY_CHECK(restore_status_flags(fd.get(), entry.flags()));
     return fd;
   }
@@ -114,19 +126,21 @@ class NetlinkSocketKind : public FileKind {
   }
 
   // getsockname(2) shows the first 32 groups only (netlink(7), NETLINK_LIST_MEMBERSHIPS).
-  static Result<void> check_groups(const FdProbe& probe) {
+  static Result<void> collect_groups(const FdProbe& probe, pb::NetlinkSkEntry& entry) {
     std::uint32_t words[64] = {};
     socklen_t size = sizeof words;
     if (::getsockopt(probe.ours, SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, words, &size) != 0) {
       return sys_fail(fmt::format("getsockopt({}, NETLINK_LIST_MEMBERSHIPS)", probe.subject()));
     }
-    for (std::size_t i = 1; i < sizeof words / sizeof words[0]; ++i) {
-      if (words[i] != 0) {
-        return fail(Kind::unsupported, "{}: a netlink socket in groups above 32 cannot be carried over", probe.subject());
+    for (std::uint32_t i = 32; i < 32 * sizeof words / sizeof words[0]; ++i) {
+      if ((words[i / 32] >> i % 32 & 1) != 0) {
+        entry.add_ferry_more_groups(i + 1);  // groups count from 1
       }
     }
     return {};
   }
+
+  socket::MoreOptionsReader more_;
 };
 
 }  // namespace

@@ -65,26 +65,10 @@ Result<void> collect_filter(int fd, const std::string& subject, pb::SkOptsEntry&
   }
   FERRY_TRY(const int locked, get_int(fd, SOL_SOCKET, SO_LOCK_FILTER, "SO_LOCK_FILTER"));
   if (locked != 0) {
-    return fail(Kind::unsupported, "{}: a socket with a locked filter cannot be carried over", subject);
+    out.set_ferry_filter_locked(true);
   }
   for (const sock_filter& f : filter) {
     out.add_so_filter(std::uint64_t{f.code} << 48 | std::uint64_t{f.jt} << 40 | std::uint64_t{f.jf} << 32 | f.k);
-  }
-  return {};
-}
-
-Result<void> restore_filter(int fd, const pb::SkOptsEntry& entry, const std::string& subject) {
-  if (entry.so_filter_size() == 0) {
-    return {};
-  }
-  std::vector<sock_filter> filter;
-  for (const std::uint64_t word : entry.so_filter()) {
-    filter.push_back({static_cast<__u16>(word >> 48), static_cast<__u8>(word >> 40), static_cast<__u8>(word >> 32),
-                      static_cast<__u32>(word)});
-  }
-  const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
-  if (filter.size() > BPF_MAXINSNS || ::setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) != 0) {
-    return sys_fail(fmt::format("setsockopt({}, SO_ATTACH_FILTER)", subject));
   }
   return {};
 }
@@ -99,7 +83,8 @@ Result<void> restore_buffers(int fd, const pb::SkOptsEntry& entry, const std::st
                       .during("{}", subject));
     }
   }
-  if (entry.has_so_buf_lock()) {
+  const auto lock = get_int(fd, SOL_SOCKET, kBufLock, "SO_BUF_LOCK");
+  if (entry.has_so_buf_lock() && (!lock.has_value() || static_cast<std::uint32_t>(*lock) != entry.so_buf_lock())) {
     return set_int(fd, SOL_SOCKET, kBufLock, static_cast<int>(entry.so_buf_lock()), "SO_BUF_LOCK");
   }
   return {};
@@ -184,6 +169,11 @@ Result<void> prepare_bind(int fd, const pb::SkOptsEntry& entry, const std::strin
 }
 
 Result<void> restore_options(int fd, const pb::SkOptsEntry& entry, const std::string& subject) {
+  FERRY_CHECK(restore_plain_options(fd, entry, subject));
+  return restore_filter(fd, entry, subject);
+}
+
+Result<void> restore_plain_options(int fd, const pb::SkOptsEntry& entry, const std::string& subject) {
   FERRY_CHECK(restore_buffers(fd, entry, subject));
   for (const Toggle& t : kToggles) {
     const int wanted = (entry.*t.get)() ? 1 : 0;
@@ -231,7 +221,26 @@ Result<void> restore_options(int fd, const pb::SkOptsEntry& entry, const std::st
       ::setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device.c_str(), static_cast<socklen_t>(device.size() + 1)) != 0) {
     return sys_fail(fmt::format("setsockopt({}, SO_BINDTODEVICE, {})", subject, device));
   }
-  return restore_filter(fd, entry, subject);
+  return {};
+}
+
+Result<void> restore_filter(int fd, const pb::SkOptsEntry& entry, const std::string& subject) {
+  if (entry.so_filter_size() == 0) {
+    return {};
+  }
+  std::vector<sock_filter> filter;
+  for (const std::uint64_t word : entry.so_filter()) {
+    filter.push_back({static_cast<__u16>(word >> 48), static_cast<__u8>(word >> 40), static_cast<__u8>(word >> 32),
+                      static_cast<__u32>(word)});
+  }
+  const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
+  if (filter.size() > BPF_MAXINSNS || ::setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) != 0) {
+    return sys_fail(fmt::format("setsockopt({}, SO_ATTACH_FILTER)", subject));
+  }
+  if (entry.ferry_filter_locked()) {
+    return set_int(fd, SOL_SOCKET, SO_LOCK_FILTER, 1, "SO_LOCK_FILTER");
+  }
+  return {};
 }
 
 Result<void> check_network_namespace(const FdProbe& probe, DumpContext& context) {

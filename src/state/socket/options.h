@@ -10,12 +10,15 @@
 
 namespace ferry::state::socket {
 
-// Errors: unsupported for an eBPF or a locked filter.
+// Errors: unsupported for an eBPF filter.
 Result<void> collect_options(int fd, const std::string& subject, pb::SkOptsEntry& out);
 // Those that matter to bind(2): the device and port sharing.  Reuse of addresses is switched on, so
 // that remains of the old socket are not in the way; restore_options() sets it as it was.
 Result<void> prepare_bind(int fd, const pb::SkOptsEntry& entry, const std::string& subject);
 Result<void> restore_options(int fd, const pb::SkOptsEntry& entry, const std::string& subject);
+// The same in two steps: a filter also sees what a restore sends to the socket.
+Result<void> restore_plain_options(int fd, const pb::SkOptsEntry& entry, const std::string& subject);
+Result<void> restore_filter(int fd, const pb::SkOptsEntry& entry, const std::string& subject);
 
 // The two calls, with a word for the option in the error.
 Result<int> get_int(int fd, int level, int option, std::string_view what);

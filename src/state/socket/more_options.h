@@ -1,0 +1,36 @@
+// Socket options that the images of CRIU have no field for.
+//
+// One table names them all; an option is kept when its value is not that of a new socket of the same kind,
+// and set again as it was read.  A new option of the kernel is a line in the table.
+#pragma once
+
+#include <google/protobuf/repeated_ptr_field.h>
+
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "base/error.h"
+#include "image/proto/sockets.pb.h"
+
+namespace ferry::state::socket {
+
+using MoreOptions = google::protobuf::RepeatedPtrField<pb::FerrySocketOption>;
+
+class MoreOptionsReader {
+ public:
+  // `connected`: a TCP connection, of which some options show what the kernel has made of them.
+  // `ns`: a descriptor of the socket's network namespace, where a new one is made for comparison.
+  Result<void> collect(int fd, int ns, bool connected, const std::string& subject, MoreOptions& out);
+
+ private:
+  using Sort = std::tuple<int, int, int>;  // family, type, protocol
+  std::map<Sort, std::vector<std::string>> fresh_;  // by position in the table
+};
+
+// `early`: those that matter to bind(2) and connect(2), or the others.
+// Errors: the kernel's, naming the option.
+Result<void> restore_more(int fd, const MoreOptions& options, bool early, const std::string& subject);
+
+}  // namespace ferry::state::socket
