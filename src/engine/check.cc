@@ -23,6 +23,7 @@
 #include <string>
 
 #include "base/unique_fd.h"
+#include "sys/nftables.h"
 
 // Kernel constants that Debian 12's headers do not have.
 namespace {
@@ -239,6 +240,27 @@ Result<bool> has_socket_option(int family, int level, int option) {
 Result<bool> has_buffer_lock() { return has_socket_option(AF_UNIX, SOL_SOCKET, kSoBufLock); }
 Result<bool> has_ipv6_freebind() { return has_socket_option(AF_INET6, IPPROTO_IPV6, kIpv6Freebind); }
 
+// TCP_REPAIR, with the window (Linux 4.9): what half closed connections need, too.
+Result<bool> has_tcp_repair() {
+  constexpr int kRepair = 19, kRepairWindow = 29;  // linux/tcp.h
+  const UniqueFd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const int on = 1;
+  std::uint32_t window[5] = {};
+  socklen_t size = sizeof window;
+  return socket && ::setsockopt(socket.get(), IPPROTO_TCP, kRepair, &on, sizeof on) == 0 &&
+         ::getsockopt(socket.get(), IPPROTO_TCP, kRepairWindow, window, &size) == 0;
+}
+
+Result<bool> has_nftables() {
+  auto nft = sys::Nftables::open();
+  if (!nft.has_value()) {
+    return false;
+  }
+  constexpr std::uint8_t kInet = 1;  // NFPROTO_INET
+  const auto table = nft->find_table(kInet, "there is none");
+  return !table.has_value() && table.error().kind == Kind::gone;
+}
+
 Result<bool> has_move_mount_set_group() {
   // Unknown flags are EINVAL before anything is looked at; known ones reach the empty path: not EINVAL.
   return ::syscall(SYS_move_mount, -1, "", -1, "", kMoveMountSetGroup) < 0 && errno != EINVAL && errno != ENOSYS;
@@ -313,7 +335,7 @@ constexpr std::array kFeatures{
     Probe{"loginuid", Need::none, has_loginuid},
     Probe{"cgroupns", Need::extra, has_cgroup_namespace},
     Probe{"autofs", Need::none, nullptr},
-    Probe{"tcp_half_closed", Need::none, nullptr},
+    Probe{"tcp_half_closed", Need::none, has_tcp_repair},
     Probe{"compat_cr", Need::none, nullptr},
     Probe{"uffd", Need::none, nullptr},
     Probe{"uffd-noncoop", Need::none, nullptr},
@@ -333,7 +355,7 @@ constexpr std::array kFeatures{
     Probe{"pidfd_store", Need::none, nullptr},
     Probe{"ns_pid", Need::none, nullptr},
     Probe{"apparmor_stacking", Need::none, nullptr},
-    Probe{"network_lock_nftables", Need::none, nullptr},
+    Probe{"network_lock_nftables", Need::none, has_nftables},
     Probe{"sockopt_buf_lock", Need::extra, has_buffer_lock},
     Probe{"memfd_hugetlb", Need::none, nullptr},
     Probe{"move_mount_set_group", Need::extra, has_move_mount_set_group},

@@ -192,7 +192,8 @@ Result<void> CheckpointStory::describe_tree() {
   own.set_fs_id(1);
   own.set_sighand_id(1);
   inventory.set_lsmtype(pb::LSM_NO_LSM);
-  inventory.set_network_lock_method(2);
+  // In the numbering of the images.
+  inventory.set_network_lock_method(static_cast<std::uint32_t>(options_.network_lock));
   inventory.mutable_plugins_entry();
   inventory.set_tcp_close(options_.tcp_close);
   FERRY_TRY(const std::string id, random_id());
@@ -225,8 +226,8 @@ Result<void> CheckpointStory::look_at_threads() {
 
 Result<void> CheckpointStory::join_witness() { return witness_.valid() ? witness_.get() : Result<void>(); }
 
-// The network of the tree is not locked: its processes are stopped, and connections that would have to
-// be kept silent are refused or closed.  The caller is told all the same, as CRIU tells it.
+// Whether there is anything to be kept away (state/network_lock) shows only when the sockets are looked at;
+// the caller is told here, as CRIU tells it.
 Result<void> CheckpointStory::notify_stopped() {
   FERRY_TRY(const auto namespaces, state::NamespaceIds::of(set_));
   network_announced_ = namespaces.is_new(state::NsKind::net);
@@ -348,6 +349,7 @@ Result<void> CheckpointStory::end() {
     if (network_announced_) {
       (void)tell(Stage::network_unlock);
     }
+    FERRY_CHECK(files_.before_going_on(context_));
     FERRY_CHECK(freezer_.restore_state());
     let_go_ = true;
     for (auto& task : tasks_) {
@@ -362,6 +364,7 @@ Result<void> CheckpointStory::end() {
     return {};
   }
   report_.frozen_us = micros(Clock::now() - frozen_since_);
+  FERRY_CHECK(files_.before_end(context_));
   return kill_tree();
 }
 

@@ -9,6 +9,7 @@
 #include "state/cpu/cpu.h"
 #include "state/creds/creds.h"
 #include "state/files/fs.h"
+#include "state/inet_socket/inet_socket.h"
 #include "state/interrupted/interrupted.h"
 #include "state/ipc/ipc.h"
 #include "state/limits/limits.h"
@@ -44,6 +45,7 @@ Result<void> set_cpu(RestoreTask& task, const RestoreThread& thread, const trace
 
 RestoreStory::~RestoreStory() {
   if (!let_go_) {
+    network_lock_.leave();  // another try may still find the peers waiting
     kill_skeletons(tasks_);
   }
 }
@@ -75,6 +77,9 @@ Result<void> RestoreStory::make_root_world(int controller) {
   FERRY_TRY(layout_, clear_root(context_));
   FERRY_CHECK(state::timens::restore(context_));
   FERRY_CHECK(state::net::restore(context_));
+  if (controller < 0) {
+    FERRY_TRY(network_lock_, state::inet_socket::lock_for_restore(context_));
+  }
   if (request.clone_flags != 0) {
     FERRY_CHECK(tell(Stage::setup_namespaces, true));
   }
@@ -98,6 +103,7 @@ Result<void> RestoreStory::take_root(tracee::Thread thread, tracee::Area area, s
   FERRY_TRY(const auto now, sys::parse_maps(text));
   layout_ = {area, park, state::memory::find_kernel_mappings(now)};
   FERRY_CHECK(check_layout(context_, layout_));
+  FERRY_TRY(network_lock_, state::inet_socket::lock_for_restore(context_));
   return inside_.enter(pid);
 }
 
@@ -205,6 +211,8 @@ Result<void> RestoreStory::let_go() {
   if (namespaces_.is_new(state::NsKind::net)) {
     (void)tell(Stage::network_unlock);
   }
+  FERRY_CHECK(network_lock_.release());
+  FERRY_CHECK(files_.resume(context_));
   (void)tell(Stage::pre_resume);
   let_go_ = true;
   for (auto& task : tasks_) {

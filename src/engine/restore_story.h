@@ -15,6 +15,7 @@
 #include "state/file_kind.h"
 #include "state/inside.h"
 #include "state/memory/memory.h"
+#include "state/network_lock/network_lock.h"
 #include "state/nsids/nsids.h"
 #include "state/restore.h"
 
@@ -67,6 +68,7 @@ class RestoreStory {
   state::Inside inside_;
   state::OpenFiles files_;
   state::RestoreContext context_{options_, set_, tasks_, inside_, files_, listener_};
+  state::network_lock::Lock network_lock_;
   state::NamespaceIds namespaces_;
   Layout layout_;
   std::map<const state::RestoreTask*, state::memory::KernelMappings> kernel_;  // where each task's vDSO is now

@@ -146,6 +146,7 @@ Result<Twin> Twin::adopt(const Skeleton& skeleton) {
   options.cgroup_roots = skeleton.cgroup_roots;
   options.root = skeleton.root_directory;
   options.empty_net_namespace = true;
+  options.tcp_established = true;  // what is in the images was decided where they were made
   options.orphan_pts_master = true;  // handed out already, by make_skeleton
   for (const InheritFd& theirs : skeleton.inherit_fds) {
     UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, state->pidfd.get(), theirs.fd, 0)));

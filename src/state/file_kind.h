@@ -54,6 +54,11 @@ class FileKind {
   virtual Result<void> collect(const FdProbe& probe, DumpContext& context, pb::FileEntry& out) = 0;
   // After all descriptions of all tasks were collected: what lies between them (queues, peers).
   virtual Result<void> finish(DumpContext&) { return {}; }
+  // The images are complete, and the tree is about to be killed: what would let others hear of it is made
+  // silent.
+  virtual Result<void> before_end(DumpContext&) { return {}; }
+  // The tree is about to go on.
+  virtual Result<void> before_going_on(DumpContext&) { return {}; }
 
   // --- restore
   // Makes the description, in our table.  Other files are had by context.files.get(id).
@@ -67,6 +72,8 @@ class FileKind {
                               tracee::Batch&) {
     return {};
   }
+  // The network is open, and the tree is about to run: what only then can be set going.
+  virtual Result<void> resume(const pb::FileEntry&, int /*fd*/, RestoreContext&) { return {}; }
 };
 
 std::vector<std::unique_ptr<FileKind>> make_file_kinds();
@@ -85,6 +92,9 @@ class FileTable {
   ~FileTable();
   // Every descriptor of every task; fills fdinfo-N and files.
   Result<void> collect_all(DumpContext& context);
+  // Tells all kinds.
+  Result<void> before_end(DumpContext& context);
+  Result<void> before_going_on(DumpContext& context);
   // A REG entry for a file that is not a descriptor: a mapping, exe, cwd, root.  `ours`: an O_PATH or
   // other descriptor of the file in our table; `link` its path as /proc shows it.
   Result<std::uint32_t> add_path(DumpContext& context, DumpTask& task, int ours, const std::string& link,
@@ -118,6 +128,8 @@ class OpenFiles {
   // Puts the descriptors of one task into its table (its skeleton fetches them with pidfd_getfd(2)) and
   // settles them.
   Result<void> install(RestoreContext& context, RestoreTask& task);
+  // Tells the kind of every description.
+  Result<void> resume(RestoreContext& context);
   // Opens the file of a REG entry anew with other flags, for a mapping.
   Result<UniqueFd> reopen(std::uint32_t id, int flags);
 

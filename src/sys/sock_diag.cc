@@ -1,9 +1,13 @@
 #include "sys/sock_diag.h"
 
+#include <arpa/inet.h>
+#include <linux/inet_diag.h>
+#include <linux/netlink.h>
 #include <linux/sock_diag.h>
 #include <linux/unix_diag.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cstring>
 
 namespace ferry::sys {
@@ -74,6 +78,32 @@ Result<UnixDiag> unix_diag(Netlink& netlink, std::uint32_t inode) {
     return fail(Kind::gone, "sock_diag knows no Unix socket {}", inode);
   }
   return *out;
+}
+
+Result<std::vector<InetDiag>> inet_diag(Netlink& netlink, std::uint8_t family, std::uint8_t protocol, std::uint32_t states) {
+  inet_diag_req_v2 request{};
+  request.sdiag_family = family;
+  request.sdiag_protocol = protocol;
+  request.idiag_states = states;
+  request.id.idiag_cookie[0] = request.id.idiag_cookie[1] = INET_DIAG_NOCOOKIE;
+  std::vector<InetDiag> out;
+  FERRY_CHECK(netlink.request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, std::as_bytes(std::span(&request, 1)), "Internet sockets",
+                              [&](std::span<const std::byte> payload) -> Result<void> {
+                                const auto message = value_at<inet_diag_msg>(payload);
+                                if (!message) {
+                                  return fail(Kind::corrupt, "an answer of sock_diag has {} bytes", payload.size());
+                                }
+                                InetDiag one;
+                                one.state = message->idiag_state;
+                                one.inode = message->idiag_inode;
+                                one.local_port = ntohs(message->id.idiag_sport);
+                                one.remote_port = ntohs(message->id.idiag_dport);
+                                std::copy_n(message->id.idiag_src, 4, one.local.begin());
+                                std::copy_n(message->id.idiag_dst, 4, one.remote.begin());
+                                out.push_back(one);
+                                return {};
+                              }));
+  return out;
 }
 
 }  // namespace ferry::sys

@@ -1,6 +1,7 @@
 // What the kernel tells of sockets by inode number: sock_diag(7).
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string_view>
@@ -23,5 +24,15 @@ struct UnixDiag {
 Result<UnixDiag> parse_unix_diag(std::span<const std::byte> payload);
 // `netlink`: NETLINK_SOCK_DIAG of the socket's network namespace.
 Result<UnixDiag> unix_diag(Netlink& netlink, std::uint32_t inode);
+
+// An Internet socket.
+struct InetDiag {
+  std::uint8_t state = 0;  // TCP_*
+  std::uint32_t inode = 0;
+  std::uint16_t local_port = 0, remote_port = 0;          // host order
+  std::array<std::uint32_t, 4> local{}, remote{};         // network order; the first word for IPv4
+};
+// All of that family and protocol whose state is in the mask (1 << TCP_*).
+Result<std::vector<InetDiag>> inet_diag(Netlink& netlink, std::uint8_t family, std::uint8_t protocol, std::uint32_t states);
 
 }  // namespace ferry::sys

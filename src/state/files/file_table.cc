@@ -122,6 +122,20 @@ Result<void> FileTable::collect_all(DumpContext& context) {
   return {};
 }
 
+Result<void> FileTable::before_end(DumpContext& context) {
+  for (const auto& kind : state_->kinds) {
+    FERRY_CHECK(kind->before_end(context).during("silencing the {}s of the tree", kind->name()));
+  }
+  return {};
+}
+
+Result<void> FileTable::before_going_on(DumpContext& context) {
+  for (const auto& kind : state_->kinds) {
+    FERRY_CHECK(kind->before_going_on(context).during("letting the {}s of the tree go on", kind->name()));
+  }
+  return {};
+}
+
 Result<std::uint32_t> FileTable::add_path(DumpContext& context, DumpTask& task, int ours, const std::string& link,
                                           std::uint32_t flags) {
   FERRY_TRY(const auto st, sys::stat_fd(ours, link));

@@ -163,6 +163,15 @@ Result<void> OpenFiles::install(RestoreContext& context, RestoreTask& task) {
   return {};
 }
 
+Result<void> OpenFiles::resume(RestoreContext& context) {
+  for (const auto& [id, fd] : state_->open) {
+    const pb::FileEntry* e = entry(id);
+    FERRY_TRY(FileKind * kind, state_->kind_of(*e));
+    FERRY_CHECK(kind->resume(*e, fd.get(), context).during("resuming {} {}", kind->name(), id));
+  }
+  return {};
+}
+
 Result<UniqueFd> OpenFiles::reopen(std::uint32_t id, int flags) {
   const pb::FileEntry* e = entry(id);
   if (e == nullptr || e->type() != pb::FD_REG) {

@@ -1,5 +1,6 @@
 #include "state/inet_socket/inet_socket.h"
 
+#include <fcntl.h>
 #include <net/if.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -10,7 +11,13 @@
 
 #include "base/log.h"
 #include "image/proto/inventory.pb.h"
+#include "state/inet_socket/collect_tcp.h"
+#include "state/inet_socket/datagrams.h"
+#include "state/inet_socket/membership.h"
+#include "state/socket/more_options.h"
 #include "state/socket/options.h"
+#include "state/tcp/tcp.h"
+#include "sys/file.h"
 
 namespace ferry::state {
 namespace {
@@ -20,9 +27,6 @@ using inet_socket::Endpoint;
 constexpr std::uint32_t kMptcp = 262;  // IPPROTO_MPTCP, Linux 5.6
 
 bool is_tcp(std::uint32_t protocol) { return protocol == IPPROTO_TCP || protocol == kMptcp; }
-
-// Where a connection is in its life: the states of tcp(7) that have a peer.
-bool has_peer(std::uint32_t state) { return state != TCP_CLOSE && state != TCP_LISTEN; }
 
 class InetSocketKind : public FileKind {
  public:
@@ -56,18 +60,28 @@ class InetSocketKind : public FileKind {
     }
     FERRY_CHECK(collect_fown(probe, context, *entry.mutable_fown()));
     FERRY_CHECK(socket::collect_options(probe.ours, subject, *entry.mutable_opts()));
-    FERRY_CHECK(inet_socket::collect_ip_options(probe.ours, subject, entry).during("{}", subject));
+    FERRY_CHECK(inet_socket::collect_ip_options(probe.ours, entry).during("{}", subject));
     FERRY_CHECK(collect_addresses(probe, entry));
+    FERRY_TRY(const UniqueFd ns, sys::open_at(context.root().proc.get(), "ns/net", O_RDONLY));
     if (is_tcp(entry.proto())) {
       FERRY_CHECK(inet_socket::collect_tcp_options(probe.ours, subject, *entry.mutable_tcp_opts()).during("{}", subject));
-      return collect_tcp(probe, context.options, entry);
+      FERRY_CHECK(tcp_.collect(probe, context, entry));
+      const bool connected = entry.state() != TCP_LISTEN &&
+                             (entry.state() != TCP_CLOSE || entry.dst_port() != 0 || entry.has_shutdown());
+      return more_.collect(probe.ours, ns.get(), connected, subject, *entry.mutable_ferry_options());
     }
     if (type != SOCK_DGRAM && type != SOCK_RAW) {
       return fail(Kind::unsupported, "{}: sockets of type {} and protocol {} cannot be carried over", subject, type,
                   protocol);
     }
-    return collect_datagrams(probe, entry);
+    FERRY_CHECK(more_.collect(probe.ours, ns.get(), false, subject, *entry.mutable_ferry_options()));
+    FERRY_CHECK(memberships_.collect(probe.ours, probe.task.proc.get(), subject, entry));
+    return collect_datagrams(probe, context, entry);
   }
+
+  Result<void> finish(DumpContext& context) override { return tcp_.finish(context); }
+  Result<void> before_end(DumpContext&) override { return tcp_.before_end(); }
+  Result<void> before_going_on(DumpContext&) override { return tcp_.before_going_on(); }
 
   Result<UniqueFd> open(const pb::FileEntry& file, RestoreContext& context) override {
     const pb::InetSkEntry& entry = file.isk();
@@ -85,8 +99,9 @@ class InetSocketKind : public FileKind {
       }
       return made;
     }));
-    FERRY_CHECK(socket::restore_options(fd.get(), entry.opts(), subject));
+    FERRY_CHECK(socket::restore_plain_options(fd.get(), entry.opts(), subject));
     FERRY_CHECK(inet_socket::restore_ip_options(fd.get(), entry).during("{}", subject));
+    FERRY_CHECK(socket::restore_more(fd.get(), entry.ferry_options(), true, subject));
     if (entry.has_tcp_opts()) {
       FERRY_CHECK(inet_socket::restore_tcp_options(fd.get(), entry.tcp_opts()).during("{}", subject));
     }
@@ -96,6 +111,9 @@ class InetSocketKind : public FileKind {
     FERRY_TRY(Endpoint source, Endpoint::from_image(entry.family(), entry.src_port(), entry.src_addr()));
     if (source.port != 0 || !source.is_any()) {
       FERRY_CHECK(socket::prepare_bind(fd.get(), entry.opts(), subject));
+      if (inet_socket::is_connection(entry)) {
+        FERRY_CHECK(connections_.begin(fd.get(), entry, subject));
+      }
       FERRY_CHECK(bind(fd.get(), source, entry, context));
     }
     return fd;
@@ -116,15 +134,45 @@ class InetSocketKind : public FileKind {
       if (::listen(fd, static_cast<int>(entry.backlog())) != 0) {
         return sys_fail(fmt::format("listen({})", subject));
       }
+    } else if (!given && inet_socket::is_connection(entry)) {
+      tcp::Peers peers;
+      FERRY_TRY(peers.local, Endpoint::from_image(entry.family(), entry.src_port(), entry.src_addr()));
+      FERRY_TRY(peers.remote, Endpoint::from_image(entry.family(), entry.dst_port(), entry.dst_addr()));
+      FERRY_CHECK(add_scope(peers.local, entry, context));
+      FERRY_CHECK(add_scope(peers.remote, entry, context));
+      FERRY_CHECK(connections_.connect(fd, entry, peers, context.set, context.inside));
+    } else if (!given && is_tcp(entry.proto()) && context.set.has({image::Type::tcp_stream, entry.ino()})) {
+      FERRY_CHECK(connections_.end(fd, entry, context.set, context.inside));
     } else if (!given && entry.dst_port() != 0) {
+      FERRY_CHECK(inet_socket::restore_datagrams(fd, subject, entry, context.set, injector_, context.inside));
       FERRY_CHECK(connect_datagrams(fd, entry, context));
+    } else if (!given) {
+      FERRY_CHECK(inet_socket::restore_datagrams(fd, subject, entry, context.set, injector_, context.inside));
+      FERRY_CHECK(shut_down(fd, entry));
     }
-    // bind(2) and listen(2) wanted it set.
-    if (!given) {
+    // bind(2) and listen(2) wanted it set; a connection does until it leaves repair mode.
+    if (!given && !inet_socket::is_connection(entry)) {
       FERRY_CHECK(socket::set_int(fd, SOL_SOCKET, SO_REUSEADDR, entry.opts().reuseaddr() ? 1 : 0, "SO_REUSEADDR"));
+    }
+    if (!given) {
+      FERRY_CHECK(inet_socket::restore_memberships(fd, entry, subject, context.inside));
+      FERRY_CHECK(socket::restore_more(fd, entry.ferry_options(), false, subject));
+      if (entry.opts().has_so_priority()) {  // IP_TOS has changed it
+        FERRY_CHECK(socket::set_int(fd, SOL_SOCKET, SO_PRIORITY, static_cast<int>(entry.opts().so_priority()), "SO_PRIORITY"));
+      }
+      FERRY_CHECK(socket::restore_filter(fd, entry.opts(), subject));
     }
     FERRY_CHECK(restore_status_flags(fd, entry.flags()));
     return restore_fown(fd, entry.fown(), context);
+  }
+
+  Result<void> resume(const pb::FileEntry& file, int fd, RestoreContext& context) override {
+    const pb::InetSkEntry& entry = file.isk();
+    if (!inet_socket::is_connection(entry)) {
+      return {};
+    }
+    FERRY_CHECK(connections_.resume(fd, entry, context.inside));
+    return entry.state() != TCP_SYN_SENT ? shut_down(fd, entry) : Result<void>();
   }
 
  private:
@@ -175,44 +223,9 @@ class InetSocketKind : public FileKind {
     return {};
   }
 
-  static Result<void> collect_tcp(const FdProbe& probe, const DumpOptions& options, pb::InetSkEntry& entry) {
-    tcp_info info{};
-    socklen_t size = sizeof info;
-    if (::getsockopt(probe.ours, IPPROTO_TCP, TCP_INFO, &info, &size) != 0) {
-      return sys_fail(fmt::format("getsockopt({}, TCP_INFO)", probe.subject()));
-    }
-    entry.set_state(info.tcpi_state);
-    if (info.tcpi_state == TCP_LISTEN) {
-      // Of a listener these two are the accept queue and its limit (sock_diag(7), idiag_rqueue).
-      entry.set_backlog(info.tcpi_sacked);
-      if (info.tcpi_unacked != 0 && !options.tcp_close) {
-        return fail(Kind::unsupported,
-                    "{}: {} TCP connections wait for accept(2); try again, or close them with --tcp-close",
-                    probe.subject(), info.tcpi_unacked);
-      }
-      return {};
-    }
-    if (!has_peer(info.tcpi_state)) {
-      return {};
-    }
-    if (!options.tcp_close) {
-      FERRY_TRY(const Endpoint source, Endpoint::from_image(entry.family(), entry.src_port(), entry.src_addr()));
-      FERRY_TRY(const Endpoint peer, Endpoint::from_image(entry.family(), entry.dst_port(), entry.dst_addr()));
-      return fail(Kind::unsupported,
-                  "{}: an established TCP connection {} -> {} cannot be kept (--tcp-established is not supported); --tcp-close closes it",
-                  probe.subject(), source.text(), peer.text());
-    }
-    entry.set_state(TCP_CLOSE);
-    return {};
-  }
-
-  static Result<void> collect_datagrams(const FdProbe& probe, pb::InetSkEntry& entry) {
+  static Result<void> collect_datagrams(const FdProbe& probe, DumpContext& context, pb::InetSkEntry& entry) {
     entry.set_state(entry.dst_port() != 0 ? TCP_ESTABLISHED : TCP_CLOSE);
-    int unread = 0;
-    if (::ioctl(probe.ours, FIONREAD, &unread) == 0 && unread > 0) {
-      // As a network may lose them; CRIU does the same.
-      log::warning("{}: datagrams that were received and not read yet are left out", probe.subject());
-    }
+    FERRY_CHECK(inet_socket::save_datagrams(probe.ours, probe.subject(), entry, context.set));
     struct pollfd p {};
     p.fd = probe.ours;
     p.events = POLLRDHUP;
@@ -228,16 +241,20 @@ class InetSocketKind : public FileKind {
   }
 
   // --- restore
+  // What --tcp-close at the dump or now makes of a connection.
   static Result<bool> comes_back_closed(const pb::InetSkEntry& entry, const RestoreContext& context) {
-    if (!is_tcp(entry.proto()) || (entry.dst_port() == 0 && !has_peer(entry.state()))) {
+    if (!is_tcp(entry.proto()) || entry.state() == TCP_LISTEN || (entry.dst_port() == 0 && !tcp::has_peer(entry.state()))) {
       return false;
     }
     FERRY_TRY(const auto* inventory, context.set.one<pb::InventoryEntry>({image::Type::inventory}));
-    if (entry.state() != TCP_CLOSE && !context.options.tcp_close && !inventory->tcp_close()) {
-      return fail(Kind::unsupported, "{}: an established TCP connection cannot be restored yet; close it with --tcp-close",
+    if (entry.state() == TCP_CLOSE || context.options.tcp_close || inventory->tcp_close()) {
+      return true;
+    }
+    if (!context.options.tcp_established) {
+      return fail(Kind::unsupported, "{}: an established TCP connection; --tcp-established keeps it, --tcp-close closes it",
                   subject_of(entry));
     }
-    return true;
+    return false;
   }
 
   static Result<void> add_scope(Endpoint& endpoint, const pb::InetSkEntry& entry, RestoreContext& context) {
@@ -270,14 +287,23 @@ class InetSocketKind : public FileKind {
     if (::connect(fd, reinterpret_cast<const sockaddr*>(&address), peer.size()) != 0) {
       return sys_fail(fmt::format("connect({} -> {})", subject_of(entry), peer.text()));
     }
-    if (entry.shutdown() != pb::SKSHUT_NONE) {
-      constexpr int how[] = {-1, SHUT_RD, SHUT_WR, SHUT_RDWR};
-      if (::shutdown(fd, how[entry.shutdown()]) != 0) {
-        return sys_fail(fmt::format("shutdown({})", subject_of(entry)));
-      }
+    return shut_down(fd, entry);
+  }
+
+  // A socket that is not connected takes the mark as well, and says that it is not connected.
+  static Result<void> shut_down(int fd, const pb::InetSkEntry& entry) {
+    constexpr int how[] = {-1, SHUT_RD, SHUT_WR, SHUT_RDWR};
+    if (entry.shutdown() != pb::SKSHUT_NONE && ::shutdown(fd, how[entry.shutdown()]) != 0 && errno != ENOTCONN) {
+      return sys_fail(fmt::format("shutdown({})", subject_of(entry)));
     }
     return {};
   }
+
+  inet_socket::TcpCollector tcp_;
+  socket::MoreOptionsReader more_;
+  inet_socket::MembershipReader memberships_;
+  inet_socket::Injector injector_;
+  tcp::Restorer connections_;
 };
 
 }  // namespace

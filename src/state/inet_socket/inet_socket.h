@@ -1,7 +1,7 @@
 // Internet sockets: tcp(7), udp(7), raw(7), over ip(7) and ipv6(7).
 //
-// An established connection is not carried over yet: it is refused by name, or, with --tcp-close,
-// becomes a socket that is closed on both sides.
+// A connection is carried over with --tcp-established (state/tcp), becomes a socket that is closed on both
+// sides with --tcp-close, and is refused by name otherwise.
 #pragma once
 
 #include <netinet/in.h>
@@ -10,6 +10,7 @@
 #include <string>
 
 #include "state/file_kind.h"
+#include "state/network_lock/network_lock.h"
 
 namespace ferry::state {
 
@@ -44,8 +45,15 @@ struct Endpoint {
       : family(f), port(p), words(std::move(w)), scope(s) {}
 };
 
+// Whether a set has the entry as a TCP connection that goes on.
+bool is_connection(const pb::InetSkEntry& entry);
+// Keeps packets of the set's connections away until they are restored; nothing if it has none.
+Result<network_lock::Lock> lock_for_restore(RestoreContext& context);
+// What a lock has to know of a connection.
+Result<network_lock::Connection> connection_of(const pb::InetSkEntry& entry);
+
 // Options of the levels below SOL_SOCKET.
-Result<void> collect_ip_options(int fd, const std::string& subject, pb::InetSkEntry& out);
+Result<void> collect_ip_options(int fd, pb::InetSkEntry& out);
 Result<void> restore_ip_options(int fd, const pb::InetSkEntry& entry);
 Result<void> collect_tcp_options(int fd, const std::string& subject, pb::TcpOptsEntry& out);
 Result<void> restore_tcp_options(int fd, const pb::TcpOptsEntry& entry);

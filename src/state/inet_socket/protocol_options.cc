@@ -38,7 +38,7 @@ Result<void> put(int fd, int level, int option, int value, std::string_view name
 
 }  // namespace
 
-Result<void> collect_ip_options(int fd, const std::string& subject, pb::InetSkEntry& out) {
+Result<void> collect_ip_options(int fd, pb::InetSkEntry& out) {
   pb::IpOptsEntry& ip = *out.mutable_ip_opts();
   FERRY_TRY(const auto freebind, ask(fd, IPPROTO_IP, IP_FREEBIND, "IP_FREEBIND"));
   FERRY_TRY(const auto packet_info, ask(fd, IPPROTO_IP, IP_PKTINFO, "IP_PKTINFO"));
@@ -73,11 +73,6 @@ Result<void> collect_ip_options(int fd, const std::string& subject, pb::InetSkEn
         raw.add_icmpv_filter(filter.data);
       }
     } else {
-      FERRY_TRY(const auto checksum, ask(fd, SOL_RAW, IPV6_CHECKSUM, "IPV6_CHECKSUM"));
-      // The offset of the checksum, -1: none; the image only has room for yes or no.
-      if (checksum && *checksum >= 0 && out.proto() != IPPROTO_ICMPV6) {
-        return fail(Kind::unsupported, "{}: a raw socket with IPV6_CHECKSUM cannot be carried over", subject);
-      }
       std::uint32_t filter[8] = {};
       socklen_t size = sizeof filter;
       if (out.proto() == IPPROTO_ICMPV6 && ::getsockopt(fd, SOL_RAW, 1 /* ICMPV6_FILTER */, filter, &size) == 0) {

@@ -1,0 +1,36 @@
+// The TCP sockets of a tree, checkpoint: what they are is asked one by one, what they hold when all are known
+// and the network is locked.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "state/file_kind.h"
+#include "state/inet_socket/inet_socket.h"
+#include "state/network_lock/network_lock.h"
+
+namespace ferry::state::inet_socket {
+
+class TcpCollector {
+ public:
+  // Errors: unsupported for a connection that is neither to be kept (--tcp-established) nor closed (--tcp-close).
+  Result<void> collect(const FdProbe& probe, DumpContext& context, pb::InetSkEntry& entry);
+  Result<void> finish(DumpContext& context);
+  // The sockets are left in repair mode, so that they end without a word, and the lock stays.
+  Result<void> before_end();
+  Result<void> before_going_on();
+
+ private:
+  struct Known {
+    std::uint32_t id;
+    int ours;  // lives as long as the FileTable
+    std::string subject;
+  };
+  Result<void> lock(DumpContext& context, const std::vector<pb::InetSkEntry*>& connections);
+  static Result<void> check_listener(const Known& listener, const DumpOptions& options);
+
+  std::vector<Known> listeners_, connections_;
+  network_lock::Lock lock_;
+};
+
+}  // namespace ferry::state::inet_socket

@@ -1,0 +1,194 @@
+#include "state/inet_socket/membership.h"
+
+#include <net/if.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <cerrno>
+#include <charconv>
+#include <cstring>
+
+#include "sys/file.h"
+
+namespace ferry::state::inet_socket {
+namespace {
+
+constexpr std::size_t kMostSources = 512;  // the default of igmp_max_msf and mld_max_msf is 10 and 64
+
+std::vector<std::string_view> words(std::string_view line) {
+  std::vector<std::string_view> out;
+  while (true) {
+    const std::size_t begin = line.find_first_not_of(" \t");
+    if (begin == std::string_view::npos) {
+      return out;
+    }
+    const std::size_t end = std::min(line.find_first_of(" \t", begin), line.size());
+    out.push_back(line.substr(begin, end - begin));
+    line.remove_prefix(end);
+  }
+}
+
+template <class Work>
+void each_line(std::string_view text, Work work) {
+  while (!text.empty()) {
+    const std::size_t end = std::min(text.find('\n'), text.size());
+    work(text.substr(0, end));
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+}
+
+template <class Number>
+std::optional<Number> number(std::string_view text, int base) {
+  Number out{};
+  const auto [end, code] = std::from_chars(text.data(), text.data() + text.size(), out, base);
+  return code == std::errc{} && end == text.data() + text.size() ? std::optional<Number>(out) : std::nullopt;
+}
+
+sockaddr_storage socket_address(int family, std::string_view bytes) {
+  sockaddr_storage out{};
+  out.ss_family = static_cast<sa_family_t>(family);
+  if (family == AF_INET) {
+    std::memcpy(&reinterpret_cast<sockaddr_in&>(out).sin_addr, bytes.data(), std::min<std::size_t>(4, bytes.size()));
+  } else {
+    std::memcpy(&reinterpret_cast<sockaddr_in6&>(out).sin6_addr, bytes.data(), std::min<std::size_t>(16, bytes.size()));
+  }
+  return out;
+}
+
+std::string address_bytes(const sockaddr_storage& a) {
+  return a.ss_family == AF_INET
+             ? std::string(reinterpret_cast<const char*>(&reinterpret_cast<const sockaddr_in&>(a).sin_addr), 4)
+             : std::string(reinterpret_cast<const char*>(&reinterpret_cast<const sockaddr_in6&>(a).sin6_addr), 16);
+}
+
+int level_of(int family) { return family == AF_INET ? IPPROTO_IP : IPPROTO_IPV6; }
+
+// The header of struct group_filter, whose list of sources is as long as it is told to be.
+struct Filter {
+  std::uint32_t interface_index = 0;
+  std::uint32_t pad = 0;
+  sockaddr_storage group{};
+  std::uint32_t mode = 0, count = 0;
+  sockaddr_storage sources[kMostSources]{};
+};
+static_assert(offsetof(Filter, sources) == GROUP_FILTER_SIZE(0));
+
+socklen_t size_of(std::size_t sources) { return static_cast<socklen_t>(GROUP_FILTER_SIZE(sources)); }
+
+}  // namespace
+
+std::vector<Group> parse_igmp(std::string_view text) {
+  std::vector<Group> out;
+  std::uint32_t index = 0;
+  std::string name;
+  each_line(text, [&](std::string_view line) {
+    const auto w = words(line);
+    if (!line.starts_with('\t') && w.size() >= 2) {
+      index = number<std::uint32_t>(w[0], 10).value_or(0);
+      name = std::string(w[1].substr(0, w[1].find(':')));
+    } else if (line.starts_with('\t') && !w.empty() && index != 0) {
+      // The word as the processor sees it in memory, whose bytes are in network order.
+      const auto group = number<std::uint32_t>(w[0], 16);
+      if (group && *group != htonl(INADDR_ALLHOSTS_GROUP)) {
+        out.push_back({index, name, AF_INET, std::string(reinterpret_cast<const char*>(&*group), sizeof *group)});
+      }
+    }
+  });
+  return out;
+}
+
+std::vector<Group> parse_igmp6(std::string_view text) {
+  std::vector<Group> out;
+  each_line(text, [&](std::string_view line) {
+    const auto w = words(line);
+    if (w.size() < 3 || w[2].size() != 32) {
+      return;
+    }
+    std::string address;
+    for (std::size_t i = 0; i < 32; i += 2) {
+      address += static_cast<char>(number<std::uint8_t>(w[2].substr(i, 2), 16).value_or(0));
+    }
+    const bool all_nodes = w[2] == "ff020000000000000000000000000001" || w[2] == "ff010000000000000000000000000001";
+    if (!all_nodes) {
+      out.push_back({number<std::uint32_t>(w[0], 10).value_or(0), std::string(w[1]), AF_INET6, std::move(address)});
+    }
+  });
+  return out;
+}
+
+Result<void> MembershipReader::collect(int fd, int proc, const std::string& subject, pb::InetSkEntry& out) {
+  if (!groups_) {
+    FERRY_TRY(const std::string igmp, sys::read_file_at(proc, "net/igmp"));
+    groups_ = parse_igmp(igmp);
+    if (const auto igmp6 = sys::read_file_at(proc, "net/igmp6"); igmp6.has_value()) {  // missing without IPv6
+      const auto more = parse_igmp6(*igmp6);
+      groups_->insert(groups_->end(), more.begin(), more.end());
+    }
+  }
+  for (const Group& group : *groups_) {
+    if (group.family == AF_INET6 && out.family() == AF_INET) {
+      continue;
+    }
+    Filter filter;
+    filter.interface_index = group.interface_index;
+    filter.group = socket_address(group.family, group.address);
+    filter.count = kMostSources;
+    socklen_t size = sizeof filter;
+    if (::getsockopt(fd, level_of(group.family), MCAST_MSFILTER, &filter, &size) != 0) {
+      if (errno == EADDRNOTAVAIL || errno == EOPNOTSUPP || errno == ENOPROTOOPT) {
+        continue;
+      }
+      return sys_fail(fmt::format("getsockopt({}, MCAST_MSFILTER)", subject));
+    }
+    if (filter.count > kMostSources) {
+      return fail(Kind::unsupported, "{}: a multicast membership with {} sources cannot be carried over", subject, filter.count);
+    }
+    pb::FerryMembership& kept = *out.add_ferry_memberships();
+    kept.set_interface(group.interface_name);
+    kept.set_group(group.address);
+    kept.set_include(filter.mode == MCAST_INCLUDE);
+    for (std::uint32_t i = 0; i < filter.count; ++i) {
+      kept.add_sources(address_bytes(filter.sources[i]));
+    }
+  }
+  return {};
+}
+
+Result<void> restore_memberships(int fd, const pb::InetSkEntry& entry, const std::string& subject, Inside& inside) {
+  for (const pb::FerryMembership& kept : entry.ferry_memberships()) {
+    const int family = kept.group().size() == 4 ? AF_INET : AF_INET6;
+    if ((kept.group().size() != 4 && kept.group().size() != 16) || static_cast<std::size_t>(kept.sources_size()) > kMostSources) {
+      return fail(Kind::corrupt, "{}: a multicast group of {} bytes with {} sources", subject, kept.group().size(),
+                  kept.sources_size());
+    }
+    FERRY_TRY(const std::uint32_t index, inside.get<std::uint32_t>([&]() -> Result<std::uint32_t> {
+      const unsigned found = ::if_nametoindex(kept.interface().c_str());
+      if (found == 0) {
+        return sys_fail(fmt::format("if_nametoindex({}), where {} is in a multicast group", kept.interface(), subject));
+      }
+      return found;
+    }));
+    Filter filter;
+    filter.interface_index = index;
+    filter.group = socket_address(family, kept.group());
+    filter.mode = kept.include() ? MCAST_INCLUDE : MCAST_EXCLUDE;
+    filter.count = static_cast<std::uint32_t>(kept.sources_size());
+    group_req join{};
+    join.gr_interface = index;
+    join.gr_group = filter.group;
+    for (int i = 0; i < kept.sources_size(); ++i) {
+      filter.sources[i] = socket_address(family, kept.sources(i));
+    }
+    if (::setsockopt(fd, level_of(family), MCAST_JOIN_GROUP, &join, sizeof join) != 0) {
+      return sys_fail(fmt::format("setsockopt({}, MCAST_JOIN_GROUP on {})", subject, kept.interface()));
+    }
+    // Joined means: from everybody.
+    if ((kept.include() || filter.count != 0) &&
+        ::setsockopt(fd, level_of(family), MCAST_MSFILTER, &filter, size_of(filter.count)) != 0) {
+      return sys_fail(fmt::format("setsockopt({}, MCAST_MSFILTER on {})", subject, kept.interface()));
+    }
+  }
+  return {};
+}
+
+}  // namespace ferry::state::inet_socket
