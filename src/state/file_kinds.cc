@@ -9,6 +9,7 @@
 #include "state/memfd/memfd.h"
 #include "state/netlink_socket/netlink_socket.h"
 #include "state/ns_file/ns_file.h"
+#include "state/packet_socket/packet_socket.h"
 #include "state/pidfd/pidfd.h"
 #include "state/pipe/pipe.h"
 #include "state/signalfd/signalfd.h"
@@ -24,6 +25,7 @@ std::vector<std::unique_ptr<FileKind>> make_file_kinds() {
   kinds.push_back(make_unix_socket_kind());
   kinds.push_back(make_inet_socket_kind());
   kinds.push_back(make_netlink_socket_kind());
+  kinds.push_back(make_packet_socket_kind());
   kinds.push_back(make_pipe_kind());
   kinds.push_back(make_fifo_kind());
   kinds.push_back(make_eventfd_kind());
