@@ -7,10 +7,13 @@
 #include <linux/if_packet.h>
 #include <net/if.h>
 #include <net/if_arp.h>
+#include <netinet/icmp6.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <sys/socket.h>
 
 #include <array>
+#include <cerrno>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -38,10 +41,24 @@ struct Announcement {  // Ethernet ARP, RFC 826
 };
 static_assert(sizeof(Announcement) == 28);
 
+struct Advertisement {  // RFC 4861, section 4.4, with the option of 4.6.1; the kernel fills the checksum in
+  std::uint8_t type = ND_NEIGHBOR_ADVERT;
+  std::uint8_t code = 0;
+  std::uint16_t checksum = 0;
+  std::uint32_t flags = ND_NA_FLAG_OVERRIDE;
+  in6_addr target{};
+  std::uint8_t option = ND_OPT_TARGET_LINKADDR;
+  std::uint8_t option_length = 1;  // in units of eight bytes
+  Mac mac{};
+};
+static_assert(sizeof(Advertisement) == 32);
+
 struct Address {
   int interface = 0;
   Mac mac{};
   in_addr ip{};
+  in6_addr ip6{};
+  bool is_ip6 = false;
 };
 
 struct FreeList {
@@ -69,14 +86,48 @@ Result<std::vector<Address>> addresses() {
   std::vector<Address> out;
   for (const ifaddrs* at = list.get(); at != nullptr; at = at->ifa_next) {
     const auto link = links.find(at->ifa_name);
-    if (at->ifa_addr == nullptr || at->ifa_addr->sa_family != AF_INET || link == links.end()) {
+    if (at->ifa_addr == nullptr || link == links.end()) {
       continue;
     }
-    sockaddr_in address{};
-    std::memcpy(&address, at->ifa_addr, sizeof address);
-    out.push_back({link->second.first, link->second.second, address.sin_addr});
+    Address one;
+    one.interface = link->second.first;
+    one.mac = link->second.second;
+    one.is_ip6 = at->ifa_addr->sa_family == AF_INET6;
+    if (one.is_ip6) {
+      sockaddr_in6 address{};
+      std::memcpy(&address, at->ifa_addr, sizeof address);
+      one.ip6 = address.sin6_addr;
+    } else if (at->ifa_addr->sa_family == AF_INET) {
+      sockaddr_in address{};
+      std::memcpy(&address, at->ifa_addr, sizeof address);
+      one.ip = address.sin_addr;
+    } else {
+      continue;
+    }
+    out.push_back(one);
   }
   return out;
+}
+
+// To all nodes, as RFC 4861 has it for an address that has moved (section 7.2.6).
+Result<void> advertise(const Address& address) {
+  const UniqueFd socket(::socket(AF_INET6, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_ICMPV6));
+  const int farthest = 255;  // anything less has been forwarded, and is not believed
+  if (!socket || ::setsockopt(socket.get(), IPPROTO_IPV6, IPV6_MULTICAST_HOPS, &farthest, sizeof farthest) != 0) {
+    return sys_fail("socket(ICMPv6)");
+  }
+  Advertisement packet;
+  packet.target = address.ip6;
+  packet.mac = address.mac;
+  sockaddr_in6 to{};
+  to.sin6_family = AF_INET6;
+  to.sin6_scope_id = static_cast<std::uint32_t>(address.interface);
+  ::inet_pton(AF_INET6, "ff02::1", &to.sin6_addr);
+  if (::sendto(socket.get(), &packet, sizeof packet, 0, reinterpret_cast<const sockaddr*>(&to), sizeof to) < 0 &&
+      errno != EADDRNOTAVAIL && errno != ENETUNREACH) {  // no address is ready; the kernel asks about each one itself
+    return sys_fail("sendto(neighbour advertisement)");
+  }
+  return {};
 }
 
 Result<int> announce_here() {
@@ -86,6 +137,10 @@ Result<int> announce_here() {
     return sys_fail("socket(AF_PACKET)");
   }
   for (const Address& address : list) {
+    if (address.is_ip6) {
+      FERRY_CHECK(advertise(address));
+      continue;
+    }
     Announcement packet;
     packet.sender_mac = address.mac;
     std::memcpy(packet.sender_ip.data(), &address.ip, packet.sender_ip.size());
