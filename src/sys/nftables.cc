@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <linux/netfilter.h>
 #include <linux/netfilter/nf_tables.h>
+#include <linux/netfilter/nf_tables_compat.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netlink.h>
 #include <net/if.h>
@@ -109,9 +110,23 @@ NftRule& NftRule::transport_byte_is(std::uint32_t offset, std::uint8_t mask, std
 
 NftRule& NftRule::then(Verdict what) { return verdict(code_of(what)); }
 
-// Not the expression "queue", which some kernels lack; the bare verdict means queue 0 (nft_verdict_init in
-// nf_tables_api.c).
-NftRule& NftRule::then_queue() { return verdict(NF_QUEUE); }
+NftRule& NftRule::then_queue(QueueBy how) {
+  if (how == QueueBy::expression) {
+    Attributes queue;
+    queue.be16(NFTA_QUEUE_NUM, 0);
+    queue.be16(NFTA_QUEUE_TOTAL, 1);
+    add("queue", queue);
+    return *this;
+  }
+  // struct xt_NFQ_info of revision 0, a queue's number, padded as iptables has it.
+  const std::uint64_t number_and_padding = 0;
+  Attributes target;
+  target.text(NFTA_TARGET_NAME, "NFQUEUE");
+  target.be32(NFTA_TARGET_REV, 0);
+  target.bytes(NFTA_TARGET_INFO, bytes_of(number_and_padding));
+  add("target", target);
+  return *this;
+}
 
 NftRule& NftRule::verdict(std::uint32_t value) {
   Attributes code, data, immediate;

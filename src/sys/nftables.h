@@ -35,7 +35,10 @@ class NftRule {
   NftRule& found_in(std::string_view set, unsigned reg);
   NftRule& then(Verdict verdict);
   // To the program that listens to queue 0 (sys/packet_queue.h); dropped if there is none.
-  NftRule& then_queue();
+  // The kernel has an expression for it (CONFIG_NFT_QUEUE), or iptables' target (CONFIG_NFT_COMPAT and
+  // CONFIG_NETFILTER_XT_TARGET_NFQUEUE), or both; one that it lacks makes the transaction fail.
+  enum class QueueBy { expression, target };
+  NftRule& then_queue(QueueBy how);
   [[nodiscard]] const Attributes& expressions() const { return list_; }
 
  private:

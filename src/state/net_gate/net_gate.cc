@@ -1,0 +1,163 @@
+#include "state/net_gate/net_gate.h"
+
+#include <arpa/inet.h>
+#include <linux/netfilter.h>
+#include <linux/netfilter_arp.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <iterator>
+
+#include "state/inet_socket/inject.h"
+#include "sys/net_namespace.h"
+
+namespace ferry::state::net_gate {
+namespace {
+
+using network_lock::kOwnMark;
+using sys::Nftables;
+using sys::NftRule;
+using sys::NftTransaction;
+using Verdict = NftRule::Verdict;
+
+constexpr const char* kShut = "ferry-shut";
+constexpr const char* kWithheld = "ferry-withheld";
+constexpr const char* kArriving = "arriving";  // its chain
+// Before connection tracking (-200) and everything that people hang in.
+constexpr std::int32_t kFirst = -400;
+constexpr std::uint32_t kEgress = 1;        // NF_NETDEV_EGRESS
+constexpr std::uint32_t kMostWaiting = 65536;
+constexpr std::uint8_t kSyn = 2, kAck = 16, kFlagsAt = 13;  // in a TCP header
+
+Result<void> commit(int ns, const NftTransaction& transaction, std::string_view what) {
+  FERRY_TRY(const auto visit, sys::NetNamespaceVisit::enter(ns));
+  FERRY_TRY(Nftables nft, Nftables::open());
+  return nft.commit(transaction, what);
+}
+
+// There afterwards, and empty.
+void renew(NftTransaction& to, std::uint8_t family, const char* table, bool owned) {
+  to.add_table(family, table, owned);
+  to.delete_table(family, table);
+  to.add_table(family, table, owned);
+}
+
+void close_chain(NftTransaction& to, std::uint8_t family, const char* name, std::uint32_t hook, std::string_view device = {}) {
+  to.add_chain(family, kShut, name, hook, kFirst, Verdict::drop, device);
+  to.add_rule(family, kShut, name, NftRule().mark_is(kOwnMark).then(Verdict::accept));
+}
+
+void remove(NftTransaction& to, std::uint8_t family) {
+  to.add_table(family, kShut, false);
+  to.delete_table(family, kShut);
+}
+
+}  // namespace
+
+Result<void> shut(int ns) {
+  NftTransaction t;
+  renew(t, NFPROTO_INET, kShut, false);
+  // Not only what is for the namespace itself: nothing is forwarded either.
+  close_chain(t, NFPROTO_INET, "prerouting", NF_INET_PRE_ROUTING);
+  close_chain(t, NFPROTO_INET, "output", NF_INET_LOCAL_OUT);
+  close_chain(t, NFPROTO_INET, "postrouting", NF_INET_POST_ROUTING);
+  renew(t, NFPROTO_ARP, kShut, false);
+  close_chain(t, NFPROTO_ARP, "input", NF_ARP_IN);
+  close_chain(t, NFPROTO_ARP, "output", NF_ARP_OUT);
+  return commit(ns, t, "shutting a network namespace");
+}
+
+Result<void> shut_device(int ns, std::string_view interface) {
+  NftTransaction t;
+  t.add_table(NFPROTO_NETDEV, kShut, false);
+  close_chain(t, NFPROTO_NETDEV, fmt::format("egress-{}", interface).c_str(), kEgress, interface);
+  return commit(ns, t, fmt::format("shutting interface {}", interface));
+}
+
+Result<void> open(int ns) {
+  NftTransaction t;
+  remove(t, NFPROTO_INET);
+  remove(t, NFPROTO_ARP);
+  remove(t, NFPROTO_NETDEV);
+  return commit(ns, t, "opening a network namespace");
+}
+
+Result<Withheld> Withheld::begin(int ns, What what) {
+  FERRY_TRY(const auto visit, sys::NetNamespaceVisit::enter(ns));
+  Withheld out;
+  FERRY_TRY(out.nft_, Nftables::open());
+  FERRY_TRY(out.queue_, sys::PacketQueue::open(kMostWaiting));
+  auto rules = out.set_rules(what);
+  if (!rules.has_value() && rules.error().os_errno == ENOENT) {
+    out.by_ = NftRule::QueueBy::target;
+    rules = out.set_rules(what);
+  }
+  FERRY_CHECK(std::move(rules));
+  return out;
+}
+
+Result<void> Withheld::set_rules(What what) {
+  NftTransaction t;
+  renew(t, NFPROTO_INET, kWithheld, true);
+  t.add_chain(NFPROTO_INET, kWithheld, kArriving, NF_INET_PRE_ROUTING, kFirst, Verdict::accept);
+  t.add_rule(NFPROTO_INET, kWithheld, kArriving, NftRule().mark_is(kOwnMark).then(Verdict::accept));
+  NftRule rule;
+  if (what == What::new_connections) {
+    rule.protocol_is(IPPROTO_TCP).transport_byte_is(kFlagsAt, kSyn | kAck, kSyn);
+  }
+  t.add_rule(NFPROTO_INET, kWithheld, kArriving, rule.then_queue(by_));
+  return nft_.commit(t, "withholding packets");
+}
+
+// Rules come and go without harm to what waits; chains do not.
+Result<void> Withheld::widen() {
+  NftTransaction t;
+  t.add_rule(NFPROTO_INET, kWithheld, kArriving, NftRule().then_queue(by_));
+  return nft_.commit(t, "withholding all packets");
+}
+
+Result<void> Withheld::remove() {
+  NftTransaction t;
+  t.delete_table(NFPROTO_INET, kWithheld);
+  return nft_.commit(t, "withholding packets no longer");
+}
+
+Result<void> Withheld::collect() {
+  FERRY_TRY(auto more, queue_.take());
+  std::move(more.begin(), more.end(), std::back_inserter(packets_));
+  return {};
+}
+
+Result<void> Withheld::let_in() {
+  FERRY_CHECK(collect());
+  FERRY_CHECK(queue_.accept_all());
+  NftTransaction t;
+  t.flush_chain(NFPROTO_INET, kWithheld, kArriving);
+  FERRY_CHECK(nft_.commit(t, "letting packets in"));
+  // What arrived in between.
+  FERRY_CHECK(collect());
+  FERRY_CHECK(queue_.accept_all());
+  return remove();
+}
+
+Result<void> Withheld::discard() {
+  FERRY_CHECK(collect());
+  FERRY_CHECK(queue_.drop_all());
+  return remove();
+}
+
+Result<std::size_t> deliver(int ns, const std::vector<std::string>& packets) {
+  FERRY_TRY(const auto visit, sys::NetNamespaceVisit::enter(ns));
+  inet_socket::Injector injector;
+  std::size_t count = 0;
+  for (const std::string& packet : packets) {
+    const auto to = inet_socket::destination_of(packet);
+    if (to && inet_socket::is_local(*to)) {
+      FERRY_CHECK(injector.send(packet, *to));
+      ++count;
+    }
+  }
+  return count;
+}
+
+}  // namespace ferry::state::net_gate
