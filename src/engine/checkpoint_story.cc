@@ -313,7 +313,11 @@ Result<void> CheckpointStory::collect_namespaces() {
 Result<void> CheckpointStory::save_memory() {
   const auto begin = Clock::now();
   for (auto& task : tasks_) {
-    if (!task->zombie) {
+    if (task->zombie) {
+      continue;
+    }
+    FERRY_TRY(const bool kept, keeper_.memory(*task, set_).during("saving the memory of pid {}", task->pid));
+    if (!kept) {
       FERRY_CHECK(state::memory::save_pages(*task, context_, report_).during("saving the memory of pid {}", task->pid));
     }
   }

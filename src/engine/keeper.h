@@ -8,10 +8,12 @@
 #include "base/error.h"
 #include "image/page_sink.h"
 #include "image/set.h"
+#include "state/dump.h"
 
 namespace ferry::engine {
 
-// Called in this order while the tree is stopped: pages() for every pagemap, images() once, end() once.
+// Called in this order while the tree is stopped: memory() for every process and pages() for every pagemap,
+// images() once, end() once.
 // An error of any lets the tree run on as if nothing had been tried.
 class Keeper {
  public:
@@ -21,6 +23,13 @@ class Keeper {
   virtual Result<void> expect(std::span<const std::uint64_t> memory) {
     (void)memory;
     return {};
+  }
+  // The private memory of a task that is stopped.  True if the keeper has it, with its pagemap in the set;
+  // false to be given its pages.
+  virtual Result<bool> memory(state::DumpTask& task, image::Set& set) {
+    (void)task;
+    (void)set;
+    return false;
   }
   // A place for the pages of one pagemap; destroyed before the next is asked for.
   virtual Result<std::unique_ptr<image::PageSink>> pages(image::Set& set, image::Name pagemap) = 0;

@@ -18,7 +18,6 @@ namespace {
 
 constexpr std::chrono::seconds kBirthTime{10};
 constexpr std::size_t kAreaSize = 16U << 20;
-constexpr std::size_t kParkSize = 1U << 20;
 // linux/ptrace.h, spelled out because it cannot be included beside sys/ptrace.h.
 constexpr unsigned long kSysGood = 1;
 constexpr unsigned long kSuspendSeccomp = 1 << 21;

@@ -33,6 +33,16 @@ using state::RestoreThread;
 
 constexpr std::uint32_t kStopped = 3;  // TaskCoreEntry.task_state
 
+// The pages that a set says belong to a task.
+std::vector<sys::PageRange> pages_of(const image::Set& set, const RestoreTask& task) {
+  std::vector<sys::PageRange> out;
+  const image::Name name{image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid().value)};
+  for (const pb::PagemapEntry* entry : set.list<pb::PagemapEntry>(name)) {
+    out.push_back({entry->vaddr(), entry->vaddr() + entry->nr_pages() * image::kPageSize});
+  }
+  return out;
+}
+
 Result<void> set_cpu(RestoreTask& task, const RestoreThread& thread, const tracee::Registers& registers) {
   const tracee::Thread& traced = task.process.threads().at(thread.index);
   FERRY_TRY(const auto area, state::cpu::load_extended(thread.core->thread_info().fpregs()));
@@ -109,6 +119,10 @@ Result<void> RestoreStory::take_root(tracee::Thread thread, tracee::Area area, s
 
 Result<void> RestoreStory::grow() {
   FERRY_CHECK(grow_tree(context_, layout_));
+  return make_all_threads();
+}
+
+Result<void> RestoreStory::make_all_threads() {
   for (auto& task : tasks_) {
     if (task->mm != nullptr) {
       FERRY_CHECK(make_threads(*task));
@@ -139,9 +153,15 @@ Result<void> RestoreStory::dress(int images_dir) {
 Result<void> RestoreStory::build_memory(RestoreTask& task) {
   auto kernel = layout_.kernel;
   tracee::Batch mappings;
-  FERRY_CHECK(state::memory::add_mappings(task, context_, kernel, layout_.park, mappings));
+  const auto ahead = ahead_.find(task.ns_pid());
+  state::memory::Staged* staged = ahead == ahead_.end() ? nullptr : &ahead->second.memory;
+  if (staged != nullptr) {
+    FERRY_CHECK(staged->settle(*task.mm, pages_of(set_, task), mappings).during("memory that was sent ahead"));
+  }
+  FERRY_CHECK(state::memory::add_mappings(task, context_, kernel, layout_.park, mappings, staged));
   FERRY_CHECK(task.process.run(task.leader(), mappings).during("mappings"));
-  FERRY_TRY(const std::uint64_t filled, state::memory::fill(task, *pages_));
+  FERRY_TRY(const std::uint64_t filled, staged != nullptr ? state::memory::fill(task, staged->to_write())
+                                                          : state::memory::fill(task, *pages_));
   pages_restored_ += filled;
   kernel_[&task] = kernel;
   return {};

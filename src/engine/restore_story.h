@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "base/error.h"
@@ -16,6 +17,7 @@
 #include "state/inside.h"
 #include "state/memory/memory.h"
 #include "state/network_lock/network_lock.h"
+#include "state/memory/staged.h"
 #include "state/nsids/nsids.h"
 #include "state/restore.h"
 
@@ -40,6 +42,16 @@ class RestoreStory {
   Result<void> take_root(tracee::Thread root, tracee::Area area, std::uint64_t park, int controller_pidfd);
   // All other processes and threads, stopped and empty.
   Result<void> grow();
+  // In place of grow(), what goes ahead of time: the processes without their threads, and the private anonymous
+  // memory that they had when the set was made.  `buffer`: a directory on tmpfs.
+  Result<void> grow_ahead(int buffer);
+  // Pages that arrive for what was grown ahead.  Errors: gone (nothing was grown for this process).
+  Result<void> write_ahead(NsPid pid, std::uint64_t vaddr, std::span<const std::byte> pages);
+  Result<void> zero_ahead(NsPid pid, std::uint64_t vaddr, std::uint64_t bytes);
+  [[nodiscard]] bool is_ahead(NsPid pid) const { return ahead_.contains(pid); }
+  // In place of take_root() and grow(): takes over what another story grew ahead.  Processes that have come,
+  // gone or changed their place in the tree since then are made anew.
+  Result<void> take_over(RestoreStory& ahead);
   // Memory, files, attributes.  `images_dir`: where the pages are.
   Result<void> dress(int images_dir);
   // Registers; the batch areas go.
@@ -57,6 +69,9 @@ class RestoreStory {
   [[nodiscard]] std::uint64_t pages_restored() const { return pages_restored_; }
 
  private:
+  Result<void> make_all_threads();
+  [[nodiscard]] bool same_processes(const RestoreStory& other) const;
+  Result<void> forget_children_of_root();
   Result<void> build_memory(state::RestoreTask& task);
   Result<void> dress_task(state::RestoreTask& task);
 
@@ -72,6 +87,11 @@ class RestoreStory {
   state::NamespaceIds namespaces_;
   Layout layout_;
   std::map<const state::RestoreTask*, state::memory::KernelMappings> kernel_;  // where each task's vDSO is now
+  struct Ahead {
+    state::RestoreTask* task;
+    state::memory::Staged memory;
+  };
+  std::map<NsPid, Ahead> ahead_;
   std::uint64_t pages_restored_ = 0;
   bool let_go_ = false;
 };

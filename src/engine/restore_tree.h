@@ -32,6 +32,8 @@ Result<tracee::Thread> seize_root(HostPid pid);
 // Stops it and makes it the root skeleton.
 Result<void> stop_root(tracee::Thread thread, state::RestoreTask& root);
 
+inline constexpr std::size_t kParkSize = 1U << 20;
+
 // Where the batch area and the kernel's mappings of every skeleton are.
 struct Layout {
   tracee::Area area;

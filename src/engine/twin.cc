@@ -112,11 +112,15 @@ struct Twin::State {
   Nobody nobody;
   UniqueFd pidfd;
   tracee::Thread seized;  // until a story owns it
+  std::unique_ptr<RestoreStory> ahead;  // what was made before the tree was stopped
   std::unique_ptr<RestoreStory> story;
   bool let_go = false;
+  Result<void> take_root(RestoreStory& by) {
+    return by.take_root(std::move(seized), {skeleton.area_base, skeleton.area_size}, skeleton.park, skeleton.receiver_pidfd);
+  }
   ~State() {
     // Before grow() no story owns the skeleton.
-    if (!let_go && story == nullptr && pidfd) {
+    if (!let_go && story == nullptr && ahead == nullptr && pidfd) {
       ::syscall(SYS_pidfd_send_signal, pidfd.get(), SIGKILL, nullptr, 0);
       // Until its tracer has seen the end, the runtime, its parent, is not told of it (ptrace(2)).
       const tracee::Deadline deadline(kDeathTime);
@@ -159,6 +163,25 @@ Result<Twin> Twin::adopt(const Skeleton& skeleton) {
   return Twin(std::move(state));
 }
 
+Result<void> Twin::grow_ahead(const image::Set& look, int buffer) {
+  State& s = *state_;
+  auto story = std::make_unique<RestoreStory>(s.options, s.nobody);
+  FERRY_CHECK(story->read(look));
+  s.ahead = std::move(story);
+  FERRY_CHECK(s.take_root(*s.ahead));
+  return s.ahead->grow_ahead(buffer);
+}
+
+bool Twin::is_ahead(NsPid pid) const { return state_->ahead != nullptr && state_->ahead->is_ahead(pid); }
+
+Result<void> Twin::write_ahead(NsPid pid, std::uint64_t vaddr, std::span<const std::byte> pages) {
+  return state_->ahead->write_ahead(pid, vaddr, pages);
+}
+
+Result<void> Twin::zero_ahead(NsPid pid, std::uint64_t vaddr, std::uint64_t bytes) {
+  return state_->ahead->zero_ahead(pid, vaddr, bytes);
+}
+
 Result<void> Twin::grow(int images_dir) {
   State& s = *state_;
   FERRY_TRY(image::Set set, image::load(images_dir));
@@ -166,9 +189,12 @@ Result<void> Twin::grow(int images_dir) {
   auto story = std::make_unique<RestoreStory>(s.options, s.nobody);
   FERRY_CHECK(story->read(std::move(set)));
   s.story = std::move(story);
-  FERRY_CHECK(s.story->take_root(std::move(s.seized), {s.skeleton.area_base, s.skeleton.area_size}, s.skeleton.park,
-                                 s.skeleton.receiver_pidfd));
-  FERRY_CHECK(s.story->grow());
+  if (s.ahead != nullptr) {
+    FERRY_CHECK(s.story->take_over(*s.ahead));
+  } else {
+    FERRY_CHECK(s.take_root(*s.story));
+    FERRY_CHECK(s.story->grow());
+  }
   FERRY_CHECK(s.story->dress(images_dir));
   return s.story->finish_threads();
 }

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,13 @@ class Twin {
   Twin(Twin&&) noexcept;
   Twin& operator=(Twin&&) noexcept;
   ~Twin();
+  // What can be made before the tree is stopped, from a set that was made while it ran: processes, and the
+  // private anonymous memory they had.  `buffer`: an open directory on tmpfs.  Then pages may arrive, each as
+  // often as it changes; those of other memory are kept in `buffer`.
+  Result<void> grow_ahead(const image::Set& look, int buffer);
+  [[nodiscard]] bool is_ahead(NsPid pid) const;
+  Result<void> write_ahead(NsPid pid, std::uint64_t vaddr, std::span<const std::byte> pages);
+  Result<void> zero_ahead(NsPid pid, std::uint64_t vaddr, std::uint64_t bytes);
   // The whole tree as the images in `images_dir` (an open directory, on tmpfs during a move) say:
   // everything but the last step, still stopped.  The directory may go afterwards.
   Result<void> grow(int images_dir);

@@ -14,12 +14,14 @@
 #include "migrate/guard.h"
 #include "migrate/link.h"
 #include "migrate/record.h"
+#include "migrate/rounds.h"
 
 namespace ferry::migrate {
 
 // For a look at the tree: keeps the images and drops the pages.
 class LookKeeper : public engine::Keeper {
  public:
+  Result<bool> memory(state::DumpTask&, image::Set&) override { return true; }
   Result<std::unique_ptr<image::PageSink>> pages(image::Set& set, image::Name pagemap) override;
   Result<void> images(const image::Set& set) override;
   Result<Verdict> end() override { return Verdict::run_on; }
@@ -31,9 +33,13 @@ class LookKeeper : public engine::Keeper {
 
 class HandOver : public engine::Keeper {
  public:
-  HandOver(Link& link, container::Departure& departure, Guard& guard, GivenRecord record)
-      : link_(link), departure_(departure), guard_(guard), record_(std::move(record)) {}
+  // `rounds`: what was sent ahead; nullptr if nothing was.
+  HandOver(Link& link, container::Departure& departure, Guard& guard, GivenRecord record, Rounds* rounds)
+      : link_(link), departure_(departure), guard_(guard), record_(std::move(record)), rounds_(rounds) {}
 
+  Result<bool> memory(state::DumpTask& task, image::Set& set) override {
+    return rounds_ == nullptr ? Result<bool>(false) : rounds_->last(task, set);
+  }
   Result<std::unique_ptr<image::PageSink>> pages(image::Set& set, image::Name pagemap) override;
   Result<void> images(const image::Set& set) override;
   Result<Verdict> end() override;
@@ -61,6 +67,7 @@ class HandOver : public engine::Keeper {
   container::Departure& departure_;
   Guard& guard_;
   GivenRecord record_;
+  Rounds* rounds_;
   bool taken_ = false;
   bool connected_ = true;
   std::uint64_t resumed_ns_ = 0;

@@ -56,7 +56,8 @@ Result<void> PageSender::begin() {
 }
 
 // Runs of pages that are all zero, or all not.
-Result<void> PageSender::send(std::uint64_t vaddr, std::span<const std::byte> pages) {
+Result<std::uint64_t> PageSender::send(std::uint64_t vaddr, std::span<const std::byte> pages) {
+  std::uint64_t sent = 0;
   std::size_t from = 0;
   while (from < pages.size()) {
     const bool zero = is_zero(pages.subspan(from, kPageSize));
@@ -65,9 +66,10 @@ Result<void> PageSender::send(std::uint64_t vaddr, std::span<const std::byte> pa
       to += kPageSize;
     }
     FERRY_CHECK(flush(zero ? FrameKind::zeros : FrameKind::pages, vaddr + from, pages.subspan(from, to - from)));
+    sent += zero ? 0 : to - from;
     from = to;
   }
-  return {};
+  return sent;
 }
 
 Result<void> PageSender::flush(FrameKind kind, std::uint64_t vaddr, std::span<const std::byte> pages) {
@@ -87,6 +89,27 @@ Result<void> PageSender::finish() {
     return fail(Kind::invalid, "fewer pages than were described for {}", image::file_name(pagemap_));
   }
   return {};
+}
+
+Result<ArrivedPages> receive_pages(Link& link, const Link::Frame& frame, std::vector<std::byte>& buffer) {
+  PageHead head;
+  if (frame.length < sizeof head) {
+    return fail(Kind::corrupt, "{} sent pages without saying where they belong", link.peer());
+  }
+  FERRY_CHECK(link.receive_bytes(&head, sizeof head));
+  const std::uint64_t body = frame.length - sizeof head;
+  const bool zeros = frame.kind == FrameKind::zeros;
+  const auto type = static_cast<image::Type>(head.image_type);
+  if (type != image::Type::pagemap && type != image::Type::pagemap_shmem) {
+    return fail(Kind::corrupt, "{} sent pages of an image that has none", link.peer());
+  }
+  if (head.vaddr % kPageSize != 0 || head.vaddr > kAddressSpace || head.pages > (kAddressSpace - head.vaddr) / kPageSize ||
+      body != (zeros ? 0 : head.pages * kPageSize)) {
+    return fail(Kind::corrupt, "{} sent pages whose head does not fit them", link.peer());
+  }
+  buffer.resize(body);
+  FERRY_CHECK(link.receive_bytes(buffer.data(), buffer.size()));
+  return ArrivedPages{{type, head.image_id}, head.vaddr, head.pages, zeros, buffer};
 }
 
 Result<PageFiles> PageFiles::make() {
@@ -114,33 +137,12 @@ Result<void> PageFiles::begin(image::Name pagemap) {
   return {};
 }
 
-Result<void> PageFiles::take(Link& link, const Link::Frame& frame) {
-  PageHead head;
-  if (frame.length < sizeof head) {
-    return fail(Kind::corrupt, "{} sent pages without saying where they belong", link.peer());
+Result<void> PageFiles::keep(const ArrivedPages& arrived) {
+  if (!writer_ || arrived.name != current_) {
+    FERRY_CHECK(begin(arrived.name));
   }
-  FERRY_CHECK(link.receive_bytes(&head, sizeof head));
-  const std::uint64_t body = frame.length - sizeof head;
-  const bool zeros = frame.kind == FrameKind::zeros;
-  const auto type = static_cast<image::Type>(head.image_type);
-  if (type != image::Type::pagemap && type != image::Type::pagemap_shmem) {
-    return fail(Kind::corrupt, "{} sent pages of an image that has none", link.peer());
-  }
-  if (head.vaddr % kPageSize != 0 || head.pages > kAddressSpace / kPageSize ||
-      body != (zeros ? 0 : head.pages * kPageSize)) {
-    return fail(Kind::corrupt, "{} sent pages whose head does not fit them", link.peer());
-  }
-  const image::Name name{type, head.image_id};
-  if (!writer_ || name != current_) {
-    FERRY_CHECK(begin(name));
-  }
-  writer_->describe(head.vaddr, head.pages, image::kPresent);
-  if (zeros) {
-    return writer_->append_zeros(head.pages * kPageSize);
-  }
-  buffer_.resize(body);
-  FERRY_CHECK(link.receive_bytes(buffer_.data(), buffer_.size()));
-  return writer_->append(buffer_);
+  writer_->describe(arrived.vaddr, arrived.pages, image::kPresent);
+  return arrived.zeros ? writer_->append_zeros(arrived.pages * kPageSize) : writer_->append(arrived.content);
 }
 
 Result<int> PageFiles::complete(image::Set set) {

@@ -24,10 +24,12 @@ class PageSender : public image::PageSink {
   void describe(std::uint64_t vaddr, std::uint64_t page_count, std::uint32_t flags) override;
   Result<void> append(std::span<const std::byte> pages) override;
   Result<void> finish() override;
+  // Without a description, of a process whose skeleton takes pages in any order.  The value is the number of
+  // bytes that were not zeros.
+  Result<std::uint64_t> send(std::uint64_t vaddr, std::span<const std::byte> pages);
 
  private:
   Result<void> begin();
-  Result<void> send(std::uint64_t vaddr, std::span<const std::byte> pages);
   Result<void> flush(FrameKind kind, std::uint64_t vaddr, std::span<const std::byte> pages);
 
   struct Range {
@@ -42,6 +44,17 @@ class PageSender : public image::PageSink {
   std::uint64_t filled_ = 0;   // bytes of the current one
 };
 
+// A frame of pages or zeros.
+struct ArrivedPages {
+  image::Name name;
+  std::uint64_t vaddr = 0;
+  std::uint64_t pages = 0;
+  bool zeros = false;
+  std::span<const std::byte> content;  // empty for zeros
+};
+// Reads the body of the frame; `buffer` holds the content.
+Result<ArrivedPages> receive_pages(Link& link, const Link::Frame& frame, std::vector<std::byte>& buffer);
+
 // Received pages, until the tree is grown: the pages of an image set, in a tmpfs that is mounted nowhere
 // and so vanishes with the descriptor, whatever becomes of us.
 class PageFiles {
@@ -50,8 +63,9 @@ class PageFiles {
   PageFiles(PageFiles&&) = default;
   PageFiles& operator=(PageFiles&&) = delete;
 
-  // Reads the body of a frame of pages or zeros.
-  Result<void> take(Link& link, const Link::Frame& frame);
+  // The pages of a pagemap have to come in order, and once.
+  Result<void> keep(const ArrivedPages& arrived);
+  [[nodiscard]] int directory() const { return directory_.get(); }
   // Adds the pagemaps to the rest of the set and writes all of it beside the pages.  The value is the
   // open directory.
   Result<int> complete(image::Set set);
@@ -66,7 +80,6 @@ class PageFiles {
   std::optional<image::PageWriter> writer_;
   image::Name current_;
   std::uint32_t last_id_ = 0;
-  std::vector<std::byte> buffer_;
 };
 
 }  // namespace ferry::migrate

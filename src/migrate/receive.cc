@@ -106,7 +106,7 @@ enum class Stage {
   greeted,   // from the handshake; to offered by Offer
   offered,   // to created by Create; Image stays here
   created,   // there is a twin; Layer and LogFile stay here, Start leads to started
-  started,   // its skeleton is ours; pages and Delta stay here, Images leads to grown
+  started,   // its skeleton is ours; Precopy, pages, Round and Delta stay here, Images leads to grown
   grown,     // only Given leads on
   taken,     // it runs here; LogTail stays here, Finish ends
 };
@@ -152,7 +152,8 @@ class Receiver {
     FERRY_CHECK(frame);
     if (frame->kind == FrameKind::pages || frame->kind == FrameKind::zeros) {
       FERRY_CHECK(expect(Stage::started, "pages"));
-      FERRY_CHECK(pages_->take(link_, *frame));
+      FERRY_TRY(const ArrivedPages arrived, receive_pages(link_, *frame, buffer_));
+      FERRY_CHECK(put(arrived));
       return false;
     }
     Message message;
@@ -184,6 +185,13 @@ class Receiver {
       case Message::kStart:
         FERRY_CHECK(expect(Stage::created, "the order to start the twin"));
         return start(message.start());
+      case Message::kPrecopy:
+        FERRY_CHECK(expect(Stage::started, "the order to prepare for its memory"));
+        FERRY_CHECK(twin_->grow_ahead(looked_at_, pages_->directory()).during("making skeletons on the destination"));
+        return done();
+      case Message::kRound:
+        FERRY_CHECK(expect(Stage::started, "the end of a round"));
+        return done();
       case Message::kDelta:
         FERRY_CHECK(expect(Stage::started, "changed files"));
         return delta(message.delta());
@@ -373,6 +381,16 @@ class Receiver {
     return {};
   }
 
+  // Straight to where it will be, if that is there already.
+  Result<void> put(const ArrivedPages& arrived) {
+    const NsPid pid(static_cast<pid_t>(arrived.name.id));
+    if (arrived.name.type != image::Type::pagemap || !twin_->is_ahead(pid)) {
+      return pages_->keep(arrived);
+    }
+    return arrived.zeros ? twin_->zero_ahead(pid, arrived.vaddr, arrived.pages * image::kPageSize)
+                         : twin_->write_ahead(pid, arrived.vaddr, arrived.content);
+  }
+
   Result<bool> grow() {
     FERRY_TRY(const std::string bytes, link_.receive_text(kSetLimit));
     FERRY_TRY(image::Set set, image::decode(bytes).during("reading the tree that arrived"));
@@ -472,6 +490,7 @@ class Receiver {
   std::optional<engine::Twin> twin_;
   image::Set looked_at_;  // what the twin's skeleton was made from
   std::optional<PageFiles> pages_;
+  std::vector<std::byte> buffer_;  // of pages that arrive
   HostPid root_;
   HostPid shim_;
   HeldOutput held_;

@@ -24,6 +24,7 @@
 #include "migrate/pump.h"
 #include "migrate/record.h"
 #include "migrate/remote_shell.h"
+#include "migrate/rounds.h"
 #include "tracee/thread.h"
 
 namespace ferry::migrate {
@@ -33,7 +34,7 @@ using container::Departure;
 using container::Docker;
 using wire::Message;
 
-constexpr int kPhases = 8;
+constexpr int kPhases = 9;
 constexpr std::chrono::seconds kGreeting(60);
 constexpr std::chrono::minutes kWork(10);  // Docker loads an image, the disk takes a large layer
 
@@ -114,6 +115,7 @@ class Sender {
     FERRY_CHECK(create());
     FERRY_CHECK(send_files());
     FERRY_CHECK(start());
+    FERRY_CHECK(copy_ahead());
     FERRY_CHECK(hand_over());
     finish();
     progress_.end();
@@ -307,6 +309,34 @@ class Sender {
     return departure_.check_again();
   }
 
+  // Memory, while the container goes on writing to it.
+  Result<void> copy_ahead() {
+    if (!options_.precopy) {
+      return {};
+    }
+    progress_.begin("send memory");
+    auto watched = Rounds::watch(link_, departure_.container().pid);
+    if (!watched && watched.error().kind == Kind::unsupported) {
+      report_.notes.push_back("memory could not be sent ahead: " + watched.error().message());
+      return {};
+    }
+    FERRY_TRY(rounds_, std::move(watched));
+    Message message;
+    message.mutable_precopy();
+    FERRY_CHECK(link_.send(message));
+    FERRY_CHECK(wait_done());
+    FERRY_TRY(const bool fits, rounds_->run({options_.downtime_limit, options_.max_rounds, options_.timeout}, progress_));
+    const Round& last = rounds_->rounds().back();
+    progress_.say(fmt::format("{} rounds, the last one {} in {:.1f} ms", rounds_->rounds().size(), byte_text(last.bytes), last.ms));
+    if (!fits && !options_.switch_anyway) {
+      return fail(Kind::os,
+                  "container {} writes faster than its memory can be sent: after {} rounds {} were left, which take {:.0f} ms; "
+                  "it stays here.  Allow a longer pause with --downtime-limit, or switch anyway with --switch-anyway",
+                  name(), rounds_->rounds().size(), byte_text(last.bytes), last.ms);
+    }
+    return departure_.check_again();
+  }
+
   Result<void> hand_over() {
     progress_.begin("move");
     const container::Container& container = departure_.container();
@@ -320,7 +350,7 @@ class Sender {
     record_.restart_policy = container.restart_policy.name;
     record_.restart_retries = container.restart_policy.maximum_retries;
     record_.keep_source = options_.keep_source;
-    HandOver keeper(link_, departure_, guard_, record_);
+    HandOver keeper(link_, departure_, guard_, record_, rounds_.has_value() ? &*rounds_ : nullptr);
     Silent listener;
     const std::uint64_t sent_before = link_.sent();
     const std::uint64_t begin = monotonic_ns();
@@ -341,6 +371,9 @@ class Sender {
     report_.memory_bytes = link_.sent() - sent_before - keeper.changed_bytes();
     progress_.bytes(link_.sent() - sent_before);
     connected_ = keeper.connected();
+    if (rounds_.has_value()) {
+      report_.rounds = rounds_->rounds();
+    }
     const HandOver::Times& times = keeper.times();
     const auto part = [&](const char* what, std::uint64_t from, std::uint64_t to, std::uint64_t bytes) {
       report_.pause_parts.push_back({what, static_cast<double>(to - from) / 1e6, bytes});
@@ -405,6 +438,7 @@ class Sender {
   const SendOptions& options_;
   Docker& docker_;
   Departure& departure_;
+  std::optional<Rounds> rounds_;  // what was sent ahead
   Guard& guard_;
   RemoteShell& shell_;
   Link link_;

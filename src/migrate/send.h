@@ -1,12 +1,14 @@
 // The source's side of a move: `ferry migrate` and `ferry resolve`.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
 #include "migrate/progress.h"
+#include "migrate/rounds.h"
 
 namespace ferry::migrate {
 
@@ -17,6 +19,11 @@ struct SendOptions {
   bool keep_source = false;
   bool drop_exec = false;
   bool tcp_close = false;
+  bool precopy = true;         // memory is sent while the container runs
+  std::chrono::milliseconds downtime_limit{20};  // the rounds go on until the rest takes no longer
+  int max_rounds = 30;
+  std::chrono::seconds timeout{600};  // for the rounds
+  bool switch_anyway = false;  // when rounds or time are used up; otherwise the container stays
   bool quiet = false;          // nothing on standard output
 };
 
@@ -24,6 +31,7 @@ struct SendReport {
   std::string container;       // name
   double pause_ms = 0;         // from before the first thread was stopped until the tree ran again
   double pause_error_ms = 0;   // how wrong that may be, since two clocks were read
+  std::vector<Round> rounds;       // of memory, the last ones within the pause
   std::vector<Phase> pause_parts;  // what it was spent on
   std::uint64_t bytes = 0;     // all that was sent
   std::uint64_t image_bytes = 0;

@@ -23,6 +23,14 @@ Json list_of(const std::vector<migrate::Phase>& phases) {
   return out;
 }
 
+Json rounds_of(const std::vector<migrate::Round>& rounds) {
+  Json out = Json::array();
+  for (const migrate::Round& round : rounds) {
+    out.push_back({{"ms", round.ms}, {"bytes", round.bytes}, {"dirty_bytes", round.dirty}});
+  }
+  return out;
+}
+
 std::string to_json(const migrate::SendReport& report, const migrate::SendOptions& options) {
   const Json out = {{"container", report.container},
                     {"destination", options.destination},
@@ -32,6 +40,7 @@ std::string to_json(const migrate::SendReport& report, const migrate::SendOption
                     {"image_bytes", report.image_bytes},
                     {"layer_bytes", report.layer_bytes},
                     {"memory_bytes", report.memory_bytes},
+                    {"rounds", rounds_of(report.rounds)},
                     {"phases", list_of(report.phases)},
                     {"pause_parts", list_of(report.pause_parts)},
                     {"notes", report.notes}};
@@ -75,6 +84,19 @@ void add_migrate(CLI::App& root, Commands& commands) {
   moved->add_flag("--keep-source", options->keep_source, "Keep the stopped container instead of removing it");
   moved->add_flag("--drop-exec", options->drop_exec, "Go on although docker exec sessions are not kept");
   moved->add_flag("--tcp-close", options->tcp_close, "Close established TCP connections instead of refusing");
+  moved->add_flag("!--no-precopy", options->precopy, "Stop first, then send all of the memory");
+  moved->add_option_function<unsigned>(
+           "--downtime-limit", [options](unsigned ms) { options->downtime_limit = std::chrono::milliseconds(ms); },
+           "Send memory in rounds until the rest takes no longer than this")
+      ->type_name("MS")
+      ->default_str("20");
+  moved->add_option("--max-rounds", options->max_rounds, "Rounds before giving up")->check(CLI::PositiveNumber)->capture_default_str();
+  moved->add_option_function<unsigned>(
+           "--timeout", [options](unsigned seconds) { options->timeout = std::chrono::seconds(seconds); },
+           "Time for the rounds before giving up")
+      ->type_name("SECONDS")
+      ->default_str("600");
+  moved->add_flag("--switch-anyway", options->switch_anyway, "Move with a longer pause instead of giving up");
   moved->add_flag("--json", options->quiet, "Print one JSON object and nothing else");
   commands.push_back({moved, true, [options] { return move(*options); }});
 

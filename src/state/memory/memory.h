@@ -16,6 +16,8 @@
 
 namespace ferry::state::memory {
 
+class Staged;  // staged.h
+
 // CRIU's status bits of a mapping (docs/images.md).
 enum Status : std::uint32_t {
   kRegular = 1 << 0,
@@ -65,11 +67,12 @@ Result<std::uint64_t> find_hole(const RestoreContext& context, const std::vector
 // skeleton, before anything is cloned from it.
 void add_clearing(tracee::Batch& batch, const tracee::Area& area, const KernelMappings& kernel);
 // Moves vvar and vDSO to where the task wants them, by way of `park` if they would overlap, and makes
-// all its mappings.  `kernel` is updated.  Errors: unsupported if this kernel's vDSO is another one.
+// all its mappings but those that are `staged`.  `kernel` is updated.  Errors: unsupported if this kernel's vDSO is another one.
 Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMappings& kernel, std::uint64_t park,
-                          tracee::Batch& batch);
-// Writes the pages from outside.
+                          tracee::Batch& batch, const Staged* staged = nullptr);
+// Writes the pages from outside; the value is their number.
 Result<std::uint64_t> fill(RestoreTask& task, image::PageStore& pages);
+Result<std::uint64_t> fill(RestoreTask& task, const std::vector<image::Extent>& extents);
 // mlock, PR_SET_MM_MAP with exe and auxv.
 Result<void> finish(RestoreTask& task, RestoreContext& context, tracee::Batch& batch);
 

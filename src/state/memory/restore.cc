@@ -11,6 +11,8 @@
 #include <utility>
 
 #include "state/memory/memory.h"
+#include "state/memory/pages.h"
+#include "state/memory/staged.h"
 #include "sys/file.h"
 #include "sys/memory.h"
 
@@ -177,7 +179,7 @@ void add_clearing(tracee::Batch& batch, const tracee::Area& area, const KernelMa
 }
 
 Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMappings& kernel, std::uint64_t park,
-                          tracee::Batch& batch) {
+                          tracee::Batch& batch, const Staged* staged) {
   FERRY_CHECK(move_kernel_mappings(*task.mm, kernel, park, batch));
   std::uint64_t fetched_file = 0;  // shmid + 1 of the file that `fetched` holds
   tracee::Value fetched;
@@ -208,6 +210,7 @@ Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMapp
       continue;
     }
     const std::uint32_t first_prot = vma.prot() | (vma.ferry_was_writable() ? PROT_WRITE : 0U);
+    std::uint32_t has = first_prot;
     const bool file = (vma.status() & (kFilePrivate | kFileShared | kMemfd)) != 0;
     if (file) {
       if (fetched_file != vma.shmid() + 1) {
@@ -218,10 +221,16 @@ Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMapp
       }
       batch.must("mmap(file)", SYS_mmap,
                  {vma.start(), size, first_prot, flags & ~std::uint32_t{MAP_ANONYMOUS}, fetched, vma.pgoff()});
+    } else if (const auto there = staged == nullptr ? std::vector<sys::PageRange>() : staged->in_place(vma); !there.empty()) {
+      for (const sys::PageRange& gap : without({{vma.start(), vma.end()}}, there)) {
+        batch.must("mmap(anonymous)", SYS_mmap,
+                   {gap.start, gap.end - gap.start, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0});
+      }
+      has = PROT_READ | PROT_WRITE;
     } else {
       batch.must("mmap(anonymous)", SYS_mmap, {vma.start(), size, first_prot, flags | MAP_ANONYMOUS, -1, 0});
     }
-    if (first_prot != vma.prot()) {
+    if (has != vma.prot()) {
       batch.must("mprotect", SYS_mprotect, {vma.start(), size, vma.prot()});
     }
     for (int advice = 0; advice < 64; ++advice) {
@@ -368,6 +377,10 @@ Result<void> write_extents(RestoreTask& task, std::vector<image::Extent> extents
 
 Result<std::uint64_t> fill(RestoreTask& task, image::PageStore& pages) {
   FERRY_TRY(const auto extents, pages.extents({image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid().value)}));
+  return fill(task, extents);
+}
+
+Result<std::uint64_t> fill(RestoreTask& task, const std::vector<image::Extent>& extents) {
   std::uint64_t vdso_start = 0;
   std::uint64_t vdso_end = 0;
   for (const pb::VmaEntry& vma : task.mm->vmas()) {

@@ -1,0 +1,153 @@
+#include "state/memory/staged.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "state/memory/pages.h"
+#include "sys/file.h"
+#include "sys/memory.h"
+
+namespace ferry::state::memory {
+namespace {
+
+constexpr std::uint64_t kUserEnd = 0x7ffffffff000;  // end of a 47-bit address space
+// What is done at the very end, whatever was there before.
+constexpr std::uint32_t kNotNow = MAP_LOCKED | MAP_POPULATE;
+
+bool can_be_staged(const pb::VmaEntry& vma) {
+  return (vma.status() & (kRegular | kAnonPrivate)) == (kRegular | kAnonPrivate) &&
+         (vma.status() & (kVdso | kVvar | kVsyscall | kGuard | kAioRing | kShadowStack)) == 0 &&
+         (vma.flags() & MAP_HUGETLB) == 0;
+}
+
+}  // namespace
+
+bool Staged::fits(const Mapping& mapping, const pb::VmaEntry& vma) {
+  // An advice cannot be taken back.
+  return can_be_staged(vma) && mapping.flags == (vma.flags() & ~kNotNow) && (mapping.advice & ~vma.madv()) == 0;
+}
+
+Result<Staged> Staged::plan(const pb::MmEntry& mm, const std::vector<sys::PageRange>& in_the_way, int buffer,
+                            tracee::Batch& batch) {
+  Staged out;
+  for (const pb::VmaEntry& vma : mm.vmas()) {
+    const bool blocked = std::any_of(in_the_way.begin(), in_the_way.end(), [&](const sys::PageRange& other) {
+      return vma.start() < other.end && other.start < vma.end();
+    });
+    if (blocked || !can_be_staged(vma) || vma.start() >= vma.end() || vma.end() > kUserEnd) {
+      continue;
+    }
+    const Mapping mapping{vma.start(), vma.end(), vma.flags() & ~kNotNow, vma.madv()};
+    const std::uint64_t size = mapping.end - mapping.start;
+    batch.must("mmap(ahead of time)", SYS_mmap,
+               {mapping.start, size, PROT_READ | PROT_WRITE, mapping.flags | MAP_FIXED_NOREPLACE | MAP_ANONYMOUS, -1, 0});
+    for (int advice = 0; advice < 64; ++advice) {
+      if ((mapping.advice >> advice & 1) != 0) {
+        batch.must("madvise", SYS_madvise, {mapping.start, size, advice});
+      }
+    }
+    out.mappings_.push_back(mapping);
+  }
+  out.buffer_ = UniqueFd(::openat(buffer, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+  if (!out.buffer_) {
+    return sys_fail("openat(buffer, O_TMPFILE)");
+  }
+  return out;
+}
+
+Result<void> Staged::write(RestoreTask& task, std::uint64_t vaddr, std::span<const std::byte> pages) {
+  auto mapping = std::upper_bound(mappings_.begin(), mappings_.end(), vaddr,
+                                  [](std::uint64_t at, const Mapping& m) { return at < m.end; });
+  while (!pages.empty()) {
+    const bool here = mapping != mappings_.end() && mapping->start <= vaddr;
+    const std::uint64_t border = mapping == mappings_.end() ? ~0ULL : here ? mapping->end : mapping->start;
+    const auto part = pages.first(std::min<std::uint64_t>(pages.size(), border - vaddr));
+    const std::uint64_t end = vaddr + part.size();
+    if (here) {
+      FERRY_CHECK(sys::write_memory(task.pid, vaddr, part, task.process.memory()));
+      touched_.add(vaddr, end);
+      content_.add(vaddr, end);
+      buffered_.remove(vaddr, end);
+    } else {
+      if (::pwrite(buffer_.get(), part.data(), part.size(), static_cast<off_t>(vaddr)) != static_cast<ssize_t>(part.size())) {
+        return sys_fail("pwrite(pages that arrived)");
+      }
+      buffered_.add(vaddr, end);
+      content_.remove(vaddr, end);
+    }
+    zeros_.remove(vaddr, end);
+    if (here) {
+      ++mapping;
+    }
+    vaddr = end;
+    pages = pages.subspan(part.size());
+  }
+  return {};
+}
+
+void Staged::write_zeros(std::uint64_t vaddr, std::uint64_t bytes) {
+  zeros_.add(vaddr, vaddr + bytes);
+  content_.remove(vaddr, vaddr + bytes);
+  buffered_.remove(vaddr, vaddr + bytes);
+}
+
+Result<void> Staged::settle(const pb::MmEntry& mm, std::vector<sys::PageRange> pages, tracee::Batch& batch) {
+  tidy(pages);
+  // What of each mapping stays.
+  std::vector<Mapping> stays;
+  std::vector<sys::PageRange> staying;
+  auto mapping = mappings_.begin();
+  for (const pb::VmaEntry& vma : mm.vmas()) {
+    while (mapping != mappings_.end() && mapping->end <= vma.start()) {
+      ++mapping;
+    }
+    for (auto m = mapping; m != mappings_.end() && m->start < vma.end(); ++m) {
+      if (fits(*m, vma)) {
+        stays.push_back({std::max(m->start, vma.start()), std::min(m->end, vma.end()), m->flags, m->advice});
+        staying.push_back({stays.back().start, stays.back().end});
+      }
+    }
+  }
+  std::vector<sys::PageRange> all;
+  for (const Mapping& m : mappings_) {
+    all.push_back({m.start, m.end});
+  }
+  for (const sys::PageRange& gone : without(all, staying)) {
+    batch.must("munmap(what is mapped no more)", SYS_munmap, {gone.start, gone.end - gone.start});
+  }
+  const auto valid = common(common(content_.ranges(), staying), pages);
+  for (const sys::PageRange& stale : without(common(touched_.ranges(), staying), valid)) {
+    batch.must("madvise(MADV_DONTNEED)", SYS_madvise, {stale.start, stale.end - stale.start, MADV_DONTNEED});
+  }
+  to_write_ = common(buffered_.ranges(), pages);
+  const auto missing = without(without(without(pages, valid), to_write_), zeros_.ranges());
+  if (!missing.empty()) {
+    return fail(Kind::corrupt, "{} pages at {:#x} and after have not arrived", count_pages(missing), missing.front().start);
+  }
+  mappings_ = std::move(stays);
+  return {};
+}
+
+std::vector<sys::PageRange> Staged::in_place(const pb::VmaEntry& vma) const {
+  std::vector<sys::PageRange> out;
+  for (auto m = std::upper_bound(mappings_.begin(), mappings_.end(), vma.start(),
+                                 [](std::uint64_t at, const Mapping& other) { return at < other.end; });
+       m != mappings_.end() && m->start < vma.end(); ++m) {
+    out.push_back({m->start, m->end});
+  }
+  return out;
+}
+
+std::vector<image::Extent> Staged::to_write() const {
+  std::vector<image::Extent> out;
+  for (const sys::PageRange& range : to_write_) {
+    out.push_back({range.start, range.pages(), buffer_.get(), range.start});
+  }
+  return out;
+}
+
+}  // namespace ferry::state::memory
