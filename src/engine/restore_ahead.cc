@@ -58,8 +58,7 @@ Result<void> RestoreStory::zero_ahead(NsPid pid, std::uint64_t vaddr, std::uint6
   if (found == ahead_.end()) {
     return fail(Kind::gone, "pid {} has no skeleton yet", pid);
   }
-  found->second.memory.write_zeros(vaddr, bytes);
-  return {};
+  return found->second.memory.write_zeros(vaddr, bytes).during("memory of pid {}", pid);
 }
 
 bool RestoreStory::same_processes(const RestoreStory& other) const {

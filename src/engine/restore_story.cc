@@ -73,7 +73,9 @@ Result<void> RestoreStory::read(image::Set set) {
   set_ = std::move(set);
   FERRY_TRY(tasks_, read_tree(set_));
   FERRY_TRY(namespaces_, state::NamespaceIds::of(set_));
-  return files_.prepare(context_);
+  FERRY_CHECK(files_.prepare(context_));
+  laps_.add("read images");
+  return {};
 }
 
 Result<void> RestoreStory::make_root_world(int controller) {
@@ -128,7 +130,9 @@ Result<void> RestoreStory::make_all_threads() {
       FERRY_CHECK(make_threads(*task));
     }
   }
-  return state::cgroup::restore(context_);
+  FERRY_CHECK(state::cgroup::restore(context_));
+  laps_.add("processes and threads");
+  return {};
 }
 
 Result<void> RestoreStory::dress(int images_dir) {
@@ -136,17 +140,20 @@ Result<void> RestoreStory::dress(int images_dir) {
   pages_ = std::make_unique<image::PageStore>(std::move(pages));
   FERRY_CHECK(files_.open_all(context_));
   FERRY_CHECK(state::mount::finish(context_));
+  laps_.add("open files");
   for (auto& task : tasks_) {
     if (task->mm != nullptr) {
       FERRY_CHECK(build_memory(*task).during("restoring pid {}", task->ns_pid()));
     }
   }
+  laps_.add("memory");
   FERRY_CHECK(state::ipc::finish(context_));
   for (auto& task : tasks_) {
     if (task->mm != nullptr) {
       FERRY_CHECK(dress_task(*task).during("restoring pid {}", task->ns_pid()));
     }
   }
+  laps_.add("attributes");
   return {};
 }
 
@@ -223,6 +230,7 @@ Result<void> RestoreStory::finish_threads() {
       FERRY_CHECK(set_cpu(*task, thread, registers[thread.index]).during("registers of thread {}", thread.ns_tid));
     }
   }
+  laps_.add("registers");
   return {};
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/laps.h"
 #include "engine/options.h"
 #include "engine/restore_tree.h"
 #include "image/page_store.h"
@@ -66,6 +67,7 @@ class RestoreStory {
 
   state::RestoreContext& context() { return context_; }
   [[nodiscard]] const Layout& layout() const { return layout_; }
+  [[nodiscard]] const Laps& laps() const { return laps_; }
   [[nodiscard]] std::uint64_t pages_restored() const { return pages_restored_; }
 
  private:
@@ -87,6 +89,7 @@ class RestoreStory {
   state::NamespaceIds namespaces_;
   Layout layout_;
   std::map<const state::RestoreTask*, state::memory::KernelMappings> kernel_;  // where each task's vDSO is now
+  Laps laps_;
   struct Ahead {
     state::RestoreTask* task;
     state::memory::Staged memory;

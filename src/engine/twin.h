@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/laps.h"
 #include "engine/options.h"
 #include "image/set.h"
 
@@ -56,6 +57,8 @@ class Twin {
   Result<void> grow(int images_dir);
   // Point of no return.
   Result<RestoreReport> resume();
+  // What the steps of grow() took.
+  [[nodiscard]] std::vector<Lap> laps() const;
   // Whether the root skeleton still lives (its user may have stopped the container).
   [[nodiscard]] bool alive() const;
 

@@ -124,6 +124,9 @@ Result<Verdict> HandOver::end() {
   }
   if (answer.has_taken()) {
     resumed_ns_ = answer.taken().resumed_ns();
+    for (const auto& part : answer.taken().parts()) {
+      their_parts_.push_back({part.name(), part.ms()});
+    }
     return decided(Decision::taken, {});
   }
   return decided(Decision::refused, answer.refused().reason());

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/laps.h"
 #include "container/move_source.h"
 #include "engine/keeper.h"
 #include "migrate/guard.h"
@@ -47,6 +48,8 @@ class HandOver : public engine::Keeper {
   [[nodiscard]] bool taken() const { return taken_; }
   // On the destination's clock; none if that was learned only by asking.
   [[nodiscard]] std::uint64_t resumed_ns() const { return resumed_ns_; }
+  // What the destination did within the pause.
+  [[nodiscard]] const std::vector<Lap>& their_parts() const { return their_parts_; }
   // Whether the connection survived.
   [[nodiscard]] bool connected() const { return connected_; }
   [[nodiscard]] std::uint64_t changed_bytes() const { return changed_bytes_; }
@@ -69,6 +72,7 @@ class HandOver : public engine::Keeper {
   GivenRecord record_;
   Rounds* rounds_;
   bool taken_ = false;
+  std::vector<Lap> their_parts_;
   bool connected_ = true;
   std::uint64_t resumed_ns_ = 0;
   std::uint64_t changed_bytes_ = 0;

@@ -393,11 +393,15 @@ class Receiver {
 
   Result<bool> grow() {
     FERRY_TRY(const std::string bytes, link_.receive_text(kSetLimit));
+    laps_.skip();
     FERRY_TRY(image::Set set, image::decode(bytes).during("reading the tree that arrived"));
     FERRY_CHECK(same_tmpfs(looked_at_, set));
     FERRY_TRY(const int images, pages_->complete(std::move(set)));
+    laps_.add("keep images");
     FERRY_CHECK(twin_->grow(images).during("building the tree on the destination"));
+    laps_.skip();
     pages_.reset();
+    laps_.add("free images");
     stage_ = Stage::grown;
     return false;
   }
@@ -406,6 +410,7 @@ class Receiver {
     if (!twin_->alive()) {
       return fail(Kind::gone, "the twin was stopped on the destination");
     }
+    laps_.skip();
     if (has_log_) {
       FERRY_CHECK(held_.hold(shim_, root_));
     }
@@ -413,9 +418,18 @@ class Receiver {
     if (decision != Decision::taken) {
       return fail(Kind::gone, "the source asked what became of the container, and was told that it is not here");
     }
+    laps_.add("record");
     stage_ = Stage::taken;
     auto resumed = twin_->resume();
+    laps_.add("let go");
     Message message;
+    for (const std::vector<Lap>& some : {twin_->laps(), laps_.all()}) {
+      for (const Lap& lap : some) {
+        wire::Taken::Part& part = *message.mutable_taken()->add_parts();
+        part.set_name(lap.name);
+        part.set_ms(lap.ms);
+      }
+    }
     message.mutable_taken()->set_resumed_ns(monotonic_ns());
     if (!resumed) {
       log::error(resumed.error());
@@ -491,6 +505,7 @@ class Receiver {
   image::Set looked_at_;  // what the twin's skeleton was made from
   std::optional<PageFiles> pages_;
   std::vector<std::byte> buffer_;  // of pages that arrive
+  Laps laps_;
   HostPid root_;
   HostPid shim_;
   HeldOutput held_;

@@ -382,6 +382,9 @@ class Sender {
     part("send changed files", times.memory_ns, times.files_ns, keeper.changed_bytes());
     part("send the rest, record", times.files_ns, times.given_ns, 0);
     part("build the tree, hand over", times.given_ns, end, 0);
+    for (const Lap& lap : keeper.their_parts()) {
+      report_.pause_parts.push_back({"there: " + lap.name, lap.ms, 0});
+    }
     return {};
   }
 

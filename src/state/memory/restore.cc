@@ -4,6 +4,7 @@
 #include <sys/shm.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -263,7 +264,7 @@ class Scatter {
       const std::uint64_t offset = e.offset + done;
       if (base_ == nullptr || e.fd != fd_ || offset < mapped_at_ || offset >= mapped_at_ + mapped_size_) {
         FERRY_CHECK(flush());
-        FERRY_CHECK(map(e.fd, offset));
+        FERRY_CHECK(map(e.fd, offset, size - done));
       }
       const std::uint64_t take = std::min(size - done, mapped_at_ + mapped_size_ - offset);
       local_.push_back({base_ + (offset - mapped_at_), take});
@@ -299,18 +300,26 @@ class Scatter {
   }
 
  private:
-  Result<void> map(int fd, std::uint64_t offset) {
+  Result<void> map(int fd, std::uint64_t offset, std::uint64_t wanted) {
     unmap();
-    FERRY_TRY(const auto st, sys::stat_fd(fd, "a pages file"));
+    fd_ = fd;
     mapped_at_ = offset;
-    mapped_size_ = std::min<std::uint64_t>(kChunk, static_cast<std::uint64_t>(st.st_size) - offset);
-    void* at = ::mmap(nullptr, mapped_size_, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, static_cast<off_t>(offset));
+    // Reading a hole of a tmpfs through a mapping of it would allocate it; this reads the zero page instead.
+    const off_t data = ::lseek(fd, static_cast<off_t>(offset), SEEK_DATA);
+    const bool hole = data < 0 ? errno == ENXIO : data > static_cast<off_t>(offset);
+    const off_t end = hole ? data : ::lseek(fd, static_cast<off_t>(offset), SEEK_HOLE);
+    if (end < 0 && !hole) {
+      return sys_fail("lseek(pages file)");
+    }
+    mapped_size_ = end < 0 ? wanted : static_cast<std::uint64_t>(end) - offset;
+    mapped_size_ = std::min<std::uint64_t>({kChunk, mapped_size_, hole ? wanted : kChunk});
+    void* at = hole ? ::mmap(nullptr, mapped_size_, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+                    : ::mmap(nullptr, mapped_size_, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, static_cast<off_t>(offset));
     if (at == MAP_FAILED) {
       base_ = nullptr;
       return sys_fail(fmt::format("mmap(pages file, offset {})", offset));
     }
     base_ = static_cast<std::byte*>(at);
-    fd_ = fd;
     return {};
   }
   void unmap() {

@@ -89,10 +89,30 @@ Result<void> Staged::write(RestoreTask& task, std::uint64_t vaddr, std::span<con
   return {};
 }
 
-void Staged::write_zeros(std::uint64_t vaddr, std::uint64_t bytes) {
-  zeros_.add(vaddr, vaddr + bytes);
-  content_.remove(vaddr, vaddr + bytes);
-  buffered_.remove(vaddr, vaddr + bytes);
+// In anonymous memory a page of zeros is one that is not there.  Elsewhere it is written like any other: the
+// file below may hold something else.
+Result<void> Staged::write_zeros(std::uint64_t vaddr, std::uint64_t bytes) {
+  const std::uint64_t end = vaddr + bytes;
+  content_.remove(vaddr, end);
+  buffered_.remove(vaddr, end);
+  zeros_.remove(vaddr, end);
+  if (::fallocate(buffer_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(vaddr), static_cast<off_t>(bytes)) != 0) {
+    return sys_fail("fallocate(pages that arrived, PUNCH_HOLE)");
+  }
+  auto mapping = std::upper_bound(mappings_.begin(), mappings_.end(), vaddr,
+                                  [](std::uint64_t at, const Mapping& m) { return at < m.end; });
+  for (; vaddr < end; ++mapping) {
+    const std::uint64_t start = mapping == mappings_.end() ? end : std::clamp(mapping->start, vaddr, end);
+    buffered_.add(vaddr, start);
+    vaddr = start;
+    if (mapping == mappings_.end()) {
+      break;
+    }
+    const std::uint64_t border = std::min(mapping->end, end);
+    zeros_.add(vaddr, border);
+    vaddr = border;
+  }
+  return {};
 }
 
 Result<void> Staged::settle(const pb::MmEntry& mm, std::vector<sys::PageRange> pages, tracee::Batch& batch) {

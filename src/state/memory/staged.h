@@ -29,7 +29,7 @@ class Staged {
 
   // Pages that arrived; `task` owns the skeleton.  Errors: corrupt, os.
   Result<void> write(RestoreTask& task, std::uint64_t vaddr, std::span<const std::byte> pages);
-  void write_zeros(std::uint64_t vaddr, std::uint64_t bytes);
+  Result<void> write_zeros(std::uint64_t vaddr, std::uint64_t bytes);
 
   // `mm`: the final mappings; `pages`: those that belong to the task, sorted.  Adds to the batch what takes
   // away everything else.  Errors: corrupt, if a page that belongs to the task has not arrived.
