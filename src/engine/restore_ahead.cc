@@ -66,6 +66,15 @@ bool RestoreStory::same_processes(const RestoreStory& other) const {
                     [](const auto& a, const auto& b) { return place_of(*a) == place_of(*b); });
 }
 
+Result<void> RestoreStory::evacuate_children_of_root() {
+  for (auto& [pid, ahead] : ahead_) {
+    if (ahead.task->parent != nullptr) {
+      FERRY_CHECK(ahead.memory.evacuate(*ahead.task).during("memory of pid {}", pid));
+    }
+  }
+  return {};
+}
+
 // Everything but the root ends, and the root forgets that it ever had children.
 Result<void> RestoreStory::forget_children_of_root() {
   RestoreTask& root = context_.root();
@@ -94,12 +103,26 @@ Result<void> RestoreStory::forget_children_of_root() {
   return {};
 }
 
+// Whoever was cloned from a root that holds memory already has it too.
+Result<void> RestoreStory::clear_new_ones() {
+  for (auto& task : tasks_) {
+    if (task->mm == nullptr || task->parent == nullptr) {
+      continue;
+    }
+    tracee::Batch batch;
+    state::memory::add_clearing(batch, layout_.area, layout_.kernel);
+    FERRY_CHECK(task->process.run(task->leader(), batch).during("emptying the skeleton of pid {}", task->ns_pid()));
+  }
+  return {};
+}
+
 Result<void> RestoreStory::take_over(RestoreStory& ahead) {
   layout_ = ahead.layout_;
   FERRY_CHECK(check_layout(context_, layout_));
   const bool same = same_processes(ahead);
   if (!same) {
     log::info("the tree has changed since it was looked at; its skeletons are made anew");
+    FERRY_CHECK(ahead.evacuate_children_of_root());
     FERRY_CHECK(ahead.forget_children_of_root());
   }
   RestoreTask& root = context_.root();
@@ -116,14 +139,17 @@ Result<void> RestoreStory::take_over(RestoreStory& ahead) {
       mine.threads.front().tid = theirs.pid;
     }
     theirs.pid = HostPid();
-    if (const auto memory = ahead.ahead_.find(mine.ns_pid()); memory != ahead.ahead_.end()) {
-      ahead_.emplace(mine.ns_pid(), Ahead{&mine, std::move(memory->second.memory)});
+  }
+  for (auto& task : tasks_) {
+    if (const auto memory = ahead.ahead_.find(task->ns_pid()); memory != ahead.ahead_.end() && task->mm != nullptr) {
+      ahead_.emplace(task->ns_pid(), Ahead{task.get(), std::move(memory->second.memory)});
     }
   }
   ahead.let_go_ = true;
   FERRY_CHECK(inside_.enter(root.pid));
   if (!same) {
     FERRY_CHECK(grow_tree(context_, layout_));
+    FERRY_CHECK(clear_new_ones());
   }
   return make_all_threads();
 }

@@ -73,7 +73,9 @@ class RestoreStory {
  private:
   Result<void> make_all_threads();
   [[nodiscard]] bool same_processes(const RestoreStory& other) const;
+  Result<void> evacuate_children_of_root();
   Result<void> forget_children_of_root();
+  Result<void> clear_new_ones();
   Result<void> build_memory(state::RestoreTask& task);
   Result<void> dress_task(state::RestoreTask& task);
 

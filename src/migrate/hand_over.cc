@@ -48,6 +48,9 @@ Result<std::unique_ptr<image::PageSink>> LookKeeper::pages(image::Set&, image::N
 }
 
 Result<void> LookKeeper::images(const image::Set& set) {
+  for (const image::Name& name : set.names(image::Type::mm)) {
+    processes_.insert(NsPid(static_cast<pid_t>(name.id)));
+  }
   FERRY_TRY(encoded_, image::encode(set));
   return {};
 }

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <set>
 #include <string>
 
 #include "base/error.h"
@@ -27,9 +28,12 @@ class LookKeeper : public engine::Keeper {
   Result<void> images(const image::Set& set) override;
   Result<Verdict> end() override { return Verdict::run_on; }
   [[nodiscard]] const std::string& encoded() const { return encoded_; }
+  // Those that are alive.
+  [[nodiscard]] const std::set<NsPid>& processes() const { return processes_; }
 
  private:
   std::string encoded_;
+  std::set<NsPid> processes_;
 };
 
 class HandOver : public engine::Keeper {

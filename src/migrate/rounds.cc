@@ -65,16 +65,17 @@ bool is_a_zombie(HostPid pid) {
 
 }  // namespace
 
-Result<Rounds> Rounds::watch(Link& link, HostPid root) {
-  Rounds out(link);
+Result<Rounds> Rounds::watch(Link& link, HostPid root, std::set<NsPid> skeletons) {
+  Rounds out(link, std::move(skeletons));
   for (const HostPid pid : tree_of(root)) {
     const auto number = innermost_number(pid);
+    if (!number.has_value() || !out.skeletons_.contains(*number)) {
+      continue;
+    }
     auto tracker = state::memory::Tracker::install(pid);
-    if (tracker.has_value() && number.has_value()) {
+    if (tracker.has_value()) {
       out.watched_.emplace(pid, Watched{*number, std::move(*tracker)});
-    } else if (!tracker.has_value() && tracker.error().kind == Kind::unsupported) {
-      return tl::unexpected<Error>(std::move(tracker).error());
-    } else if (pid == root || (!tracker.has_value() && tracker.error().kind != Kind::gone && !is_a_zombie(pid))) {
+    } else if (pid == root || (tracker.error().kind != Kind::gone && !is_a_zombie(pid))) {
       FERRY_CHECK(std::move(tracker).during("watching pid {}", pid));
     }
   }
@@ -155,15 +156,27 @@ Result<bool> Rounds::run(const RoundLimits& limits, Progress& progress) {
   }
 }
 
-Result<bool> Rounds::last(state::DumpTask& task, image::Set& set) {
+// Of a process that is not watched, or not any more (execve(2), a number that is used again), everything counts
+// as written.
+Result<state::memory::Scan> Rounds::last_scan(state::DumpTask& task) {
   const auto found = watched_.find(task.pid);
-  if (found == watched_.end() || found->second.tracker.start_time() != task.stat.start_time) {
+  if (found != watched_.end() && found->second.tracker.start_time() == task.stat.start_time) {
+    FERRY_TRY(auto scan, found->second.tracker.scan(state::memory::Then::leave, task.mappings));
+    return scan;
+  }
+  FERRY_TRY(const UniqueFd pagemap, sys::open_at(task.proc.get(), "pagemap", O_RDONLY));
+  state::memory::Scan scan;
+  for (const sys::Mapping& mapping : task.mappings) {
+    FERRY_CHECK(state::memory::add_kept(state::memory::kept(mapping), pagemap.get(), mapping.start, mapping.end, scan.written));
+  }
+  return scan;
+}
+
+Result<bool> Rounds::last(state::DumpTask& task, image::Set& set) {
+  if (!skeletons_.contains(task.ns_pid)) {
     return false;
   }
-  FERRY_TRY(const auto scan, found->second.tracker.scan(state::memory::Then::leave, task.mappings));
-  if (scan.renewed) {
-    return false;
-  }
+  FERRY_TRY(const auto scan, last_scan(task));
   Round round;
   round.dirty = state::memory::count_pages(scan.written) * kPageSize;
   const auto begin = Clock::now();

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -32,10 +34,11 @@ struct Round {
 
 class Rounds {
  public:
-  // Begins to watch every process of the tree; each is stopped for a fraction of a millisecond.  One that
-  // ends meanwhile is passed over, one that comes later is sent in the freeze.
+  // Begins to watch those processes of the tree that have a skeleton at the destination; each is stopped for a
+  // fraction of a millisecond.  One that ends meanwhile is passed over, one that comes later is sent in the
+  // freeze.
   // Errors: unsupported, if this kernel cannot watch memory.
-  static Result<Rounds> watch(Link& link, HostPid root);
+  static Result<Rounds> watch(Link& link, HostPid root, std::set<NsPid> skeletons);
   Rounds(Rounds&&) = default;
   Rounds& operator=(Rounds&&) = default;
 
@@ -44,7 +47,7 @@ class Rounds {
   Result<bool> run(const RoundLimits& limits, Progress& progress);
 
   // In the freeze: what was written since the last round, and the list of all pages that belong to the task,
-  // as an image of the set.  False if the process is not watched: then all of its memory has to be sent.
+  // as an image of the set.  False if the process has no skeleton.
   Result<bool> last(state::DumpTask& task, image::Set& set);
 
   [[nodiscard]] const std::vector<Round>& rounds() const { return rounds_; }
@@ -54,11 +57,14 @@ class Rounds {
     NsPid ns_pid;
     state::memory::Tracker tracker;
   };
-  explicit Rounds(Link& link) : link_(&link) {}
+  Rounds(Link& link, std::set<NsPid> skeletons) : link_(&link), skeletons_(std::move(skeletons)) {}
   Result<Round> round(Progress& progress);
   Result<void> send(HostPid pid, NsPid ns_pid, int memory, const std::vector<sys::PageRange>& ranges, Round& round);
 
+  Result<state::memory::Scan> last_scan(state::DumpTask& task);
+
   Link* link_;
+  std::set<NsPid> skeletons_;
   std::map<HostPid, Watched> watched_;
   std::vector<Round> rounds_;
   std::vector<std::byte> buffer_;

@@ -297,6 +297,7 @@ class Sender {
     Silent listener;
     LookKeeper look;
     FERRY_CHECK(engine::checkpoint(options, listener, look).during("looking at container {}", name()));
+    skeletons_ = look.processes();
     Message message;
     for (const std::string& descriptor : departure_.facts().descriptors) {
       message.mutable_start()->add_descriptors(descriptor);
@@ -315,7 +316,7 @@ class Sender {
       return {};
     }
     progress_.begin("send memory");
-    auto watched = Rounds::watch(link_, departure_.container().pid);
+    auto watched = Rounds::watch(link_, departure_.container().pid, skeletons_);
     if (!watched && watched.error().kind == Kind::unsupported) {
       report_.notes.push_back("memory could not be sent ahead: " + watched.error().message());
       return {};
@@ -441,6 +442,7 @@ class Sender {
   const SendOptions& options_;
   Docker& docker_;
   Departure& departure_;
+  std::set<NsPid> skeletons_;     // that the destination has
   std::optional<Rounds> rounds_;  // what was sent ahead
   Guard& guard_;
   RemoteShell& shell_;

@@ -115,6 +115,26 @@ Result<void> Staged::write_zeros(std::uint64_t vaddr, std::uint64_t bytes) {
   return {};
 }
 
+Result<void> Staged::evacuate(RestoreTask& task) {
+  constexpr std::size_t kPiece = 4U << 20;
+  std::vector<std::byte> bytes(kPiece);
+  for (const sys::PageRange& range : content_.ranges()) {
+    for (std::uint64_t at = range.start; at < range.end;) {
+      const auto part = std::span(bytes).first(std::min<std::uint64_t>(kPiece, range.end - at));
+      FERRY_CHECK(sys::read_memory(task.pid, at, part, task.process.memory()));
+      if (::pwrite(buffer_.get(), part.data(), part.size(), static_cast<off_t>(at)) != static_cast<ssize_t>(part.size())) {
+        return sys_fail("pwrite(pages that arrived)");
+      }
+      buffered_.add(at, at + part.size());
+      at += part.size();
+    }
+  }
+  mappings_.clear();
+  touched_ = {};
+  content_ = {};
+  return {};
+}
+
 Result<void> Staged::settle(const pb::MmEntry& mm, std::vector<sys::PageRange> pages, tracee::Batch& batch) {
   tidy(pages);
   // What of each mapping stays.

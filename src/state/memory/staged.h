@@ -31,6 +31,9 @@ class Staged {
   Result<void> write(RestoreTask& task, std::uint64_t vaddr, std::span<const std::byte> pages);
   Result<void> write_zeros(std::uint64_t vaddr, std::uint64_t bytes);
 
+  // Takes everything out of the skeleton, which is going to be made anew.
+  Result<void> evacuate(RestoreTask& task);
+
   // `mm`: the final mappings; `pages`: those that belong to the task, sorted.  Adds to the batch what takes
   // away everything else.  Errors: corrupt, if a page that belongs to the task has not arrived.
   Result<void> settle(const pb::MmEntry& mm, std::vector<sys::PageRange> pages, tracee::Batch& batch);

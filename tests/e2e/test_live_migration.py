@@ -1,0 +1,172 @@
+"""A container moves while it works: its memory crosses in rounds, and only the rest in the pause."""
+
+import json
+import os
+
+import test_ferry_migrate
+from ferrylab import wait_until
+
+MIB = 1 << 20
+
+# Changes its own address space all the time and knows what has to be in it: mappings come, grow, shrink, move,
+# are given back and unmapped; the heap breathes.
+MAPPER = r"""
+import hashlib, mmap, os, random, sys, time
+random.seed(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
+held, count, said = {}, 0, 0
+lists = []
+def fill(m, seed):
+    block = hashlib.sha256(str(seed).encode()).digest() * 128
+    for at in range(0, len(m), 4096):
+        m[at:at + 4096] = block
+def right(m, seed):
+    block = hashlib.sha256(str(seed).encode()).digest() * 128
+    return all(m[at:at + 4096] == block for at in range(0, len(m), 4096))
+while True:
+    count += 1
+    what = random.randrange(6)
+    if what < 2 or len(held) < 4:
+        size = random.randrange(1, 200) * 4096
+        m = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        fill(m, count)
+        held[count] = m
+    elif what == 2:
+        seed = random.choice(list(held))
+        held.pop(seed).close()
+    elif what == 3:
+        seed = random.choice(list(held))
+        m = held[seed]
+        m.madvise(mmap.MADV_DONTNEED)
+        if any(m[at] for at in range(0, len(m), 4096)):
+            print("wrong: given back and not zero", flush=True)
+        fill(m, seed)
+    elif what == 4:
+        lists.append([random.random() for _ in range(random.randrange(10000))])
+        if len(lists) > 20:
+            del lists[random.randrange(20)]
+    else:
+        seed = random.choice(list(held))
+        if not right(held[seed], seed):
+            print("wrong: not what was written", flush=True)
+    if len(held) > 60:
+        held.pop(random.choice(list(held))).close()
+    if time.time() - said > 0.2:
+        said = time.time()
+        for seed, m in held.items():
+            if not right(m, seed):
+                print("wrong: not what was written", flush=True)
+        print(count, flush=True)
+"""
+
+# A family: grown-up children with memory of their own, and others that are born and die all the time.
+FAMILY = r"""
+import os, sys, time
+sys.argv = ["mapper", "7"]
+MAPPER = open("/mapper.py").read()
+for seed in ("3", "4"):
+    if os.fork() == 0:
+        sys.argv = ["mapper", seed]
+        exec(MAPPER)
+end = 0
+while True:
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(0.02)
+        os._exit(7)
+    got, status = os.waitpid(pid, 0)
+    if got != pid or os.waitstatus_to_exitcode(status) != 7:
+        print("wrong: a child ended otherwise", flush=True)
+    end += 1
+    if end % 10 == 0:
+        print("children", end, flush=True)
+"""
+
+
+class LiveMigration(test_ferry_migrate.Migrate):
+    def start_python(self, name, program, *arguments):
+        self.remove_later(self.h2, name)
+        self.h1.image("python")
+        scratch = os.path.join(self.h1.tmp, name + ".py")
+        with open(scratch, "w", encoding="ascii") as f:
+            f.write(program)
+        mapper = os.path.join(self.h1.tmp, name + "-mapper.py")
+        with open(mapper, "w", encoding="ascii") as f:
+            f.write(MAPPER)
+        self.container(name, "--network", "none", command="create", image="python",
+                       argv=["/usr/bin/python3", "-u", "/program.py", *arguments])
+        self.h1.docker("cp", scratch, f"{name}:/program.py")
+        self.h1.docker("cp", mapper, f"{name}:/mapper.py")
+        self.h1.docker("start", name)
+
+    def start_gap(self, name, mebibytes, dirty, threads=0):
+        self.remove_later(self.h2, name)
+        self.container(name, "--network", "none", image="gap",
+                       argv=["/usr/bin/gap", str(mebibytes), str(dirty), "600", str(threads)])
+        wait_until(lambda: "ready" in self.h1.docker("logs", name), 60, "gap to fill its memory")
+
+    def gap_says(self, name, host):
+        before = host.docker("logs", name).count("max_gap_ms")
+        host.docker("kill", "--signal", "USR1", name)
+        wait_until(lambda: host.docker("logs", name).count("max_gap_ms") > before, 60, "gap to verify its memory")
+        return json.loads(host.docker("logs", name).splitlines()[-1])
+
+    def assert_writes_on(self, name, host, lines=5):
+        before = len(host.docker("logs", name).splitlines())
+        wait_until(lambda: len(host.docker("logs", name).splitlines()) >= before + lines, 30, f"{name} to work on")
+        self.assertNotIn("wrong", host.docker("logs", name))
+
+    def test_memory_that_is_written_meanwhile(self):
+        self.start_gap("writer", 128, 10, threads=3)
+        report = json.loads(self.migrate("writer", "--json", "--downtime-limit", "200"))
+        self.assertEqual(self.runs_on("writer"), ["h2"])
+        self.assertEqual(self.gap_says("writer", self.h2)["bad_pages"], 0)
+        rounds = report["rounds"]
+        self.assertGreaterEqual(len(rounds), 3, report)
+        self.assertGreater(rounds[0]["bytes"], 128 * MIB)
+        self.assertLess(rounds[-1]["bytes"], 64 * MIB, "the pause carried what the rounds should have")
+        self.assertLess(report["memory_bytes"], 64 * MIB)
+
+    def test_there_and_back_again(self):
+        self.start_gap("commuter", 32, 4)
+        self.migrate("commuter")
+        self.assertEqual(self.gap_says("commuter", self.h2)["bad_pages"], 0)
+        self.ferry("migrate", "commuter", "h1", host=self.h2, timeout=90)
+        self.assertEqual(self.runs_on("commuter"), ["h1"])
+        self.assertEqual(self.gap_says("commuter", self.h1)["bad_pages"], 0)
+
+    def test_address_space_that_changes_all_the_time(self):
+        self.start_python("mapper", MAPPER)
+        self.assert_writes_on("mapper", self.h1)
+        self.migrate("mapper", "--switch-anyway", "--max-rounds", "6")
+        self.assertEqual(self.runs_on("mapper"), ["h2"])
+        self.assert_writes_on("mapper", self.h2)
+
+    def test_family_in_which_children_come_and_go(self):
+        self.start_python("family", FAMILY)
+        self.assert_writes_on("family", self.h1, lines=20)
+        self.migrate("family", "--switch-anyway", "--max-rounds", "6")
+        self.assertEqual(self.runs_on("family"), ["h2"])
+        self.assert_writes_on("family", self.h2, lines=20)
+
+    def test_writer_that_is_faster_than_the_connection_stays(self):
+        self.start_gap("racer", 64, 400)
+        given_up = self.try_migrate("racer", "--downtime-limit", "0", "--max-rounds", "3")
+        self.assertNotEqual(given_up.returncode, 0, given_up.stdout)
+        self.assertRegex(given_up.stdout.splitlines()[-1], r"container racer writes faster .* --switch-anyway")
+        self.assertEqual(self.runs_on("racer"), ["h1"])
+        self.assertFalse(self.exists("racer", self.h2), "a move that was given up left a twin behind")
+        self.assertEqual(self.gap_says("racer", self.h1)["bad_pages"], 0)
+        self.migrate("racer", "--downtime-limit", "0", "--max-rounds", "3", "--switch-anyway")
+        self.assertEqual(self.runs_on("racer"), ["h2"])
+        self.assertEqual(self.gap_says("racer", self.h2)["bad_pages"], 0)
+
+    def test_without_rounds(self):
+        self.start_gap("sitter", 16, 4)
+        report = json.loads(self.migrate("sitter", "--json", "--no-precopy"))
+        self.assertEqual(report["rounds"], [])
+        self.assertEqual(self.gap_says("sitter", self.h2)["bad_pages"], 0)
+
+
+for name in list(vars(test_ferry_migrate.Migrate)):
+    if name.startswith("test_") and name not in vars(LiveMigration):
+        setattr(LiveMigration, name, None)  # run where they are from
