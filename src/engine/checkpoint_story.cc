@@ -169,7 +169,7 @@ Result<void> CheckpointStory::prepare() {
   FERRY_CHECK(preflight(options_));
   FERRY_CHECK(tell(Stage::pre_dump));
   FERRY_CHECK(keeper_.expect(private_memory(options_.pid)));
-  return host_.prepare(options_.pid, options_.cgroup_mode != state::CgroupMode::ignore);
+  return host_.prepare(options_.pid, options_.cgroup_mode != state::CgroupMode::ignore, options_.cgroup_yard);
 }
 
 Result<void> CheckpointStory::stop() {

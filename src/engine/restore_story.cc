@@ -85,9 +85,13 @@ Result<void> RestoreStory::make_root_world(int controller) {
   request.sibling = options_.sibling;
   request.controller = controller;
   FERRY_TRY(request.pid_namespace, state::pidns::external_fd(set_, options_));
+  if (controller >= 0) {
+    FERRY_CHECK(state::Nested::check_single(set_));
+  }
   FERRY_CHECK(make_root(request, context_.root()));
   FERRY_TRY(layout_, clear_root(context_));
   FERRY_CHECK(state::timens::restore(context_));
+  FERRY_CHECK(nested_.make(context_));
   FERRY_CHECK(state::net::restore(context_));
   if (controller < 0) {
     FERRY_TRY(network_lock_, state::inet_socket::lock_for_restore(context_));
@@ -125,12 +129,14 @@ Result<void> RestoreStory::grow() {
 }
 
 Result<void> RestoreStory::make_all_threads() {
+  FERRY_CHECK(nested_.enter(context_));
+  FERRY_CHECK(state::cgroup::restore(context_));
   for (auto& task : tasks_) {
     if (task->mm != nullptr) {
       FERRY_CHECK(make_threads(*task));
     }
   }
-  FERRY_CHECK(state::cgroup::restore(context_));
+  FERRY_CHECK(state::cgroup::restore_threads(context_));
   laps_.add("processes and threads");
   return {};
 }
@@ -243,6 +249,7 @@ Result<void> RestoreStory::let_go() {
   FERRY_CHECK(files_.resume(context_));
   (void)tell(Stage::pre_resume);
   let_go_ = true;
+  leftovers_.keep();
   for (auto& task : tasks_) {
     if (task->mm != nullptr && (task->core->tc().task_state() == kStopped || options_.leave_stopped)) {
       const int signal = task->core->tc().has_stop_signo() ? static_cast<int>(task->core->tc().stop_signo()) : SIGSTOP;
@@ -274,6 +281,7 @@ Result<void> RestoreStory::put_root_to_sleep(std::vector<int> keep) {
   sleep.may(SYS_pause, {});
   FERRY_CHECK(root.process.leave_in(root.leader(), sleep));
   let_go_ = true;
+  leftovers_.keep();
   return {};
 }
 

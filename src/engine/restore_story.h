@@ -16,7 +16,9 @@
 #include "image/set.h"
 #include "state/file_kind.h"
 #include "state/inside.h"
+#include "state/leftovers.h"
 #include "state/memory/memory.h"
+#include "state/nested/nested.h"
 #include "state/network_lock/network_lock.h"
 #include "state/memory/staged.h"
 #include "state/nsids/nsids.h"
@@ -82,11 +84,13 @@ class RestoreStory {
   const RestoreOptions& options_;
   Listener& listener_;
   image::Set set_;
+  state::Leftovers leftovers_;  // before the tasks, so that it goes after them
   std::vector<std::unique_ptr<state::RestoreTask>> tasks_;
   std::unique_ptr<image::PageStore> pages_;
   state::Inside inside_;
   state::OpenFiles files_;
-  state::RestoreContext context_{options_, set_, tasks_, inside_, files_, listener_};
+  state::Nested nested_;
+  state::RestoreContext context_{options_, set_, tasks_, inside_, files_, listener_, nested_, leftovers_};
   state::network_lock::Lock network_lock_;
   state::NamespaceIds namespaces_;
   Layout layout_;

@@ -10,28 +10,23 @@ namespace ferry::state {
 
 Result<DumpHost::Place> DumpHost::place_of(const std::string& proc) {
   FERRY_TRY(const UniqueFd directory, sys::open(proc, O_PATH | O_DIRECTORY));
-  Place out;
+  Place out{};
   std::size_t i = 0;
   for (const char* name : {"ns/net", "ns/uts", "ns/ipc", "ns/mnt", "ns/cgroup"}) {
     struct stat st;
     if (::fstatat(directory.get(), name, &st, 0) != 0) {
       return sys_fail(fmt::format("stat({}/{})", proc, name));
     }
-    out.namespaces.at(i++) = st.st_ino;
+    out.at(i++) = st.st_ino;
   }
-  struct statx root;
-  if (::statx(directory.get(), "root", AT_NO_AUTOMOUNT, STATX_INO | STATX_MNT_ID, &root) != 0) {
-    return sys_fail(fmt::format("statx({}/root)", proc));
-  }
-  out.device = std::uint64_t{root.stx_dev_major} << 32 | root.stx_dev_minor;
-  out.inode = root.stx_ino;
-  out.mount = root.stx_mnt_id;
   return out;
 }
 
-Result<void> DumpHost::prepare(HostPid root, bool cgroups) {
+Result<void> DumpHost::prepare(HostPid root, bool cgroups, const std::string& yard) {
+  yard_ = yard;
   FERRY_TRY(own_, place_of("/proc/self"));
   entered_ = own_;
+  FERRY_TRY(proc_, sys::open("/proc", O_PATH | O_DIRECTORY));
   FERRY_CHECK(settle(root));
   FERRY_TRY(const std::string text, sys::read_file("/proc/self/mountinfo"));
   FERRY_TRY(mounts_, mount::parse_mountinfo(text));
@@ -51,9 +46,27 @@ Result<void> DumpHost::settle(HostPid root) {
   if (now == entered_) {
     return {};
   }
-  FERRY_CHECK(inside_.enter(root));
+  FERRY_CHECK(inside_.enter_namespaces(root));
   entered_ = now;
   return {};
+}
+
+Result<Inside*> DumpHost::inside_of(HostPid pid) {
+  FERRY_TRY(const Place place, place_of(fmt::format("/proc/{}", pid)));
+  if (place == entered_) {
+    return &inside_;
+  }
+  std::unique_ptr<Inside>& inside = others_[place];
+  if (inside == nullptr) {
+    auto fresh = std::make_unique<Inside>();
+    FERRY_CHECK(fresh->enter_namespaces(pid));
+    inside = std::move(fresh);
+  }
+  return inside.get();
+}
+
+Result<std::string> DumpHost::read_of_thread(const std::string& path) const {
+  return sys::read_file_at(proc_.get(), "thread-self/" + path);
 }
 
 Result<const cgroup::Hierarchy*> DumpHost::hierarchy(const std::string& name) {
@@ -61,7 +74,8 @@ Result<const cgroup::Hierarchy*> DumpHost::hierarchy(const std::string& name) {
   if (found != hierarchies_.end()) {
     return &found->second;
   }
-  FERRY_TRY(cgroup::Hierarchy opened, cgroup::Hierarchy::open(name, mounts_));
+  FERRY_TRY(cgroup::Hierarchy opened,
+            yard_.empty() ? cgroup::Hierarchy::open(name, mounts_) : cgroup::Hierarchy::open_in(yard_, name));
   return &hierarchies_.emplace(name, std::move(opened)).first->second;
 }
 

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -21,14 +22,19 @@ namespace ferry::state {
 
 class DumpHost {
  public:
-  // Before the freeze.  `cgroups`: whether groups are going to be looked at.
-  Result<void> prepare(HostPid root, bool cgroups);
+  // Before the freeze.  `cgroups`: whether groups are going to be looked at; `yard`: where their hierarchies are
+  // mounted, empty: where they are found.
+  Result<void> prepare(HostPid root, bool cgroups, const std::string& yard);
   // In the freeze: whether the root task is still where it was; if it has moved meanwhile, follows it.
   Result<void> settle(HostPid root);
 
-  // In the network, uts, ipc, mount and cgroup namespace of the root task and in its root directory, as far
-  // as these differ from ours.  What runs there may not change them.
+  // In the network, uts, ipc, mount and cgroup namespace of the root task, as far as these differ from ours,
+  // and in the root directory of that mount namespace.  What runs there may not change them.
   Inside& inside() { return inside_; }
+  // The same for any task of the tree.
+  Result<Inside*> inside_of(HostPid pid);
+  // A file below /proc of the thread that calls, which may be inside and then has another /proc, or none.
+  Result<std::string> read_of_thread(const std::string& path) const;
   // Our own mountinfo.
   [[nodiscard]] const std::vector<mount::Line>& mounts() const { return mounts_; }
   Result<const cgroup::Hierarchy*> hierarchy(const std::string& name);
@@ -38,15 +44,14 @@ class DumpHost {
   void keep(UniqueFd mount) { kept_.push_back(std::move(mount)); }
 
  private:
-  struct Place {
-    std::array<std::uint64_t, 5> namespaces{};
-    std::uint64_t device = 0, inode = 0, mount = 0;  // of the root directory
-    bool operator==(const Place&) const = default;
-  };
+  using Place = std::array<std::uint64_t, 5>;  // inodes of the namespaces
   static Result<Place> place_of(const std::string& proc);
 
   Place own_, entered_;
   Inside inside_;
+  std::map<Place, std::unique_ptr<Inside>> others_;
+  UniqueFd proc_;
+  std::string yard_;
   std::vector<mount::Line> mounts_;
   std::map<std::string, cgroup::Hierarchy> hierarchies_;
   std::vector<UniqueFd> kept_;

@@ -91,6 +91,16 @@ Result<void> Inside::enter_namespaces(HostPid pid) {
     FERRY_TRY(const auto b, sys::stat_fd(ours.get(), "namespace"));
     differs[i] = a.st_ino != b.st_ino;
   }
+  std::vector<Joined> joined;
+  for (std::size_t i = 0; i < kinds.size(); ++i) {
+    if (differs[i]) {
+      joined.push_back({kinds[i].theirs.get(), kinds[i].flag});
+    }
+  }
+  return join(joined).during("joining the namespaces of pid {}", pid);
+}
+
+Result<void> Inside::join(const std::vector<Joined>& namespaces) {
   return run([&]() -> Result<void> {
     if (!worker_->own_fs) {
       // setns(2): a thread that shares its fs struct cannot change its mount namespace.
@@ -99,9 +109,9 @@ Result<void> Inside::enter_namespaces(HostPid pid) {
       }
       worker_->own_fs = true;
     }
-    for (std::size_t i = 0; i < kinds.size(); ++i) {
-      if (differs[i] && ::setns(kinds[i].theirs.get(), kinds[i].flag) != 0) {
-        return sys_fail(fmt::format("setns(pid {}, {})", pid, kinds[i].name));
+    for (const Joined& one : namespaces) {
+      if (::setns(one.fd, one.clone_flag) != 0) {
+        return sys_fail(fmt::format("setns(kind {:#x})", one.clone_flag));
       }
     }
     return {};

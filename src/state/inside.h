@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "base/error.h"
 #include "base/ids.h"
@@ -29,6 +30,12 @@ class Inside {
   Result<void> enter(HostPid pid);
   // The same without taking the root: while the mount namespace is still being made.
   Result<void> enter_namespaces(HostPid pid);
+  // Joins namespaces given by descriptors; with a mount namespace its root becomes the thread's.
+  struct Joined {
+    int fd = -1;
+    int clone_flag = 0;  // CLONE_NEW*
+  };
+  Result<void> join(const std::vector<Joined>& namespaces);
   // Runs `work` on that thread and waits for it.  Before the first enter() it runs in our own world.
   Result<void> run(const std::function<Result<void>()>& work);
   template <class T>

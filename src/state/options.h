@@ -80,6 +80,7 @@ struct CommonOptions {
   std::vector<ExternalMount> external_mounts;
   std::vector<std::string> external;  // "KIND[ID]:KEY" strings, criu(8) --external
   std::vector<std::string> skip_mounts;
+  std::vector<std::string> enable_fs;  // further file system types that may be mounted anew; "all"
   bool empty_net_namespace = false;
   bool shell_job = false;
   bool tcp_established = false;
@@ -91,9 +92,13 @@ struct CommonOptions {
   bool link_remap = false;
   bool orphan_pts_master = false;
   bool leave_stopped = false;
+  bool weak_sysctls = false;
   bool skip_file_rwx_check = false;
   CgroupMode cgroup_mode = CgroupMode::soft;
   std::vector<CgroupRoot> cgroup_roots;
+  std::string cgroup_yard;                      // where the hierarchies are mounted; empty: where they are found
+  std::vector<std::string> cgroup_controllers;  // whose properties are saved; empty: all
+  std::vector<std::string> cgroup_properties;   // saved beside those that are known
   std::uint32_t cpu_capability = 0xffffffff;
 };
 

@@ -45,6 +45,8 @@ struct RestoreTask {
 };
 
 class OpenFiles;
+class Nested;
+class Leftovers;
 
 struct RestoreContext {
   const RestoreOptions& options;
@@ -54,6 +56,10 @@ struct RestoreContext {
   Inside& inside;
   OpenFiles& files;
   Listener& listener;
+  // Namespaces beside those of the root task (state/nested/nested.h).
+  Nested& nested;
+  // What has to go if the restore fails (state/leftovers.h).
+  Leftovers& leftovers;
   RestoreTask& root() { return *tasks.front(); }
   [[nodiscard]] RestoreTask* find(NsPid pid) const {
     for (const auto& t : tasks) {

@@ -13,7 +13,9 @@ from watching import is_held, programs, untouched
 COUNT_TO_FILE = "i=0; while true; do echo $i; i=$(expr $i + 1); sleep 0.05; done"
 
 
-class CriuCommand(LabCase):
+class CriuCase(LabCase):
+    """Processes of a test and the criu command on them."""
+
     def setUp(self):
         super().setUp()
         scratch = tempfile.TemporaryDirectory(dir=self.h1.directory)
@@ -89,6 +91,8 @@ class CriuCommand(LabCase):
         self.assertTrue(names, f"no {prefix}* among the images")
         return os.path.join(self.images, names[0])
 
+
+class CriuCommand(CriuCase):
     # ---- good ----
 
     def test_version_and_check(self):

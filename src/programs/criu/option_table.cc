@@ -42,8 +42,6 @@ constexpr Option refused_value(const char* name, const char* why, char letter = 
 constexpr const char* kNoPages = "memory goes into the images directory, there is no page server and no lazy restore";
 constexpr const char* kNoTls = "there is no page server whose connection TLS could protect";
 constexpr const char* kNoIrmap = "file system watches are not searched for by path";
-constexpr const char* kNoProps = "cgroup properties are not chosen by controller or text, see --manage-cgroups";
-constexpr const char* kNoPropagation = "mounts that share propagation with the outside are not handled";
 
 // ---- the table, in the order of criu(8) ----------------------------------------------------------
 
@@ -141,19 +139,20 @@ constexpr std::array kOptions{
       s.common.cgroup_roots.push_back(std::move(root));
       return {};
     }),
-    refused_value("cgroup-props", kNoProps),
-    refused_value("cgroup-props-file", kNoProps),
-    refused_value("cgroup-dump-controller", kNoProps),
-    refused_value("cgroup-yard", "cgroup hierarchies are found where they are mounted"),
+    value("cgroup-props", [](S& s, const V& v) { return add_cgroup_properties(s.common, v.text); }),
+    value("cgroup-props-file", [](S& s, const V& v) { return add_cgroup_property_file(s.common, v.text); }),
+    value("cgroup-dump-controller", [](S& s, const V& v) { return add_words(s.common.cgroup_controllers, v.text); }),
+    value("cgroup-yard", [](S& s, const V& v) { s.common.cgroup_yard = v.text; return done(); }),
     value("freeze-cgroup", [](S& s, const V& v) { s.dump.freeze_cgroup = v.text; return done(); }),
     value("feature", [](S& s, const V& v) { s.check_feature = v.text; return done(); }),
     flag("extra", [](S& s, const V& v) { s.check_extra = v.on; return done(); }),
     flag("experimental", [](S& s, const V& v) { s.check_extra = v.on; return done(); }),
     plain("all", [](S& s, const V& v) { s.check_extra = v.on; return done(); }),
     value("skip-mnt", [](S& s, const V& v) { s.common.skip_mounts.emplace_back(v.text); return done(); }),
-    refused_value("enable-fs", "file systems that ferry does not know are not carried"),
-    refused_plain("enable-external-sharing", kNoPropagation),
-    refused_plain("enable-external-masters", kNoPropagation),
+    value("enable-fs", [](S& s, const V& v) { return add_words(s.common.enable_fs, v.text); }),
+    // Mounts that are peers or slaves of mounts outside become that again, asked for or not.
+    plain("enable-external-sharing", [](S&, const V&) { return done(); }),
+    plain("enable-external-masters", [](S&, const V&) { return done(); }),
     value("ghost-limit", [](S& s, const V& v) -> Result<void> {
       FERRY_TRY(s.dump.ghost_limit, parse_size(v.option, v.text));
       return {};
@@ -177,10 +176,11 @@ constexpr std::array kOptions{
       FERRY_TRY(s.common.network_lock, parse_network_lock(v.text));
       return {};
     }),
-    refused_flag("weak-sysctls", "a kernel parameter that is missing is an error"),
+    flag("weak-sysctls", [](S& s, const V& v) { s.common.weak_sysctls = v.on; return done(); }),
     refused_value("file-validation", "the method is not to be chosen"),
     flag("skip-file-rwx-check", [](S& s, const V& v) { s.common.skip_file_rwx_check = v.on; return done(); }),
-    refused_flag("mntns-compat-mode", "there is one way to restore mounts"),
+    // There is one way to restore mounts, and it restores what the older one of CRIU does.
+    flag("mntns-compat-mode", [](S&, const V&) { return done(); }),
     refused_flag("unprivileged", "it has to run as root"),
     refused_flag("allow-uprobes", "the uprobes mapping is not skipped"),
     refused_flag("deprecated", "there are no deprecated features to switch on"),

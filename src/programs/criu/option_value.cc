@@ -4,6 +4,8 @@
 #include <array>
 #include <limits>
 
+#include "sys/file.h"
+
 namespace ferry::criu {
 namespace {
 
@@ -195,6 +197,51 @@ Result<void> add_external_mount(engine::CommonOptions& options, std::string_view
   }
   options.external_mounts.push_back({std::string(text.substr(0, colon)), std::string(text.substr(colon + 1))});
   return {};
+}
+
+Result<void> add_cgroup_properties(engine::CommonOptions& options, std::string_view text) {
+  const std::string_view all = text;
+  std::size_t lists = 0;
+  constexpr std::string_view kWord = "\"properties\"";
+  for (std::size_t at = text.find(kWord); at != std::string_view::npos; at = text.find(kWord)) {
+    text.remove_prefix(at + kWord.size());
+    const std::size_t open = text.find('[');
+    const std::size_t close = text.find(']');
+    if (open == std::string_view::npos || close == std::string_view::npos || close < open) {
+      break;
+    }
+    std::string_view list = text.substr(open + 1, close - open - 1);
+    for (std::size_t quote = list.find('"'); quote != std::string_view::npos; quote = list.find('"')) {
+      const std::size_t end = list.find('"', quote + 1);
+      if (end == std::string_view::npos) {
+        return fail(Kind::invalid, "option --cgroup-props: a quotation mark is missing in \"{}\"", all);
+      }
+      const std::string_view name = list.substr(quote + 1, end - quote - 1);
+      if (name.empty() || name.find('/') != std::string_view::npos) {
+        return fail(Kind::invalid, "option --cgroup-props: \"{}\" is no property of a group", name);
+      }
+      options.cgroup_properties.emplace_back(name);
+      list.remove_prefix(end + 1);
+    }
+    ++lists;
+    text.remove_prefix(close);
+  }
+  if (lists == 0) {
+    return fail(Kind::invalid, "option --cgroup-props takes a description with a list of \"properties\", not \"{}\"", all);
+  }
+  return {};
+}
+
+Result<void> add_cgroup_property_file(engine::CommonOptions& options, std::string_view path) {
+  FERRY_TRY(const std::string text, sys::read_file(std::string(path)).during("option --cgroup-props-file"));
+  return add_cgroup_properties(options, text);
+}
+
+Result<void> add_words(std::vector<std::string>& list, std::string_view text) {
+  return for_each_part(text, [&](std::string_view part) -> Result<void> {
+    list.emplace_back(part);
+    return {};
+  });
 }
 
 Result<void> allow_external_unix_sockets(engine::CommonOptions& options, std::string_view inodes) {

@@ -40,6 +40,12 @@ Result<engine::InheritFd> parse_inherit_fd(std::string_view text);
 // fills, so that the engine knows one form of them; all others, "mnt[]" included, stay as they are.
 Result<void> add_external(engine::CommonOptions& options, std::string_view text);
 // "KEY:VALUE", or "auto", which is "mnt[]".
+// Properties of groups to save as well: CRIU's description, `"CONTROLLER": - "strategy": "merge" - "properties":
+// ["NAME", …]`, of which the names count.
+Result<void> add_cgroup_properties(engine::CommonOptions& options, std::string_view text);
+Result<void> add_cgroup_property_file(engine::CommonOptions& options, std::string_view path);
+// A list separated by commas.
+Result<void> add_words(std::vector<std::string>& list, std::string_view text);
 Result<void> add_external_mount(engine::CommonOptions& options, std::string_view text);
 // --ext-unix-sk and its optional list of inodes.
 Result<void> allow_external_unix_sockets(engine::CommonOptions& options, std::string_view inodes);

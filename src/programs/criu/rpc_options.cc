@@ -27,8 +27,6 @@ struct RefusedOption {
 };
 constexpr const char* kNoPages = "memory goes into the images directory, there is no page server and no lazy restore";
 constexpr const char* kNoTls = "there is no page server whose connection TLS could protect";
-constexpr const char* kNoProps = "cgroup properties are not chosen by controller or text, see manage_cgroups_mode";
-constexpr const char* kNoPropagation = "mounts that share propagation with the outside are not handled";
 constexpr const char* kNoIrmap = "file system watches are not searched for by path";
 
 constexpr std::array kRefused{
@@ -37,18 +35,6 @@ constexpr std::array kRefused{
     RefusedOption{"status_fd", [](const criu_opts& o) { return o.has_status_fd() && o.status_fd() >= 0; }, kNoPages},
     RefusedOption{"force_irmap", [](const criu_opts& o) { return o.force_irmap(); }, kNoIrmap},
     RefusedOption{"irmap_scan_paths", [](const criu_opts& o) { return o.irmap_scan_paths_size() > 0; }, kNoIrmap},
-    RefusedOption{"ext_sharing", [](const criu_opts& o) { return o.ext_sharing(); }, kNoPropagation},
-    RefusedOption{"ext_masters", [](const criu_opts& o) { return o.ext_masters(); }, kNoPropagation},
-    RefusedOption{"enable_fs", [](const criu_opts& o) { return o.enable_fs_size() > 0; },
-                  "file systems that ferry does not know are not carried"},
-    RefusedOption{"cgroup_props", [](const criu_opts& o) { return o.has_cgroup_props(); }, kNoProps},
-    RefusedOption{"cgroup_props_file", [](const criu_opts& o) { return o.has_cgroup_props_file(); }, kNoProps},
-    RefusedOption{"cgroup_dump_controller", [](const criu_opts& o) { return o.cgroup_dump_controller_size() > 0; },
-                  kNoProps},
-    RefusedOption{"cgroup_yard", [](const criu_opts& o) { return o.has_cgroup_yard(); },
-                  "cgroup hierarchies are found where they are mounted"},
-    RefusedOption{"weak_sysctls", [](const criu_opts& o) { return o.weak_sysctls(); },
-                  "a kernel parameter that is missing is an error"},
     RefusedOption{"tls_cacert", [](const criu_opts& o) { return o.has_tls_cacert(); }, kNoTls},
     RefusedOption{"tls_cacrl", [](const criu_opts& o) { return o.has_tls_cacrl(); }, kNoTls},
     RefusedOption{"tls_cert", [](const criu_opts& o) { return o.has_tls_cert(); }, kNoTls},
@@ -60,8 +46,6 @@ constexpr std::array kRefused{
                   "there is no pre-dump between whose rounds pidfds could be kept"},
     RefusedOption{"lsm_mount_context", [](const criu_opts& o) { return o.has_lsm_mount_context(); },
                   "SELinux mount contexts are not changed"},
-    RefusedOption{"mntns_compat_mode", [](const criu_opts& o) { return o.mntns_compat_mode(); },
-                  "there is one way to restore mounts"},
     RefusedOption{"unprivileged", [](const criu_opts& o) { return o.unprivileged(); }, "it has to run as root"},
 };
 
@@ -97,6 +81,16 @@ Result<void> apply_cgroups(Settings& settings, const criu_opts& opts) {
   for (const rpc::cgroup_root& root : opts.cg_root()) {
     settings.common.cgroup_roots.push_back({root.ctrl(), root.path()});
   }
+  for (const std::string& controller : opts.cgroup_dump_controller()) {
+    FERRY_CHECK(add_words(settings.common.cgroup_controllers, controller));
+  }
+  if (opts.has_cgroup_props()) {
+    FERRY_CHECK(add_cgroup_properties(settings.common, opts.cgroup_props()));
+  }
+  if (opts.has_cgroup_props_file()) {
+    FERRY_CHECK(add_cgroup_property_file(settings.common, opts.cgroup_props_file()));
+  }
+  settings.common.cgroup_yard = opts.cgroup_yard();
   if (opts.has_freeze_cgroup()) {
     settings.dump.freeze_cgroup = opts.freeze_cgroup();
   }
@@ -123,6 +117,10 @@ void apply_network_lock(Settings& settings, const criu_opts& opts) {
 Result<void> apply_externals(Settings& settings, const criu_opts& opts) {
   for (const rpc::ext_mount_map& mount : opts.ext_mnt()) {
     settings.common.external_mounts.push_back({mount.key(), mount.val()});
+  }
+  settings.common.weak_sysctls = settings.common.weak_sysctls || opts.weak_sysctls();
+  for (const std::string& type : opts.enable_fs()) {
+    FERRY_CHECK(add_words(settings.common.enable_fs, type));
   }
   for (const std::string& external : opts.external()) {
     FERRY_CHECK(add_external(settings.common, external));

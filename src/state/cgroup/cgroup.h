@@ -17,7 +17,9 @@ Result<void> collect(DumpContext& context);
 // Makes groups according to the mode, puts the root skeleton into its own, and gives it a cgroup namespace
 // if it had one.  To be called before children are cloned and before mount::restore.
 Result<void> restore_root(RestoreContext& context);
-// The other tasks, and threads that stand elsewhere than their leader, once they all exist.
+// The other tasks, with cgroup namespaces of their own, before they have threads.
 Result<void> restore(RestoreContext& context);
+// Threads that stand elsewhere than their leader.
+Result<void> restore_threads(RestoreContext& context);
 
 }  // namespace ferry::state::cgroup

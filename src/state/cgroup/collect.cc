@@ -1,6 +1,6 @@
 #include "state/cgroup/cgroup.h"
 
-#include <optional>
+#include <algorithm>
 #include <set>
 
 #include "image/proto/inventory.pb.h"
@@ -20,50 +20,99 @@ pb::InventoryEntry* inventory_of(image::Set& set) {
   return entries.empty() ? nullptr : static_cast<pb::InventoryEntry*>(entries.front().message.get());
 }
 
-// How many bytes of each path lie outside of the cgroup namespace of the tree: cgroup_namespaces(7) shows
-// the rest to those inside.
-Result<std::map<std::string, std::uint32_t>> namespace_prefixes(DumpContext& context, const Membership& outside) {
-  const DumpTask& task = context.root();
-  const auto read_inside = [&]() -> Result<Membership> {
+// The root of a cgroup namespace in each hierarchy, as we see it.  cgroup_namespaces(7) shows to those inside
+// what is below it.
+Result<std::map<std::string, std::string>> namespace_roots(DumpContext& context, const TreeNamespace& ns) {
+  const DumpTask& task = *ns.task;
+  const auto read = [&]() -> Result<Membership> {
     FERRY_TRY(const std::string text, sys::read_file_at(task.proc.get(), "cgroup"));
     return parse_membership(text);
   };
-  FERRY_TRY(const Membership inside, context.host.inside().get<Membership>(read_inside));
-  std::map<std::string, std::uint32_t> out;
+  FERRY_TRY(const Membership outside, read());
+  FERRY_TRY(Inside* const thread, context.host.inside_of(task.pid));
+  FERRY_TRY(const Membership inside, thread->get<Membership>(read));
+  std::map<std::string, std::string> out;
   for (const auto& [name, path] : outside) {
     const auto seen = inside.find(name);
     if (seen == inside.end() || (seen->second != "/" && !path.ends_with(seen->second))) {
       return fail(Kind::unsupported, "{} stands outside of its cgroup namespace in hierarchy \"{}\"", task.subject(),
                   name);
     }
-    const std::size_t visible = seen->second == "/" ? 0 : seen->second.size();
-    out[name] = path == "/" ? 0 : static_cast<std::uint32_t>(path.size() - visible);
+    out[name] = path.substr(0, path.size() - (seen->second == "/" ? 0 : seen->second.size()));
   }
   return out;
 }
 
+// One place in every hierarchy, and how many bytes of each path lie outside of the cgroup namespace.
+struct Set {
+  Membership membership;
+  std::map<std::string, std::uint32_t> prefixes;
+  bool operator==(const Set&) const = default;
+};
+
 class Sets {
  public:
-  explicit Sets(Membership own) { sets_.push_back(std::move(own)); }
-  std::uint32_t number_of(const Membership& membership) {
+  explicit Sets(Membership own) { sets_.push_back({std::move(own), {}}); }
+  std::uint32_t number_of(Set set) {
     for (std::size_t i = 0; i < sets_.size(); ++i) {
-      if (sets_[i] == membership) {
+      if (sets_[i] == set) {
         return static_cast<std::uint32_t>(i) + kOwnSet;
       }
     }
-    sets_.push_back(membership);
+    sets_.push_back(std::move(set));
     return static_cast<std::uint32_t>(sets_.size() - 1) + kOwnSet;
   }
-  [[nodiscard]] const std::vector<Membership>& all() const { return sets_; }
+  [[nodiscard]] const std::vector<Set>& all() const { return sets_; }
 
  private:
-  std::vector<Membership> sets_;
+  std::vector<Set> sets_;
 };
+
+// Prefixes by cgroup namespace of the set.
+class Prefixes {
+ public:
+  static Result<Prefixes> of(DumpContext& context) {
+    Prefixes out;
+    for (const TreeNamespace& ns : tree_namespaces(context, NsKind::cgroup)) {
+      FERRY_TRY(out.roots_[ns.id], namespace_roots(context, ns));
+    }
+    return out;
+  }
+  Result<std::map<std::string, std::uint32_t>> of(const DumpTask& task, const Membership& membership) const {
+    std::map<std::string, std::uint32_t> out;
+    const auto roots = roots_.find(namespace_of(*task.ids, NsKind::cgroup));
+    if (roots == roots_.end()) {
+      return out;
+    }
+    for (const auto& [name, path] : membership) {
+      const std::string& root = roots->second.at(name);
+      const bool below = root.empty() || root == "/" || path == root || path.starts_with(root + "/");
+      if (!below) {
+        return fail(Kind::unsupported, "{} stands outside of its cgroup namespace in hierarchy \"{}\"", task.subject(),
+                    name);
+      }
+      if (!root.empty() && root != "/") {
+        out[name] = static_cast<std::uint32_t>(root.size());
+      }
+    }
+    return out;
+  }
+
+ private:
+  std::map<std::uint32_t, std::map<std::string, std::string>> roots_;
+};
+
+// --cgroup-dump-controller: of the other hierarchies only the groups are kept.
+bool chosen(const DumpOptions& options, const std::string& hierarchy) {
+  const auto& list = options.cgroup_controllers;
+  return list.empty() ||
+         std::any_of(list.begin(), list.end(), [&](const std::string& c) { return names_controller(hierarchy, c); });
+}
 
 Result<void> describe_controllers(DumpContext& context, const Sets& sets, pb::CgroupEntry& out) {
   std::map<std::string, std::set<std::string>> paths;
   for (std::size_t i = 1; i < sets.all().size(); ++i) {
-    for (const auto& [name, path] : sets.all()[i]) {
+    for (const auto& [name, path] : sets.all()[i].membership) {
       paths[name].insert(path);
     }
   }
@@ -84,8 +133,9 @@ Result<void> describe_controllers(DumpContext& context, const Sets& sets, pb::Cg
       last = &path;
       pb::CgroupDirEntry& dir = *controller.add_dirs();
       dir.set_dir_name(path.substr(1));
-      if (path != "/") {  // the root group belongs to the host
-        FERRY_CHECK(hierarchy->read(path, true, dir));
+      // The root group belongs to the host.
+      if (path != "/" && chosen(context.options, name)) {
+        FERRY_CHECK(hierarchy->read(path, true, context.options.cgroup_properties, dir));
       }
     }
   }
@@ -101,20 +151,24 @@ Result<void> collect(DumpContext& context) {
   FERRY_TRY(const std::string own, sys::read_file("/proc/self/cgroup"));
   FERRY_TRY(Membership here, parse_membership(own));
   Sets sets(std::move(here));
-  std::optional<Membership> of_root;
+  FERRY_TRY(const Prefixes prefixes, context.options.cgroup_mode == CgroupMode::ignore ? Result<Prefixes>(Prefixes())
+                                                                                     : Prefixes::of(context));
   Placement placement(context.host, context.tasks);
   for (const auto& task : context.tasks) {
     if (task->zombie) {
       continue;
     }
+    // Most threads stand where the one before stood.
+    const Membership* last = nullptr;
+    std::uint32_t number = kOwnSet;
     for (DumpThread& thread : task->threads) {
-      std::uint32_t number = kOwnSet;
       if (context.options.cgroup_mode != CgroupMode::ignore) {
         FERRY_TRY(const Membership* membership, placement.of(*task, thread).during("{}", task->subject()));
-        if (!of_root.has_value()) {
-          of_root = *membership;
+        if (membership != last) {
+          FERRY_TRY(auto cut, prefixes.of(*task, *membership));
+          number = sets.number_of({*membership, std::move(cut)});
+          last = membership;
         }
-        number = sets.number_of(*membership);
       }
       thread.core->mutable_thread_core()->set_cg_set(number);
     }
@@ -122,20 +176,16 @@ Result<void> collect(DumpContext& context) {
   if (sets.all().size() == 1) {
     return {};
   }
-  FERRY_TRY(const NamespaceIds ids, NamespaceIds::of(context.set));
-  std::map<std::string, std::uint32_t> prefixes;
-  if (ids.is_new(NsKind::cgroup)) {
-    FERRY_TRY(prefixes, namespace_prefixes(context, *of_root));
-  }
   pb::CgroupEntry entry;
   for (std::size_t i = 1; i < sets.all().size(); ++i) {
     pb::CgSetEntry& set = *entry.add_sets();
     set.set_id(static_cast<std::uint32_t>(i) + kOwnSet);
-    for (const auto& [name, path] : sets.all()[i]) {
+    const Set& one = sets.all()[i];
+    for (const auto& [name, path] : one.membership) {
       pb::CgMemberEntry& member = *set.add_ctls();
       member.set_name(name);
       member.set_path(path);
-      if (const auto prefix = prefixes.find(name); prefix != prefixes.end() && prefix->second != 0) {
+      if (const auto prefix = one.prefixes.find(name); prefix != one.prefixes.end()) {
         member.set_cgns_prefix(prefix->second);
       }
     }

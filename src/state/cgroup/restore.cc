@@ -2,12 +2,16 @@
 #include <sched.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
+#include <memory>
 #include <optional>
 
 #include "image/proto/inventory.pb.h"
 #include "state/cgroup/cgroup.h"
 #include "state/cgroup/membership.h"
 #include "state/cgroup/tree.h"
+#include "state/leftovers.h"
+#include "state/nested/nested.h"
 #include "state/nsids/nsids.h"
 #include "sys/file.h"
 
@@ -99,7 +103,8 @@ class Mover {
     if (found != open_.end()) {
       return &found->second;
     }
-    FERRY_TRY(Hierarchy hierarchy, Hierarchy::open(local));
+    const std::string& yard = context_.options.cgroup_yard;
+    FERRY_TRY(Hierarchy hierarchy, yard.empty() ? Hierarchy::open(local) : Hierarchy::open_in(yard, local));
     return &open_.emplace(local, std::move(hierarchy)).first->second;
   }
 
@@ -121,7 +126,12 @@ class Mover {
                   *local);
     }
     if (!exists) {
-      FERRY_CHECK(hierarchy->make(path));
+      FERRY_TRY(const auto made, hierarchy->make(path));
+      for (const std::string& group : made) {
+        // Not by the object: it is gone by then.
+        FERRY_TRY(auto root, hierarchy->duplicate());
+        context_.leftovers.add([group, held = std::make_shared<Hierarchy>(std::move(root))] { held->remove(group); });
+      }
     }
     const bool properties = mode == CgroupMode::props || mode == CgroupMode::full || mode == CgroupMode::strict ||
                             (mode == CgroupMode::soft && !exists);
@@ -179,6 +189,33 @@ Result<void> restore_root(RestoreContext& context) {
   return elsewhere ? mover->move(number, root.pid.value, false) : Result<void>();
 }
 
+namespace {
+
+// cgroup_namespaces(7): the root of a new namespace is where the task stands at this moment.
+Result<void> enter_namespace(RestoreContext& context, Mover& mover, RestoreTask& task, std::uint32_t number) {
+  const std::uint32_t id = namespace_of(*task.ids, NsKind::cgroup);
+  FERRY_TRY(const auto known, new_namespaces(context.set, NsKind::cgroup));
+  if (id == namespace_of(*context.root().ids, NsKind::cgroup) || std::find(known.begin(), known.end(), id) == known.end()) {
+    return {};
+  }
+  tracee::Batch batch;
+  if (const int held = context.nested.fd(NsKind::cgroup, id); held >= 0) {
+    const tracee::Value ns = batch.must("pidfd_getfd(namespace)", SYS_pidfd_getfd, {task.controller_pidfd, held, 0});
+    batch.must("setns(CLONE_NEWCGROUP)", SYS_setns, {ns, CLONE_NEWCGROUP});
+    batch.must("close", SYS_close, {ns});
+    FERRY_CHECK(task.process.run(task.leader(), batch));
+    return {};
+  }
+  FERRY_CHECK(mover.move(number, task.pid.value, false, true));
+  batch.must("unshare(CLONE_NEWCGROUP)", SYS_unshare, {CLONE_NEWCGROUP});
+  FERRY_CHECK(task.process.run(task.leader(), batch));
+  FERRY_TRY(UniqueFd ns, sys::open(fmt::format("/proc/{}/ns/cgroup", task.pid), O_RDONLY));
+  context.nested.put(NsKind::cgroup, id, std::move(ns));
+  return {};
+}
+
+}  // namespace
+
 Result<void> restore(RestoreContext& context) {
   const pb::CgroupEntry* image = image_of(context);
   if (image == nullptr) {
@@ -192,13 +229,32 @@ Result<void> restore(RestoreContext& context) {
     }
     const std::uint32_t number = set_of(*task->core);
     if (number != 0 && number != own) {
+      FERRY_CHECK(enter_namespace(context, mover, *task, number).during("cgroup namespace of pid {}", task->ns_pid()));
       FERRY_CHECK(mover.move(number, task->pid.value, false));
     }
+  }
+  return {};
+}
+
+Result<void> restore_threads(RestoreContext& context) {
+  const pb::CgroupEntry* image = image_of(context);
+  if (image == nullptr) {
+    return {};
+  }
+  std::optional<Mover> mover;
+  const std::uint32_t own = own_set(context.set);
+  for (const auto& task : context.tasks) {
+    const std::uint32_t number = task->mm == nullptr ? 0 : set_of(*task->core);
     for (const RestoreThread& thread : task->threads) {
-      const std::uint32_t its = set_of(*thread.core);
-      if (its != 0 && its != own && its != number && thread.tid.value != 0) {
-        FERRY_CHECK(mover.move(its, thread.tid.value, true));
+      const std::uint32_t its = task->mm == nullptr ? 0 : set_of(*thread.core);
+      if (its == 0 || its == own || its == number || thread.tid.value == 0) {
+        continue;
       }
+      if (!mover.has_value()) {
+        FERRY_TRY(Mover made, Mover::of(context, *image));
+        mover.emplace(std::move(made));
+      }
+      FERRY_CHECK(mover->move(its, thread.tid.value, true));
     }
   }
   return {};

@@ -30,19 +30,33 @@ const std::vector<Controller>& controllers_v1() {
        {"cpuset.cpus", "cpuset.mems", "cpuset.memory_migrate", "cpuset.cpu_exclusive", "cpuset.mem_exclusive",
         "cpuset.mem_hardwall", "cpuset.memory_spread_page", "cpuset.memory_spread_slab", "cpuset.sched_load_balance",
         "cpuset.sched_relax_domain_level"}},
-      {"blkio", {"blkio.weight"}},
+      {"blkio",
+       {"blkio.weight", "blkio.bfq.weight", "blkio.throttle.read_bps_device", "blkio.throttle.write_bps_device",
+        "blkio.throttle.read_iops_device", "blkio.throttle.write_iops_device"}},
       {"devices", {"devices.list"}},
       {"net_cls", {"net_cls.classid"}},
+      {"net_prio", {"net_prio.ifpriomap"}},
+      {"hugetlb", {"hugetlb.2MB.limit_in_bytes", "hugetlb.1GB.limit_in_bytes"}},
       {"pids", {"pids.max"}},
   };
   return kTable;
 }
 
 constexpr std::string_view kCommonV1[] = {"cgroup.clone_children", "notify_on_release", "cgroup.procs", "tasks"};
+// The type comes first: a threaded group takes other controllers.
 constexpr std::string_view kCommonV2[] = {
-    "cgroup.subtree_control", "cgroup.max.descendants", "cgroup.max.depth", "cgroup.freeze", "cgroup.type",
-    "cpu.weight",  "cpu.max",         "cpuset.cpus", "cpuset.mems", "memory.min",
-    "memory.low",  "memory.high",     "memory.max",  "memory.swap.max", "pids.max", "io.weight"};
+    "cgroup.type",    "cgroup.subtree_control", "cgroup.max.descendants", "cgroup.max.depth", "cgroup.freeze",
+    "cpu.weight",     "cpu.idle",               "cpu.max",                "cpu.max.burst",    "cpuset.cpus",
+    "cpuset.mems",    "cpuset.cpus.partition",  "memory.min",             "memory.low",       "memory.high",
+    "memory.max",     "memory.swap.high",       "memory.swap.max",        "memory.oom.group", "pids.max",
+    "io.weight",      "io.max",                 "cgroup.procs",           "cgroup.threads"};
+// Several lines, each of which is written by itself.
+constexpr std::string_view kByLine[] = {"net_prio.ifpriomap",
+                                        "blkio.throttle.read_bps_device",
+                                        "blkio.throttle.write_bps_device",
+                                        "blkio.throttle.read_iops_device",
+                                        "blkio.throttle.write_iops_device",
+                                        "io.max"};
 
 std::vector<std::string_view> properties_of(std::string_view hierarchy) {
   if (hierarchy.empty()) {
@@ -59,7 +73,9 @@ std::vector<std::string_view> properties_of(std::string_view hierarchy) {
 }
 
 // Present for their owner and mode: their content is the membership itself.
-bool is_member_list(std::string_view property) { return property == "cgroup.procs" || property == "tasks"; }
+bool is_member_list(std::string_view property) {
+  return property == "cgroup.procs" || property == "tasks" || property == "cgroup.threads";
+}
 
 std::string below_root(const std::string& path) { return path == "/" ? "." : path.substr(1); }
 
@@ -107,6 +123,17 @@ Result<void> write_property(int directory, const std::string& name, const std::s
     }
     return {};
   }
+  if (std::find(std::begin(kByLine), std::end(kByLine), name) != std::end(kByLine)) {
+    for (std::size_t at = 0; at < value.size();) {
+      const std::size_t end = std::min(value.find('\n', at), value.size());
+      FERRY_CHECK(sys::write_file_at(directory, name, value.substr(at, end - at)));
+      at = end + 1;
+    }
+    return {};
+  }
+  if (name == "cgroup.type" && value != "threaded") {
+    return {};  // what the kernel makes of a group by itself (cgroup-v2.rst)
+  }
   if (name == "cgroup.subtree_control") {
     std::string words;
     for (std::size_t at = 0; at < value.size();) {
@@ -149,6 +176,17 @@ Result<std::optional<UniqueFd>> find_mounted(const std::string& name, const std:
 
 }  // namespace
 
+// --cgroup-yard: a directory with a mount of each hierarchy below its name.
+Result<Hierarchy> Hierarchy::open_in(const std::string& yard, const std::string& name) {
+  const std::string below = name.empty() ? "unified" : name.starts_with("name=") ? name.substr(5) : name;
+  auto root = sys::open(yard + "/" + below, O_RDONLY | O_DIRECTORY);
+  if (!root.has_value() && name.empty()) {
+    root = sys::open(yard, O_RDONLY | O_DIRECTORY);
+  }
+  FERRY_TRY(UniqueFd opened, std::move(root).during("looking for hierarchy \"{}\" in the cgroup yard", name));
+  return Hierarchy(name, std::move(opened));
+}
+
 Result<Hierarchy> Hierarchy::open(const std::string& name) {
   FERRY_TRY(const std::string text, sys::read_file("/proc/self/mountinfo"));
   FERRY_TRY(const auto lines, mount::parse_mountinfo(text));
@@ -190,11 +228,14 @@ bool Hierarchy::has(const std::string& path) const {
   return ::faccessat(root_.get(), below_root(path).c_str(), F_OK, 0) == 0;
 }
 
-Result<void> Hierarchy::read(const std::string& path, bool deep, pb::CgroupDirEntry& out) const {
+Result<void> Hierarchy::read(const std::string& path, bool deep, const std::vector<std::string>& more,
+                             pb::CgroupDirEntry& out) const {
   FERRY_TRY(const UniqueFd directory, sys::open_at(root_.get(), below_root(path), O_RDONLY | O_DIRECTORY));
   FERRY_TRY(const struct stat own, sys::stat_fd(directory.get(), describe(path)));
   put_permissions(own, *out.mutable_dir_perms());
-  for (const std::string_view property : properties_of(name_)) {
+  auto properties = properties_of(name_);
+  properties.insert(properties.end(), more.begin(), more.end());
+  for (const std::string_view property : properties) {
     const std::string file(property);
     struct stat st;
     std::string value;
@@ -234,7 +275,7 @@ Result<void> Hierarchy::read(const std::string& path, bool deep, pb::CgroupDirEn
     if (::fstatat(directory.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode)) {
       pb::CgroupDirEntry& child = *out.add_children();
       child.set_dir_name(name);
-      FERRY_CHECK(read(path == "/" ? "/" + name : path + "/" + name, true, child));
+      FERRY_CHECK(read(path == "/" ? "/" + name : path + "/" + name, true, more, child));
     }
   }
   return {};
@@ -244,10 +285,21 @@ Result<std::string> Hierarchy::thread_list(const std::string& path) const {
   return sys::read_file_at(root_.get(), below_root(path) + (is_v2() ? "/cgroup.threads" : "/tasks"));
 }
 
-Result<void> Hierarchy::make(const std::string& path) const {
+Result<Hierarchy> Hierarchy::duplicate() const {
+  FERRY_TRY(UniqueFd root, sys::duplicate(root_.get()));
+  return Hierarchy(name_, std::move(root));
+}
+
+void Hierarchy::remove(const std::string& path) const {
+  (void)::unlinkat(root_.get(), below_root(path).c_str(), AT_REMOVEDIR);
+}
+
+Result<std::vector<std::string>> Hierarchy::make(const std::string& path) const {
+  std::vector<std::string> made;
   for (std::size_t end = path.find('/', 1);; end = path.find('/', end + 1)) {
     const std::string part = path.substr(0, end);
     if (::mkdirat(root_.get(), below_root(part).c_str(), 0755) == 0) {
+      made.push_back(part);
       // A fresh cpuset has no processors and takes no tasks until it is given some (cgroup-v1/cpusets.rst).
       if (names_controller(name_, "cpuset")) {
         const std::string parent = part.substr(0, std::max<std::size_t>(part.rfind('/'), 1));
@@ -260,7 +312,7 @@ Result<void> Hierarchy::make(const std::string& path) const {
       return sys_fail(fmt::format("mkdir({})", describe(part)));
     }
     if (end == std::string::npos) {
-      return {};
+      return made;
     }
   }
 }

@@ -19,17 +19,23 @@ class Hierarchy {
   // us alone, attached nowhere.  `mounts`: our mountinfo.
   static Result<Hierarchy> open(const std::string& name, const std::vector<mount::Line>& mounts);
   static Result<Hierarchy> open(const std::string& name);
+  static Result<Hierarchy> open_in(const std::string& yard, const std::string& name);
 
   [[nodiscard]] const std::string& name() const { return name_; }
   [[nodiscard]] bool is_v2() const { return name_.empty(); }
   [[nodiscard]] bool has(const std::string& path) const;
 
   // A group with the properties that can be set again; `deep`: and all groups below it.
-  Result<void> read(const std::string& path, bool deep, pb::CgroupDirEntry& out) const;
+  // `more`: properties beside those that are known (--cgroup-props).
+  Result<void> read(const std::string& path, bool deep, const std::vector<std::string>& more,
+                    pb::CgroupDirEntry& out) const;
   // The file that names the threads of a group, one a line.
   Result<std::string> thread_list(const std::string& path) const;
-  // Makes a group and those above it.
-  Result<void> make(const std::string& path) const;
+  // Makes a group and those above it; those that it made.
+  Result<std::vector<std::string>> make(const std::string& path) const;
+  // Takes an empty group away; one that is not empty stays.
+  void remove(const std::string& path) const;
+  [[nodiscard]] Result<Hierarchy> duplicate() const;
   Result<void> set_properties(const std::string& path, const pb::CgroupDirEntry& entry, bool permissions) const;
   // Writes a task to cgroup.procs, or a single thread to tasks (v1) or cgroup.threads (v2).
   Result<void> put_process(const std::string& path, pid_t pid) const;

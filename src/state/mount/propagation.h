@@ -1,6 +1,7 @@
 // Peer groups and masters.  Source: Documentation/filesystems/sharedsubtree.rst.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "base/error.h"
@@ -9,10 +10,20 @@
 
 namespace ferry::state::mount {
 
-// When all mounts are in place: groups within the tree, as the image has them by number.  A master
-// outside of the tree came with the clone of its mount and stays.
-// `made`: a descriptor of each mount, none for those that do not exist yet; `root` that of entry `root_index`.
-Result<void> restore_propagation(const std::vector<const pb::MntEntry*>& entries, const std::vector<UniqueFd>& made,
-                                 int root, std::size_t root_index);
+struct Placed {
+  const pb::MntEntry* entry = nullptr;
+  int mount = -1;
+  // It is a clone of a mount outside of the tree, and has that one's master.
+  bool from_outside = false;
+};
+
+// Whether it has a master outside of the tree that it does not bring along itself; and who does.
+bool needs_donor(const Placed& placed, const std::vector<Placed>& all);
+const Placed* donor_of(const Placed& placed, const std::vector<Placed>& all);
+
+// When all mounts of all mount namespaces are in place: the groups that the image has by number.
+// `whole`: a private mount of the whole filesystem of an entry, attached somewhere for the time being.
+Result<void> restore_propagation(const std::vector<Placed>& mounts,
+                                 const std::function<Result<int>(const pb::MntEntry&)>& whole);
 
 }  // namespace ferry::state::mount

@@ -26,6 +26,9 @@ Result<UniqueFd> make_superblock(const pb::MntEntry& entry);
 // The same, made by the skeleton with its pid and cgroup namespaces.
 Result<UniqueFd> make_superblock_in(RestoreTask& task, const pb::MntEntry& entry);
 
+// The filesystem on a block device.  `entry`: one of the mounts that show it.
+Result<UniqueFd> mount_device(const pb::MntEntry& entry, const std::string& device);
+
 // The host path of an external mount.  Nullopt: the mount is not external.
 // Errors: invalid, naming the mount point and the key for which the caller gave no path.
 Result<std::optional<std::string>> external_path(const pb::MntEntry& entry, const RestoreOptions& options);

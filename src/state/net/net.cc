@@ -1,8 +1,6 @@
 #include "state/net/net.h"
 
-#include <arpa/inet.h>
 #include <fcntl.h>
-#include <ifaddrs.h>
 #include <net/if.h>
 #include <sched.h>
 #include <sys/ioctl.h>
@@ -10,115 +8,41 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <array>
-#include <memory>
+#include <algorithm>
+#include <functional>
+#include <map>
 #include <string>
+#include <vector>
 
 #include "image/proto/net.pb.h"
 #include "state/dump_host.h"
+#include "state/nested/nested.h"
+#include "state/net/firewall.h"
+#include "state/net/links.h"
+#include "state/net/sysctl.h"
+#include "state/net/tables.h"
 #include "state/nsids/nsids.h"
+#include "sys/file.h"
 
 namespace ferry::state::net {
 namespace {
 
-constexpr const char* kLoopback = "lo";
-
-Result<UniqueFd> any_socket() {
-  const int fd = ::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-  if (fd < 0) {
-    return sys_fail("socket(AF_INET)");
-  }
-  return UniqueFd(fd);
-}
-
-ifreq request_for(const char* name) {
-  ifreq request{};
-  std::char_traits<char>::copy(request.ifr_name, name, std::char_traits<char>::length(name));
-  return request;
-}
-
-Result<short> flags_of(int socket, const char* name) {
-  ifreq request = request_for(name);
-  if (::ioctl(socket, SIOCGIFFLAGS, &request) != 0) {
-    return sys_fail(fmt::format("ioctl({}, SIOCGIFFLAGS)", name));
-  }
-  return request.ifr_flags;
-}
-
 // netdevice(7).  The kernel gives lo its addresses 127.0.0.1/8 and ::1/128 by itself.
-Result<void> bring_up(const char* name) {
-  FERRY_TRY(const UniqueFd socket, any_socket());
-  FERRY_TRY(const short flags, flags_of(socket.get(), name));
-  ifreq request = request_for(name);
-  request.ifr_flags = static_cast<short>(flags | IFF_UP);
+Result<void> bring_loopback_up() {
+  const UniqueFd socket(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  ifreq request{};
+  std::char_traits<char>::copy(request.ifr_name, "lo", 3);
+  if (!socket || ::ioctl(socket.get(), SIOCGIFFLAGS, &request) != 0) {
+    return sys_fail("ioctl(lo, SIOCGIFFLAGS)");
+  }
+  request.ifr_flags = static_cast<short>(request.ifr_flags | IFF_UP);
   if (::ioctl(socket.get(), SIOCSIFFLAGS, &request) != 0) {
-    return sys_fail(fmt::format("ioctl({}, SIOCSIFFLAGS up)", name));
+    return sys_fail("ioctl(lo, SIOCSIFFLAGS up)");
   }
   return {};
 }
 
-// A namespace that holds nothing but lo as the kernel makes it.
-Result<pb::NetDeviceEntry> only_loopback(const std::string& subject) {
-  struct FreeNames {
-    void operator()(struct if_nameindex* list) const { ::if_freenameindex(list); }
-  };
-  const std::unique_ptr<struct if_nameindex, FreeNames> names(::if_nameindex());
-  if (names == nullptr) {
-    return sys_fail("if_nameindex");
-  }
-  for (const struct if_nameindex* at = names.get(); at->if_index != 0; ++at) {
-    if (std::string_view(at->if_name) != kLoopback) {
-      return fail(Kind::unsupported,
-                  "{} lives in a network namespace with interface {}, which cannot be carried; use --empty-ns net and "
-                  "connect it again, or declare the namespace external",
-                  subject, std::string(at->if_name));
-    }
-  }
-  struct FreeAddresses {
-    void operator()(ifaddrs* list) const { ::freeifaddrs(list); }
-  };
-  ifaddrs* raw = nullptr;
-  if (::getifaddrs(&raw) != 0) {
-    return sys_fail("getifaddrs");
-  }
-  const std::unique_ptr<ifaddrs, FreeAddresses> addresses(raw);
-  for (const ifaddrs* at = addresses.get(); at != nullptr; at = at->ifa_next) {
-    std::array<char, INET6_ADDRSTRLEN> text{};
-    std::string_view usual;
-    if (at->ifa_addr == nullptr) {
-      continue;
-    }
-    if (at->ifa_addr->sa_family == AF_INET) {
-      ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(at->ifa_addr)->sin_addr, text.data(), text.size());
-      usual = "127.0.0.1";
-    } else if (at->ifa_addr->sa_family == AF_INET6) {
-      ::inet_ntop(AF_INET6, &reinterpret_cast<const sockaddr_in6*>(at->ifa_addr)->sin6_addr, text.data(),
-                  text.size());
-      usual = "::1";
-    } else {
-      continue;
-    }
-    if (usual != text.data()) {
-      return fail(Kind::unsupported,
-                  "{} lives in a network namespace with address {} on {}, which cannot be carried; use --empty-ns net "
-                  "or declare the namespace external",
-                  subject, std::string(text.data()), std::string(at->ifa_name));
-    }
-  }
-  FERRY_TRY(const UniqueFd socket, any_socket());
-  FERRY_TRY(const short flags, flags_of(socket.get(), kLoopback));
-  ifreq request = request_for(kLoopback);
-  if (::ioctl(socket.get(), SIOCGIFMTU, &request) != 0) {
-    return sys_fail("ioctl(lo, SIOCGIFMTU)");
-  }
-  pb::NetDeviceEntry lo;
-  lo.set_type(pb::NDTYPE_LOOPBACK);
-  lo.set_ifindex(::if_nametoindex(kLoopback));
-  lo.set_mtu(static_cast<std::uint32_t>(request.ifr_mtu));
-  lo.set_flags(static_cast<std::uint32_t>(static_cast<unsigned short>(flags)));
-  lo.set_name(kLoopback);
-  return lo;
-}
+Result<UniqueFd> open_sysctl() { return sys::open("/proc/sys/net", O_PATH | O_DIRECTORY); }
 
 Result<void> join_external(RestoreContext& context, const std::string& key) {
   for (const InheritFd& inherit : context.options.inherit_fds) {
@@ -141,53 +65,156 @@ Result<void> join_external(RestoreContext& context, const std::string& key) {
               key);
 }
 
+
+Result<void> collect_whole(DumpContext& context, const TreeNamespace& ns, const std::map<std::uint32_t, int>& others) {
+  FERRY_TRY(Inside* const inside, context.host.inside_of(ns.task->pid));
+  FERRY_TRY(const UniqueFd sysctl, open_sysctl());
+  std::vector<pb::NetDeviceEntry> devices;
+  pb::NetnsEntry entry;
+  const auto look = [&]() -> Result<void> {
+    FERRY_TRY(const auto numbers, collect_numbers(others));
+    for (const NamespaceNumber& number : numbers) {
+      pb::NetnsId& known = *entry.add_nsids();
+      known.set_target_ns_id(number.id);
+      known.set_netnsid_value(number.number);
+    }
+    FERRY_TRY(devices, collect_links(context.options, numbers));
+    FERRY_CHECK(save_sysctls(sysctl.get(), entry));
+    for (pb::NetDeviceEntry& device : devices) {
+      if (device.type() == pb::NDTYPE_VETH && !device.has_peer_nsid() && device.peer_ifindex() != device.ifindex() &&
+          !has_peer_elsewhere(device)) {
+        device.set_peer_nsid(ns.id);
+      }
+      FERRY_CHECK(save_sysctls_of(sysctl.get(), device));
+    }
+    FERRY_CHECK(save_tables(context.set, ns.id, entry));
+    return save_connections(context.set, ns.id);
+  };
+  FERRY_CHECK(inside->run(look).during("network namespace of {}", ns.task->subject()));
+  FERRY_TRY(const UniqueFd fd, sys::open_at(ns.task->proc.get(), "ns/net", O_RDONLY));
+  FERRY_CHECK(save_firewall(context.set, ns.id, fd.get(), *inside).during("network namespace of {}", ns.task->subject()));
+  for (pb::NetDeviceEntry& device : devices) {
+    context.set.add({image::Type::netdev, ns.id}, std::move(device));
+  }
+  context.set.add({image::Type::netns, ns.id}, std::move(entry));
+  return {};
+}
+
+// One namespace of a restore.
+struct Whole {
+  std::uint32_t id = 0;
+  Inside* inside = nullptr;
+  UniqueFd ns;
+  const pb::NetnsEntry* entry = nullptr;
+  std::vector<const pb::NetDeviceEntry*> devices;
+};
+
+Result<void> restore_whole(RestoreContext& context, std::vector<Whole>& all) {
+  FERRY_TRY(const UniqueFd sysctl, open_sysctl());
+  FERRY_TRY(const UniqueFd host, sys::open("/proc/self/ns/net", O_RDONLY));
+  const bool weak = context.options.weak_sysctls;
+  const auto in_each = [&](const std::function<Result<void>(Whole&)>& work) -> Result<void> {
+    for (Whole& one : all) {
+      FERRY_CHECK(one.inside->run([&] { return work(one); }).during("network namespace {}", one.id));
+    }
+    return {};
+  };
+  FERRY_CHECK(in_each([&](Whole& one) { return restore_sysctls(sysctl.get(), *one.entry, weak); }));
+  std::vector<Links::Where> where;
+  for (const Whole& one : all) {
+    where.push_back({one.id, one.inside, one.ns.get(), one.devices});
+  }
+  Links links(context.options, std::move(where), host.get());
+  FERRY_CHECK(links.make());
+  const auto fd_of = [&](std::uint32_t id) {
+    const auto found = std::find_if(all.begin(), all.end(), [&](const Whole& one) { return one.id == id; });
+    return found == all.end() ? -1 : found->ns.get();
+  };
+  const auto prepare = [&](Whole& one) -> Result<void> {
+    FERRY_CHECK(restore_numbers(*one.entry, fd_of));
+    for (const pb::NetDeviceEntry* device : one.devices) {
+      FERRY_CHECK(restore_sysctls_of(sysctl.get(), *device, weak));
+    }
+    return switch_off_detection(sysctl.get(), one.devices);
+  };
+  FERRY_CHECK(in_each(prepare));
+  // Rules before anything can pass.
+  for (Whole& one : all) {
+    FERRY_CHECK(restore_firewall(context.set, one.id, one.ns.get()).during("network namespace {}", one.id));
+  }
+  FERRY_CHECK(links.set_up());
+  const auto finish = [&](Whole& one) -> Result<void> {
+    FERRY_CHECK(restore_addresses(context.set, one.id));
+    FERRY_CHECK(restore_routes(context.set, one.id, *one.entry));
+    FERRY_CHECK(restore_connections(context.set, one.id));
+    for (const pb::NetDeviceEntry* device : one.devices) {
+      FERRY_CHECK(restore_generation(*device));
+      FERRY_CHECK(restore_sysctls_of(sysctl.get(), *device, weak));
+    }
+    return restore_sysctls(sysctl.get(), *one.entry, weak);
+  };
+  return in_each(finish);
+}
+
 }  // namespace
 
 Result<void> collect(DumpContext& context) {
-  FERRY_TRY(const NamespaceIds ids, NamespaceIds::of(context.set));
-  if (!ids.is_new(NsKind::net)) {
-    return {};
+  const auto namespaces = tree_namespaces(context, NsKind::net);
+  std::map<std::uint32_t, UniqueFd> fds;
+  for (const TreeNamespace& ns : namespaces) {
+    FERRY_TRY(UniqueFd fd, sys::open_at(ns.task->proc.get(), "ns/net", O_RDONLY));
+    fds.emplace(ns.id, std::move(fd));
   }
-  const DumpTask& root = context.root();
-  const image::Name name{image::Type::netns, ids.id(NsKind::net)};
-  FERRY_TRY(const std::uint64_t inode, namespace_inode(root.pid, "net"));
-  if (const auto key = external_key(context.options, "net", std::to_string(inode))) {
-    pb::NetnsEntry entry;
-    entry.set_ext_key(*key);
-    context.set.add(name, std::move(entry));
-    return {};
+  for (const TreeNamespace& ns : namespaces) {
+    FERRY_TRY(const std::uint64_t inode, namespace_inode(ns.task->pid, "net"));
+    if (const auto key = external_key(context.options, "net", std::to_string(inode))) {
+      pb::NetnsEntry entry;
+      entry.set_ext_key(*key);
+      context.set.add({image::Type::netns, ns.id}, std::move(entry));
+      continue;
+    }
+    if (context.options.empty_net_namespace) {
+      continue;
+    }
+    std::map<std::uint32_t, int> others;
+    for (const auto& [id, fd] : fds) {
+      if (id != ns.id) {
+        others.emplace(id, fd.get());
+      }
+    }
+    FERRY_CHECK(collect_whole(context, ns, others));
   }
-  if (context.options.empty_net_namespace) {
-    return {};
-  }
-  const auto look = [&] { return only_loopback(root.subject()); };
-  FERRY_TRY(pb::NetDeviceEntry lo, context.host.inside().get<pb::NetDeviceEntry>(look));
-  context.set.add({image::Type::netdev, ids.id(NsKind::net)}, std::move(lo));
-  context.set.add(name, pb::NetnsEntry());
   return {};
 }
 
 Result<void> restore(RestoreContext& context) {
-  FERRY_TRY(const NamespaceIds ids, NamespaceIds::of(context.set));
-  if (!ids.is_new(NsKind::net)) {
-    return {};
-  }
-  const auto list = context.set.list<pb::NetnsEntry>({image::Type::netns, ids.id(NsKind::net)});
-  if (!list.empty() && list.front()->has_ext_key()) {
-    return join_external(context, list.front()->ext_key());
-  }
-  bool loopback_up = true;
-  for (const auto* device : context.set.list<pb::NetDeviceEntry>({image::Type::netdev, ids.id(NsKind::net)})) {
-    if (device->type() != pb::NDTYPE_LOOPBACK) {
-      return fail(Kind::unsupported, "the set has network interface {}, which ferry does not make", device->name());
+  FERRY_TRY(const auto ids, new_namespaces(context.set, NsKind::net));
+  const std::uint32_t root = namespace_of(*context.root().ids, NsKind::net);
+  std::vector<Whole> whole;
+  for (const std::uint32_t id : ids) {
+    const auto list = context.set.list<pb::NetnsEntry>({image::Type::netns, id});
+    if (!list.empty() && list.front()->has_ext_key()) {
+      if (id == root) {
+        FERRY_CHECK(join_external(context, list.front()->ext_key()));
+      }
+      continue;
     }
-    loopback_up = (device->flags() & IFF_UP) != 0;
+    FERRY_CHECK(context.inside.enter_namespaces(context.root().pid));
+    Whole one;
+    one.id = id;
+    FERRY_TRY(one.inside, context.nested.inside(context, NsKind::net, id));
+    one.devices = context.set.list<pb::NetDeviceEntry>({image::Type::netdev, id});
+    if (context.options.empty_net_namespace || list.empty() || one.devices.empty()) {
+      FERRY_CHECK(one.inside->run(bring_loopback_up));
+      continue;
+    }
+    one.entry = list.front();
+    const int nested = context.nested.fd(NsKind::net, id);
+    FERRY_TRY(one.ns, nested >= 0 ? sys::duplicate(nested)
+                                  : sys::open(fmt::format("/proc/{}/ns/net", context.root().pid), O_RDONLY));
+    whole.push_back(std::move(one));
   }
-  if (!loopback_up) {
-    return {};
-  }
-  FERRY_CHECK(context.inside.enter_namespaces(context.root().pid));
-  return context.inside.run([] { return bring_up(kLoopback); });
+  return whole.empty() ? Result<void>() : restore_whole(context, whole);
 }
 
 }  // namespace ferry::state::net

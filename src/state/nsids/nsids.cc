@@ -4,6 +4,10 @@
 #include <sched.h>
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <map>
+#include <utility>
+
 #include "image/proto/inventory.pb.h"
 #include "sys/file.h"
 
@@ -75,6 +79,10 @@ std::uint32_t get(const pb::TaskKobjIdsEntry& ids, NsKind kind) {
       return ids.cgroup_ns_id();
   }
   return 0;
+}
+
+bool may_differ(NsKind kind) {
+  return kind == NsKind::mnt || kind == NsKind::net || kind == NsKind::uts || kind == NsKind::cgroup;
 }
 
 // A process may have chosen another namespace for its future children: nothing in the images could say so.
@@ -170,7 +178,10 @@ Result<void> collect_ids(DumpContext& context) {
   }
 
   std::optional<Inodes> root;
-  std::array<std::uint32_t, kNsKinds> ids{};
+  std::map<std::pair<NsKind, std::uint64_t>, std::uint32_t> known;
+  for (const NsKind kind : kAllNsKinds) {
+    known.emplace(std::pair(kind, own[index_of(kind)]), get(root_ids, kind));
+  }
   for (const auto& task : context.tasks) {
     if (task->zombie || task->ids == nullptr) {
       continue;  // its namespaces are gone with it
@@ -178,22 +189,21 @@ Result<void> collect_ids(DumpContext& context) {
     FERRY_TRY(const Inodes inodes, inodes_at(task->proc.get(), "", task->subject()));
     if (!root.has_value()) {
       root = inodes;
-      for (const NsKind kind : kAllNsKinds) {
-        const std::size_t k = index_of(kind);
-        ids[k] = inodes[k] == own[k] ? get(root_ids, kind) : ++last;
-      }
       if (inodes[index_of(NsKind::user)] != own[index_of(NsKind::user)]) {
         return fail(Kind::unsupported, "{} lives in a user namespace; ferry does not carry user namespaces",
                     task->subject());
       }
     }
     for (const NsKind kind : kAllNsKinds) {
-      if (inodes[index_of(kind)] != (*root)[index_of(kind)]) {
+      const std::uint64_t inode = inodes[index_of(kind)];
+      if (inode != (*root)[index_of(kind)] && !may_differ(kind)) {
         return fail(Kind::unsupported,
                     "{} has another {} namespace than the root of its tree ({}); a tree has to share one",
                     task->subject(), ns_name(kind), context.root().subject());
       }
-      put(*task->ids, kind, ids[index_of(kind)]);
+      const auto [at, is_new] = known.emplace(std::pair(kind, inode), last + 1);
+      last += is_new ? 1 : 0;
+      put(*task->ids, kind, at->second);
     }
     FERRY_CHECK(check_namespaces_for_children(*task));
   }
@@ -220,6 +230,36 @@ Result<void> check_threads(const DumpTask& task) {
   }
   return {};
 }
+
+std::vector<TreeNamespace> tree_namespaces(const DumpContext& context, NsKind kind) {
+  const std::uint32_t own = get(inventory_of(context.set).root_ids(), kind);
+  std::vector<TreeNamespace> out;
+  for (const auto& task : context.tasks) {
+    const std::uint32_t id = task->zombie || task->ids == nullptr ? 0 : get(*task->ids, kind);
+    const bool known = std::any_of(out.begin(), out.end(), [&](const TreeNamespace& n) { return n.id == id; });
+    if (id != 0 && id != own && !known) {
+      out.push_back({id, task.get()});
+    }
+  }
+  return out;
+}
+
+Result<std::vector<std::uint32_t>> new_namespaces(const image::Set& set, NsKind kind) {
+  FERRY_TRY(const auto* inventory, set.one<pb::InventoryEntry>({image::Type::inventory, 0}));
+  const std::uint32_t own = get(inventory->root_ids(), kind);
+  std::vector<std::uint32_t> out;
+  for (const auto* entry : set.list<pb::PstreeEntry>({image::Type::pstree, 0})) {
+    for (const auto* ids : set.list<pb::TaskKobjIdsEntry>({image::Type::ids, entry->pid()})) {
+      const std::uint32_t id = get(*ids, kind);
+      if (id != 0 && id != own && std::find(out.begin(), out.end(), id) == out.end()) {
+        out.push_back(id);
+      }
+    }
+  }
+  return out;
+}
+
+std::uint32_t namespace_of(const pb::TaskKobjIdsEntry& ids, NsKind kind) { return get(ids, kind); }
 
 Result<NamespaceIds> NamespaceIds::of(const image::Set& set) {
   FERRY_TRY(const auto* inventory, set.one<pb::InventoryEntry>({image::Type::inventory, 0}));

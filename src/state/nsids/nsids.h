@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <optional>
 #include <string_view>
+#include <vector>
 
 #include "base/error.h"
 #include "image/set.h"
@@ -27,7 +28,8 @@ std::string_view ns_name(NsKind kind);
 std::uint64_t ns_clone_flag(NsKind kind);
 
 // Fills the namespace numbers of every task's ids and of inventory.root_ids.
-// Errors: unsupported, for what neither CRIU nor ferry carries: kinds that differ within the tree,
+// Tasks may have other network, mount, uts and cgroup namespaces than the root of their tree.
+// Errors: unsupported, for what neither CRIU nor ferry carries: other kinds that differ within the tree,
 // namespaces chosen for children that are not yet born, and user
 // namespaces.
 Result<void> collect_ids(DumpContext& context);
@@ -54,6 +56,19 @@ struct NamespaceIds {
   // wherever the cloning process stands.
   [[nodiscard]] std::uint64_t clone_flags() const;
 };
+
+// A namespace of the tree that is not the dumper's, with a task that lives in it.
+struct TreeNamespace {
+  std::uint32_t id = 0;
+  DumpTask* task = nullptr;
+};
+// Each one once, that of the root task first if it is among them.
+std::vector<TreeNamespace> tree_namespaces(const DumpContext& context, NsKind kind);
+
+// The numbers of a kind that a set has beside the dumper's own, in the order of the tree.
+Result<std::vector<std::uint32_t>> new_namespaces(const image::Set& set, NsKind kind);
+// The namespace of a task of a set; 0 if the set does not say.
+std::uint32_t namespace_of(const pb::TaskKobjIdsEntry& ids, NsKind kind);
 
 // The inode of a namespace of a task; `pid` may be a thread's.  Errors: gone.
 Result<std::uint64_t> namespace_inode(HostPid pid, std::string_view name);
