@@ -10,6 +10,7 @@
 #include "state/file_kind.h"
 #include "state/files/regular.h"
 #include "state/locks/locks.h"
+#include "state/nsids/nsids.h"
 #include "sys/file.h"
 
 namespace ferry::state {
@@ -139,7 +140,10 @@ Result<void> FileTable::before_going_on(DumpContext& context) {
 Result<std::uint32_t> FileTable::add_path(DumpContext& context, DumpTask& task, int ours, const std::string& link,
                                           std::uint32_t flags) {
   FERRY_TRY(const auto st, sys::stat_fd(ours, link));
-  auto& id = state_->paths[{st.st_dev, st.st_ino, link, flags}];
+  // The same file by the same path, but in another mount namespace, is not the same.
+  const std::uint32_t ns = namespace_of(*task.ids, NsKind::mnt);
+  const bool nested = ns != namespace_of(*context.root().ids, NsKind::mnt);
+  auto& id = state_->paths[{st.st_dev, st.st_ino, nested ? fmt::format("{}:{}", ns, link) : link, flags}];
   if (id != 0) {
     return id;
   }

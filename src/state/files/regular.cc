@@ -6,6 +6,7 @@
 #include <cerrno>
 
 #include "state/files/ghost.h"
+#include "state/nested/nested.h"
 #include "sys/file.h"
 
 namespace ferry::state {
@@ -98,7 +99,8 @@ class RegularFile final : public FileKind {
       }
     }
     FERRY_TRY(const std::string path, ghosts_.path_for(context, reg.id(), reg.name()));
-    FERRY_TRY(UniqueFd fd, context.inside.get<UniqueFd>([&] {
+    FERRY_TRY(Inside* const inside, context.nested.inside_of_mount(context, reg.mnt_id()));
+    FERRY_TRY(UniqueFd fd, inside->get<UniqueFd>([&] {
       return sys::open(path, static_cast<int>(reg.flags()) | O_NOCTTY);
     }));
     FERRY_CHECK(validate(reg, fd.get(), path, context.options));
