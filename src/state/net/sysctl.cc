@@ -54,7 +54,7 @@ constexpr std::string_view kGeneration = "/addr_gen_mode";
 constexpr const char* kPing = "ipv4/ping_group_range";
 // What else a namespace has: these directories, without what lies in conf and neigh.
 constexpr const char* kDirectories[] = {"ipv4", "ipv4/route", "ipv6", "ipv6/icmp", "ipv6/route", "core", "netfilter",
-                                         "mptcp"};
+                                         "bridge", "mptcp"};
 
 using List = google::protobuf::RepeatedPtrField<pb::SysctlEntry>;
 
