@@ -168,7 +168,7 @@ class Builder {
     for (std::size_t i = 1; i < trees_.size(); ++i) {
       FERRY_CHECK(split_off(trees_[i]).during("mount namespace {}", trees_[i].id));
     }
-    return pivot(first.made[first.root_index()].get());
+    return pivot_first();
   }
 
  private:
@@ -478,7 +478,7 @@ class Builder {
       if (::unshare(CLONE_NEWNS) != 0) {
         return sys_fail("unshare(CLONE_NEWNS)");
       }
-      FERRY_CHECK(pivot(-1));
+      FERRY_CHECK(pivot(tree.root().shared_id() != 0 ? root : -1));
       return sys::open_at(host_proc_.get(), "thread-self/ns/mnt", O_RDONLY);
     };
     FERRY_TRY(UniqueFd ns, copy.get<UniqueFd>(split));
@@ -486,14 +486,38 @@ class Builder {
     return {};
   }
 
-  // pivot_root(2), "pivot_root(".", ".")": the old root ends up on top of the new one, with the stage on it.
-  // The kernel moves everyone whose root was the old one: the skeleton and this thread.
-  // `root`: where to; -1: the current directory.
-  Result<void> pivot(int root) {
-    if (root >= 0 && ::fchdir(root) != 0) {
+  // The namespace of the root task itself.
+  Result<void> pivot_first() {
+    const Tree& tree = trees_.front();
+    const int root = tree.made[tree.root_index()].get();
+    // A copy of the namespace keeps a peer of the root while the root has none.
+    Inside copy;
+    UniqueFd peer;
+    if (tree.root().shared_id() != 0) {
+      FERRY_CHECK(copy.enter_namespaces(context_.root().pid));
+      const auto hold = [&]() -> Result<UniqueFd> {
+        if (::fchdir(root) != 0 || ::unshare(CLONE_NEWNS) != 0) {
+          return sys_fail("unshare(CLONE_NEWNS)");
+        }
+        return sys::open(".", O_PATH | O_DIRECTORY);
+      };
+      FERRY_TRY(peer, copy.get<UniqueFd>(hold));
+    }
+    if (::fchdir(root) != 0) {
       return sys_fail("fchdir(new root)");
     }
+    return pivot(peer ? peer.get() : -1);
+  }
+
+  // pivot_root(2), "pivot_root(".", ".")", to the current directory: the old root ends up on top of the new one,
+  // with the stage on it.  The kernel moves everyone whose root was the old one: the skeleton and this thread.
+  // `peer`: of a new root that is shared, where the kernel would not put the old one; elsewhere -1.
+  Result<void> pivot(int peer) {
+    FERRY_TRY(const UniqueFd here, sys::open(".", O_PATH | O_DIRECTORY));
     FERRY_TRY(const UniqueFd old, open_directory("/"));
+    if (peer >= 0) {
+      FERRY_CHECK(sys::set_mount_attributes(here.get(), 0, 0, MS_PRIVATE));
+    }
     if (::syscall(SYS_pivot_root, ".", ".") != 0) {
       return sys_fail(fmt::format("pivot_root({})", context_.options.root));
     }
@@ -509,7 +533,7 @@ class Builder {
     if (::chdir("/") != 0) {
       return sys_fail("chdir(/)");
     }
-    return {};
+    return peer >= 0 ? sys::copy_mount_group(peer, here.get()).during("mount /") : Result<void>();
   }
 
   RestoreContext& context_;
