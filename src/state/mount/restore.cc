@@ -12,12 +12,11 @@
 #include <optional>
 #include <vector>
 
-#include "state/mount/archive.h"
 #include "state/mount/fstype.h"
 #include "state/mount/mount.h"
 #include "state/mount/mountinfo.h"
 #include "state/mount/propagation.h"
-#include "state/mount/source.h"
+#include "state/mount/sources.h"
 #include "state/nested/nested.h"
 #include "state/nsids/nsids.h"
 #include "sys/file.h"
@@ -117,19 +116,12 @@ struct Tree {
 // Everything here runs on the thread of context.inside, in the mount namespace of the root skeleton.
 class Builder {
  public:
-  Builder(RestoreContext& context, std::vector<Tree> trees) : context_(context), trees_(std::move(trees)) {}
+  Builder(RestoreContext& context, std::vector<Tree> trees)
+      : context_(context), trees_(std::move(trees)), sources_(context, entries_of(trees_)) {}
 
-  // Superblocks that show a namespace which only the skeleton is in; on our own thread, before build().
-  Result<void> make_in_skeleton() {
-    for (const Tree& tree : trees_) {
-      for (const pb::MntEntry* entry : tree.entries) {
-        FERRY_TRY(const auto external, external_path(*entry, context_.options));
-        if (!external.has_value() && making_of(*entry) == Making::of_skeleton && !early_.contains(entry->root_dev())) {
-          FERRY_TRY(UniqueFd mount, make_superblock_in(context_.root(), *entry).during("{}", describe(*entry)));
-          early_.emplace(entry->root_dev(), std::move(mount));
-        }
-      }
-    }
+  // On our own thread, before build().
+  Result<void> prepare() {
+    FERRY_CHECK(sources_.prepare());
     FERRY_TRY(host_root_, open_directory("/"));
     FERRY_TRY(host_proc_, open_directory("/proc"));
     return {};
@@ -140,11 +132,7 @@ class Builder {
     for (Tree& tree : trees_) {
       FERRY_CHECK(make_tree(tree));
     }
-    for (auto& [dev, source] : sources_) {
-      if (source.read_only_later) {
-        FERRY_CHECK(sys::make_superblock_read_only(source.mount.get()).during("mount {}", source.archive_of));
-      }
-    }
+    FERRY_CHECK(sources_.finish());
     Tree& first = trees_.front();
     FERRY_CHECK(set_flags(first.made[first.root_index()].get(), first.root().flags()).during("mount /"));
     std::vector<Placed> placed;
@@ -157,13 +145,7 @@ class Builder {
       }
     }
     FERRY_CHECK(join_outer_peers(placed));
-    const auto whole = [this](const pb::MntEntry& entry) -> Result<int> {
-      FERRY_TRY(const Source* source, source_of(entry, trees_.front()));
-      FERRY_TRY(UniqueFd helper, sys::clone_mount(source->mount.get(), ""));
-      FERRY_CHECK(put_on_stage(helper.get(), fmt::format("helper{}", helpers_.size())));
-      helpers_.push_back(std::move(helper));
-      return helpers_.back().get();
-    };
+    const auto whole = [&](const pb::MntEntry& entry) { return sources_.whole(entry, asker(first)); };
     FERRY_CHECK(restore_propagation(placed, whole));
     for (std::size_t i = 1; i < trees_.size(); ++i) {
       FERRY_CHECK(split_off(trees_[i]).during("mount namespace {}", trees_[i].id));
@@ -172,168 +154,32 @@ class Builder {
   }
 
  private:
-  // A tmpfs of ours over the old root, reachable by descriptor only: there the sources are mounted, and
-  // with the old root they go away.
+  static std::vector<const pb::MntEntry*> entries_of(const std::vector<Tree>& trees) {
+    std::vector<const pb::MntEntry*> out;
+    for (const Tree& tree : trees) {
+      out.insert(out.end(), tree.entries.begin(), tree.entries.end());
+    }
+    return out;
+  }
+
+  static Sources::Asker asker(const Tree& tree) { return {tree.made[tree.root_index()].get(), tree.net}; }
+
   Result<void> prepare_stage() {
     // Slaves, not private: the new root may have to receive what the host mounts below it, as before.
     if (::mount(nullptr, "/", nullptr, MS_REC | MS_SLAVE, nullptr) != 0) {
       return sys_fail("mount(/, slave)");
     }
-    FERRY_TRY(const UniqueFd fs, sys::fs_open("tmpfs"));
-    FERRY_CHECK(sys::fs_create(fs.get()));
-    FERRY_TRY(stage_, sys::fs_mount(fs.get(), "tmpfs"));
     FERRY_TRY(top_, open_directory("/"));
-    FERRY_CHECK(sys::attach_mount(stage_.get(), top_.get(), "/"));
-    FERRY_CHECK(sys::set_mount_attributes(stage_.get(), 0, 0, MS_PRIVATE));
-
+    FERRY_CHECK(sources_.make_stage(top_.get()));
     const std::string path = context_.options.root.empty() ? "/" : context_.options.root;
     Tree& tree = trees_.front();
     UniqueFd& root = tree.made[tree.root_index()];
     FERRY_TRY(root, sys::clone_mount(AT_FDCWD, path).during("new root"));
-    FERRY_CHECK(put_on_stage(root.get(), "root"));
+    FERRY_CHECK(sources_.put_on_stage(root.get(), "root"));
     if (tree.root().master_id() == 0) {
       FERRY_CHECK(sys::set_mount_attributes(root.get(), 0, 0, MS_PRIVATE));
     }
-    Source source;
-    FERRY_TRY(source.mount, sys::clone_mount(AT_FDCWD, path));
-    FERRY_CHECK(sys::set_mount_attributes(source.mount.get(), 0, 0, MS_PRIVATE));
-    FERRY_CHECK(put_on_stage(source.mount.get(), "0"));
-    source.root = tree.root().root();
-    sources_.emplace(tree.root().root_dev(), std::move(source));
-    return {};
-  }
-
-  Result<void> put_on_stage(int mount, const std::string& name) {
-    FERRY_TRY(const struct stat st, sys::stat_fd(mount, name));
-    if (S_ISDIR(st.st_mode) ? ::mkdirat(stage_.get(), name.c_str(), 0700) != 0
-                            : ::mknodat(stage_.get(), name.c_str(), S_IFREG | 0600, 0) != 0) {
-      return sys_fail(fmt::format("making {} on the stage", name));
-    }
-    FERRY_TRY(const UniqueFd place, sys::open_at(stage_.get(), name, O_PATH));
-    return sys::attach_mount(mount, place.get(), "the stage");
-  }
-
-  std::vector<Node> sockets_of(std::uint32_t dev) const {
-    std::vector<Node> out;
-    for (const Tree& tree : trees_) {
-      for (const pb::MntEntry* entry : tree.entries) {
-        for (const pb::FerryNode& node : entry->ferry_sockets()) {
-          if (entry->root_dev() == dev) {
-            out.push_back({node.path(), node.mode(), node.uid(), node.gid()});
-          }
-        }
-      }
-    }
-    return out;
-  }
-
-  Result<const Source*> source_of(const pb::MntEntry& entry, const Tree& tree) {
-    const auto found = sources_.find(entry.root_dev());
-    if (found != sources_.end()) {
-      return &found->second;
-    }
-    if (making_of(entry) == Making::foreign && entry.fstype() != pb::FSTYPE_AUTO) {
-      return fail(Kind::unsupported, "filesystem {} (type {}) is neither the root nor external, and cannot be made",
-                  entry.source(), entry.fsname().empty() ? std::to_string(entry.fstype()) : entry.fsname());
-    }
-    Source source;
-    if (const auto early = early_.find(entry.root_dev()); early != early_.end()) {
-      source.mount = std::move(early->second);
-    } else if (making_of(entry) == Making::of_layers) {
-      FERRY_TRY(source.mount, with_root(tree.made[tree.root_index()].get(), [&] { return make_superblock(entry); }));
-    } else if (entry.fstype() == pb::FSTYPE_SYSFS) {
-      // Shows the network namespace of whoever mounts it.
-      FERRY_TRY(Inside* const inside, context_.nested.inside(context_, NsKind::net, tree.net));
-      FERRY_TRY(source.mount, inside == &context_.inside ? make_superblock(entry)
-                                                         : inside->get<UniqueFd>([&] { return make_superblock(entry); }));
-    } else {
-      FERRY_TRY(source.mount, make_superblock(entry));
-    }
-    source.archive_of = entry.mountpoint();
-    FERRY_CHECK(put_on_stage(source.mount.get(), std::to_string(sources_.size())));
-    FERRY_CHECK(sys::set_mount_attributes(source.mount.get(), 0, 0, MS_PRIVATE));
-    if (entry.fstype() == pb::FSTYPE_TMPFS) {
-      source.read_only_later = (entry.sb_flags() & MS_RDONLY) != 0;
-      const std::string* archive = context_.set.raw({image::Type::tmpfs_dev, entry.root_dev()});
-      if (archive == nullptr) {
-        return fail(Kind::corrupt, "{} is missing", image::file_name({image::Type::tmpfs_dev, entry.root_dev()}));
-      }
-      if (::fchdir(source.mount.get()) != 0) {
-        return sys_fail("fchdir(new tmpfs)");
-      }
-      FERRY_CHECK(extract_here(*archive));
-      FERRY_CHECK(make_sockets(source.mount.get(), sockets_of(entry.root_dev())));
-      if (::chdir("/") != 0) {
-        return sys_fail("chdir(/)");
-      }
-    }
-    return &sources_.emplace(entry.root_dev(), std::move(source)).first->second;
-  }
-
-  // Runs `work` with another root directory.
-  template <class Work>
-  Result<UniqueFd> with_root(int root, Work work) {
-    if (::fchdir(root) != 0 || ::chroot(".") != 0) {
-      return sys_fail("chroot(new root)");
-    }
-    auto result = work();
-    if (::fchdir(top_.get()) != 0 || ::chroot(".") != 0) {
-      return sys_fail("chroot(old root)");
-    }
-    return result;
-  }
-
-  Result<UniqueFd> clone_of_source(const pb::MntEntry& entry, const Tree& tree) {
-    FERRY_TRY(const Source* source, source_of(entry, tree));
-    const std::string shown = entry.has_ferry_deleted() ? entry.ferry_deleted().path() : entry.root();
-    if (!is_below(shown, source->root) && shown != source->root) {
-      return fail(Kind::corrupt, "it shows {}, which is not below {} of the same filesystem", shown, source->root);
-    }
-    const std::string below = relative_to(shown, source->root);
-    if (entry.has_ferry_deleted()) {
-      return clone_deleted(source->mount.get(), below, entry.ferry_deleted());
-    }
-    if (below.empty()) {
-      return sys::clone_mount(source->mount.get(), "");
-    }
-    FERRY_TRY(const UniqueFd file, sys::open_in_root(source->mount.get(), below, O_PATH | O_NOFOLLOW));
-    return sys::clone_mount(file.get(), "");
-  }
-
-  // The kernel mounts what has a name: it gets one until it is mounted.
-  static Result<UniqueFd> clone_deleted(int source, const std::string& path, const pb::FerryNode& node) {
-    const std::string parent = path.substr(0, path.rfind('/') == std::string::npos ? 0 : path.rfind('/'));
-    auto opened = sys::open_in_root(source, parent.empty() ? "/" : parent, O_PATH | O_DIRECTORY);
-    if (!opened.has_value()) {  // its directory is gone, too
-      opened = sys::open_in_root(source, "/", O_PATH | O_DIRECTORY);
-    }
-    FERRY_TRY(const UniqueFd directory, std::move(opened));
-    const std::string name = path.substr(parent.empty() ? 0 : parent.size() + 1);
-    // Something else may have the name by now.
-    const std::string made = ::faccessat(directory.get(), name.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0
-                                 ? fmt::format(".ferry-{}-{}", ::getpid(), name)
-                                 : name;
-    if (S_ISDIR(node.mode()) ? ::mkdirat(directory.get(), made.c_str(), 0700) != 0
-                             : ::mknodat(directory.get(), made.c_str(), node.mode() & (S_IFMT | 0600U), node.rdev()) != 0) {
-      return sys_fail(fmt::format("making {} again", path));
-    }
-    const auto fill = [&]() -> Result<UniqueFd> {
-      if (S_ISREG(node.mode())) {
-        FERRY_TRY(const UniqueFd file, sys::open_at(directory.get(), made, O_WRONLY | O_NOFOLLOW));
-        FERRY_CHECK(sys::write_all(file.get(), node.content().data(), node.content().size(), path));
-      }
-      if (::fchownat(directory.get(), made.c_str(), node.uid(), node.gid(), AT_SYMLINK_NOFOLLOW) != 0 ||
-          ::fchmodat(directory.get(), made.c_str(), node.mode() & 07777, 0) != 0) {
-        return sys_fail(fmt::format("giving {} its owner and mode", path));
-      }
-      FERRY_TRY(const UniqueFd file, sys::open_at(directory.get(), made, O_PATH | O_NOFOLLOW));
-      return sys::clone_mount(file.get(), "");
-    };
-    auto mount = fill();
-    if (::unlinkat(directory.get(), made.c_str(), S_ISDIR(node.mode()) ? AT_REMOVEDIR : 0) != 0 && mount.has_value()) {
-      return sys_fail(fmt::format("removing {}", path));
-    }
-    return mount;
+    return sources_.add_root(tree.root(), path);
   }
 
   // Parents first.  What is made of layers has to wait until these are there.
@@ -342,7 +188,7 @@ class Builder {
     if (!first) {
       const std::size_t root = tree.root_index();
       FERRY_CHECK(make(tree, root).during("{}", describe(tree.root())));
-      FERRY_CHECK(put_on_stage(tree.made[root].get(), fmt::format("ns{}", tree.id)));
+      FERRY_CHECK(sources_.put_on_stage(tree.made[root].get(), fmt::format("ns{}", tree.id)));
     }
     std::vector<std::size_t> todo(tree.order.begin() + 1, tree.order.end());
     std::erase_if(todo, [&](std::size_t i) { return is_terminal_bind(*tree.entries[i]); });
@@ -376,26 +222,11 @@ class Builder {
     return {};
   }
 
-  // The mount of an entry, private and attached nowhere.
   Result<void> make(Tree& tree, std::size_t i) {
     const pb::MntEntry& entry = *tree.entries[i];
-    UniqueFd& mount = tree.made[i];
-    UniqueFd fresh;
-    FERRY_TRY(const auto external, external_path(entry, context_.options));
-    if (entry.has_ferry_ns_id()) {
-      FERRY_TRY(fresh, clone_namespace(entry));
-    } else if (external.has_value() && entry.ext_key() == kExternalDevice) {
-      FERRY_TRY(fresh, clone_of_device(entry, *external));
-    } else if (external.has_value()) {
-      FERRY_TRY(fresh, sys::clone_mount(AT_FDCWD, *external));
-    } else {
-      FERRY_TRY(fresh, clone_of_source(entry, tree));
-    }
-    if (!external.has_value() || entry.master_id() == 0) {
-      FERRY_CHECK(sys::set_mount_attributes(fresh.get(), 0, 0, MS_PRIVATE));
-    }
-    FERRY_CHECK(set_flags(fresh.get(), entry.flags()));
-    mount = std::move(fresh);
+    FERRY_TRY(UniqueFd mount, sources_.mount_of(entry, asker(tree)));
+    FERRY_CHECK(set_flags(mount.get(), entry.flags()));
+    tree.made[i] = std::move(mount);
     return {};
   }
 
@@ -410,42 +241,6 @@ class Builder {
     FERRY_TRY(const UniqueFd place, rest.empty() ? sys::duplicate(tree.made[parent].get())
                                                  : open_mountpoint(tree.made[parent].get(), rest, S_ISDIR(st.st_mode)));
     return sys::attach_mount(tree.made[i].get(), place.get(), entry.mountpoint());
-  }
-
-  // A block device that the caller names.
-  Result<UniqueFd> clone_of_device(const pb::MntEntry& entry, const std::string& device) {
-    auto found = sources_.find(entry.root_dev());
-    if (found == sources_.end()) {
-      Source source;
-      FERRY_TRY(source.mount, mount_device(entry, device));
-      FERRY_CHECK(put_on_stage(source.mount.get(), std::to_string(sources_.size())));
-      found = sources_.emplace(entry.root_dev(), std::move(source)).first;
-    }
-    const std::string below = relative_to(entry.root(), "/");
-    if (below.empty()) {
-      return sys::clone_mount(found->second.mount.get(), "");
-    }
-    FERRY_TRY(const UniqueFd file, sys::open_in_root(found->second.mount.get(), below, O_PATH | O_NOFOLLOW));
-    return sys::clone_mount(file.get(), "");
-  }
-
-  // A namespace bound to a file.
-  Result<UniqueFd> clone_namespace(const pb::MntEntry& entry) {
-    const std::string kind = entry.root().substr(0, entry.root().find(':'));
-    for (const NsKind k : kAllNsKinds) {
-      if (ns_name(k) != kind) {
-        continue;
-      }
-      const int held = context_.nested.fd(k, entry.ferry_ns_id());
-      if (held >= 0) {
-        return sys::clone_mount(held, "");
-      }
-      // /proc as it was on our side: inside there may be none.
-      FERRY_TRY(const UniqueFd own,
-                sys::open_at(host_proc_.get(), fmt::format("{}/ns/{}", context_.root().pid, kind), O_RDONLY));
-      return sys::clone_mount(own.get(), "");
-    }
-    return fail(Kind::corrupt, "there is no kind of namespace called {}", kind);
   }
 
   // Mounts that were peers of mounts of the host's namespace become that again.
@@ -538,10 +333,8 @@ class Builder {
 
   RestoreContext& context_;
   std::vector<Tree> trees_;  // that of the root task first
-  std::map<std::uint32_t, UniqueFd> early_;
-  std::map<std::uint32_t, Source> sources_;
-  std::vector<UniqueFd> helpers_;
-  UniqueFd stage_, top_, host_root_, host_proc_;
+  Sources sources_;
+  UniqueFd top_, host_root_, host_proc_;
 };
 
 // Errors: corrupt.
@@ -612,7 +405,7 @@ Result<void> restore(RestoreContext& context) {
     trees.push_back(std::move(tree));
   }
   Builder builder(context, std::move(trees));
-  FERRY_CHECK(builder.make_in_skeleton());
+  FERRY_CHECK(builder.prepare());
   FERRY_CHECK(context.inside.enter_namespaces(context.root().pid));
   FERRY_CHECK(context.inside.run([&] { return builder.build(); }).during("mounts"));
   context.nested.forget_insides();  // their roots were those before the pivot
