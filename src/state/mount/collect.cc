@@ -346,7 +346,7 @@ Result<void> check_masters(const image::Set& set) {
   std::vector<Placed> all;
   for (const image::Name& name : set.names(image::Type::mountpoints)) {
     for (const auto* entry : set.list<pb::MntEntry>(name)) {
-      all.push_back({entry, -1, entry->mountpoint() == "/" || !entry->ext_key().empty()});
+      all.push_back({entry, -1, entry->mountpoint() == "/" || !entry->ext_key().empty(), entry->has_ferry_peer()});
     }
   }
   for (const Placed& p : all) {

@@ -40,7 +40,7 @@ const Placed* widest(const Group& group) {
 
 const Placed* outer_member(const Group& group) {
   return &*std::find_if(group.members.begin(), group.members.end(),
-                        [](const Placed& p) { return p.entry->has_ferry_peer(); });
+                        [](const Placed& p) { return p.joined; });
 }
 
 Result<void> copy_group(int from, const Placed& to) {
@@ -83,7 +83,7 @@ Result<void> make_group(Group& group, const std::map<std::uint32_t, Group>& grou
   }
   if (group.outer) {
     for (const Placed& member : group.members) {
-      if (!member.entry->has_ferry_peer()) {
+      if (!member.joined) {
         FERRY_CHECK(copy_group(group.from, member));
       }
     }
@@ -111,7 +111,7 @@ Result<void> make_group(Group& group, const std::map<std::uint32_t, Group>& grou
 
 bool needs_donor(const Placed& p, const std::vector<Placed>& all) {
   const std::uint32_t master = p.entry->master_id();
-  return master != 0 && !p.from_outside && !p.entry->has_ferry_peer() &&
+  return master != 0 && !p.from_outside && !p.joined &&
          std::none_of(all.begin(), all.end(), [&](const Placed& other) { return other.entry->shared_id() == master; });
 }
 
@@ -132,7 +132,7 @@ Result<void> restore_propagation(const std::vector<Placed>& mounts,
       Group& group = groups[p.entry->shared_id()];
       group.members.push_back(p);
       group.master = p.entry->master_id();
-      group.outer = group.outer || p.entry->has_ferry_peer();
+      group.outer = group.outer || p.joined;
     }
   }
   for (const Placed& p : mounts) {

@@ -15,6 +15,8 @@ struct Placed {
   int mount = -1;
   // It is a clone of a mount outside of the tree, and has that one's master.
   bool from_outside = false;
+  // It has been made a peer of a mount outside of the tree again.
+  bool joined = false;
 };
 
 // Whether it has a master outside of the tree that it does not bring along itself; and who does.

@@ -140,7 +140,7 @@ class Builder {
       for (std::size_t i = 0; i < tree.entries.size(); ++i) {
         if (tree.made[i]) {
           const bool tree_root = &tree == &first && i == tree.root_index();
-          placed.push_back({tree.entries[i], tree.made[i].get(), tree_root || !tree.entries[i]->ext_key().empty()});
+          placed.push_back({tree.entries[i], tree.made[i].get(), tree_root || !tree.entries[i]->ext_key().empty(), false});
         }
       }
     }
@@ -243,19 +243,23 @@ class Builder {
     return sys::attach_mount(tree.made[i].get(), place.get(), entry.mountpoint());
   }
 
-  // Mounts that were peers of mounts of the host's namespace become that again.
-  Result<void> join_outer_peers(const std::vector<Placed>& placed) {
-    for (const Placed& p : placed) {
+  // Mounts that were peers of mounts of the host's namespace become that again; an external one of what the
+  // caller names.
+  Result<void> join_outer_peers(std::vector<Placed>& placed) {
+    for (Placed& p : placed) {
       if (!p.entry->has_ferry_peer()) {
         continue;
       }
-      const auto open_peer = [&]() -> Result<UniqueFd> {
-        return sys::open_in_root(host_root_.get(), p.entry->ferry_peer(), O_PATH);
-      };
-      FERRY_TRY(const UniqueFd peer, open_peer().during("{}, a peer of {} of the host", describe(*p.entry), p.entry->ferry_peer()));
+      FERRY_TRY(const auto external, external_path(*p.entry, context_.options));
+      const std::string path = external.value_or(p.entry->ferry_peer());
+      FERRY_TRY(const UniqueFd peer, sys::open_in_root(host_root_.get(), path, O_PATH));
       FERRY_CHECK(sys::set_mount_attributes(p.mount, 0, 0, MS_PRIVATE));
-      FERRY_CHECK(sys::copy_mount_group(peer.get(), p.mount)
-                      .during("{}, which was a peer of {} of the host", describe(*p.entry), p.entry->ferry_peer()));
+      auto copied = sys::copy_mount_group(peer.get(), p.mount);
+      // EINVAL: on this host it is not shared; then the mounts of the tree are peers of each other only.
+      if (!copied.has_value() && copied.error().os_errno != EINVAL) {
+        return std::move(copied).during("{}, which was a peer of {} of the host", describe(*p.entry), path);
+      }
+      p.joined = copied.has_value();
     }
     return {};
   }
