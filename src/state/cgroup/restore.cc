@@ -192,7 +192,8 @@ Result<void> restore_root(RestoreContext& context) {
 namespace {
 
 // cgroup_namespaces(7): the root of a new namespace is where the task stands at this moment.
-Result<void> enter_namespace(RestoreContext& context, Mover& mover, RestoreTask& task, std::uint32_t number) {
+// `mover`: nullptr if the task stays where it is.
+Result<void> enter_namespace(RestoreContext& context, Mover* mover, RestoreTask& task, std::uint32_t number) {
   const std::uint32_t id = namespace_of(*task.ids, NsKind::cgroup);
   FERRY_TRY(const auto known, new_namespaces(context.set, NsKind::cgroup));
   if (id == namespace_of(*context.root().ids, NsKind::cgroup) || std::find(known.begin(), known.end(), id) == known.end()) {
@@ -206,7 +207,9 @@ Result<void> enter_namespace(RestoreContext& context, Mover& mover, RestoreTask&
     FERRY_CHECK(task.process.run(task.leader(), batch));
     return {};
   }
-  FERRY_CHECK(mover.move(number, task.pid.value, false, true));
+  if (mover != nullptr) {
+    FERRY_CHECK(mover->move(number, task.pid.value, false, true));
+  }
   batch.must("unshare(CLONE_NEWCGROUP)", SYS_unshare, {CLONE_NEWCGROUP});
   FERRY_CHECK(task.process.run(task.leader(), batch));
   FERRY_TRY(UniqueFd ns, sys::open(fmt::format("/proc/{}/ns/cgroup", task.pid), O_RDONLY));
@@ -218,19 +221,27 @@ Result<void> enter_namespace(RestoreContext& context, Mover& mover, RestoreTask&
 
 Result<void> restore(RestoreContext& context) {
   const pb::CgroupEntry* image = image_of(context);
-  if (image == nullptr) {
+  FERRY_TRY(const auto namespaces, new_namespaces(context.set, NsKind::cgroup));
+  if (image == nullptr && namespaces.empty()) {
     return {};
   }
-  FERRY_TRY(Mover mover, Mover::of(context, *image));
+  std::optional<Mover> mover;
+  if (image != nullptr) {
+    FERRY_TRY(Mover made, Mover::of(context, *image));
+    mover.emplace(std::move(made));
+  }
   const std::uint32_t own = own_set(context.set);
   for (const auto& task : context.tasks) {
     if (task->mm == nullptr) {
       continue;  // a zombie's groups are not kept
     }
     const std::uint32_t number = set_of(*task->core);
-    if (number != 0 && number != own) {
-      FERRY_CHECK(enter_namespace(context, mover, *task, number).during("cgroup namespace of pid {}", task->ns_pid()));
-      FERRY_CHECK(mover.move(number, task->pid.value, false));
+    Mover* const moves = mover.has_value() && number != 0 && number != own ? &*mover : nullptr;
+    if (!namespaces.empty()) {
+      FERRY_CHECK(enter_namespace(context, moves, *task, number).during("cgroup namespace of pid {}", task->ns_pid()));
+    }
+    if (moves != nullptr) {
+      FERRY_CHECK(moves->move(number, task->pid.value, false));
     }
   }
   return {};

@@ -201,6 +201,10 @@ Result<void> collect_ids(DumpContext& context) {
                     "{} has another {} namespace than the root of its tree ({}); a tree has to share one",
                     task->subject(), ns_name(kind), context.root().subject());
       }
+      if (inode == own[index_of(kind)] && inode != (*root)[index_of(kind)]) {
+        return fail(Kind::unsupported, "{} lives in the {} namespace of this host, and the root of its tree ({}) does not",
+                    task->subject(), ns_name(kind), context.root().subject());
+      }
       const auto [at, is_new] = known.emplace(std::pair(kind, inode), last + 1);
       last += is_new ? 1 : 0;
       put(*task->ids, kind, at->second);
