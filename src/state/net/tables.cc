@@ -67,13 +67,31 @@ std::string key_of(Bytes body, const std::set<std::uint16_t>& without) {
   return out;
 }
 
-std::string route_key(Bytes body) {
-  Body plain = copy(body);
-  if (plain.size() >= sizeof(rtmsg)) {
-    reinterpret_cast<rtmsg*>(plain.data())->rtm_flags &= RTNH_F_ONLINK | RTNH_F_PERVASIVE;
+// A route without what the state of its interfaces makes of it (dead, link down), which the kernel does not
+// take (fib_create_info).
+Body plain_route(Bytes body) {
+  constexpr unsigned kOwn = RTNH_F_ONLINK | RTNH_F_PERVASIVE;
+  auto head = head_of<rtmsg>(body);
+  if (!head.has_value()) {
+    return {};
   }
-  return key_of<rtmsg>(plain, {RTA_CACHEINFO, RTA_EXPIRES});
+  head->rtm_flags &= kOwn;
+  Message message(*head);
+  for (const Attribute& a : after_head<rtmsg>(body)) {
+    Body value = copy(a.value);
+    for (std::size_t at = 0; a.type == RTA_MULTIPATH && at + sizeof(rtnexthop) <= value.size();) {
+      auto* hop = reinterpret_cast<rtnexthop*>(value.data() + at);
+      hop->rtnh_flags = static_cast<unsigned char>(hop->rtnh_flags & kOwn);
+      at += std::max<std::size_t>(RTNH_ALIGN(hop->rtnh_len), sizeof(rtnexthop));
+    }
+    if (a.type != RTA_CACHEINFO) {
+      message.put({a.type, a.flags, value});
+    }
+  }
+  return copy(message.bytes());
 }
+
+std::string route_key(Bytes body) { return key_of<rtmsg>(body, {RTA_EXPIRES}); }
 std::string rule_key(Bytes body) { return key_of<fib_rule_hdr>(body, {}); }
 // An address is known by interface, family and itself.
 std::string address_key(Bytes body) {
@@ -170,6 +188,11 @@ Result<void> restore_routes_of(const image::Set& set, image::Name name, unsigned
   FERRY_TRY(auto now, dump<rtmsg>(RTM_GETROUTE, family, "routes"));
   std::erase_if(now, [](const Body& body) { return is_cached(body); });
   std::erase_if(wanted, [](const Body& body) { return is_cached(body); });
+  for (auto* list : {&now, &wanted}) {
+    for (Body& body : *list) {
+      body = plain_route(body);
+    }
+  }
   return settle(now, wanted, route_key, RTM_NEWROUTE, RTM_DELROUTE, "route");
 }
 
