@@ -16,6 +16,7 @@
 #include "image/page_store.h"
 #include "image/set.h"
 #include "state/cgroup/cgroup.h"
+#include "state/cgroup/frozen.h"
 #include "state/cpu/cpu.h"
 #include "state/creds/creds.h"
 #include "state/dump.h"
@@ -169,7 +170,11 @@ Result<void> CheckpointStory::prepare() {
   FERRY_CHECK(preflight(options_));
   FERRY_CHECK(tell(Stage::pre_dump));
   FERRY_CHECK(keeper_.expect(private_memory(options_.pid)));
-  return host_.prepare(options_.pid, options_.cgroup_mode != state::CgroupMode::ignore, options_.cgroup_yard);
+  FERRY_CHECK(host_.prepare(options_.pid, options_.cgroup_mode != state::CgroupMode::ignore, options_.cgroup_yard));
+  if (options_.freeze_cgroup.empty()) {
+    FERRY_TRY(options_.freeze_cgroup, state::cgroup::frozen_group(host_, options_.pid));
+  }
+  return {};
 }
 
 Result<void> CheckpointStory::stop() {

@@ -88,6 +88,29 @@ class CriuWorld(CriuCase):
         self.assertIn("pids.max", shown)
         self.assertIn("pids.current", shown)
 
+    def test_a_frozen_group_is_no_obstacle(self):
+        freezer = "/sys/fs/cgroup/freezer"
+        if not os.path.isdir(freezer):
+            self.skipTest("this host has no v1 freezer")
+        path = f"{freezer}/ferry-e2e-{os.getpid()}"
+        os.mkdir(path)
+        self.addCleanup(os.rmdir, path)
+        pid = self.start()
+        self.addCleanup(lambda: wait_until(lambda: not read(f"{path}/cgroup.procs"), 10, "the group to be empty"))
+        self.addCleanup(self.kill_tree, pid)
+        self.addCleanup(write, f"{path}/freezer.state", "THAWED")
+        write(f"{path}/cgroup.procs", str(pid))
+        self.wait_for_lines(3)
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: "T (stopped)" in read(f"/proc/{pid}/status"), 10, "the process to be stopped")
+        write(f"{path}/freezer.state", "FROZEN")
+        wait_until(lambda: read(f"{path}/freezer.state") == "FROZEN", 10, "the group to be frozen")
+        self.dump(pid, "--leave-running")
+        self.assertEqual(read(f"{path}/freezer.state"), "FROZEN")
+        write(f"{path}/freezer.state", "THAWED")
+        os.kill(pid, signal.SIGCONT)
+        self.wait_for_lines(len(self.counted()) + 3)
+
     def test_an_interface_whose_other_end_is_on_the_host(self):
         pid = self.start(["unshare", "--net", "busybox", "sh", "-c",
                           "until ip link show eth0 up >/dev/null 2>&1; do sleep 0.05; done; " + COUNT_TO_FILE])

@@ -224,6 +224,10 @@ std::string Hierarchy::describe(const std::string& path) const {
   return fmt::format("cgroup {} of hierarchy \"{}\"", path, name_);
 }
 
+std::string Hierarchy::directory(const std::string& path) const {
+  return fmt::format("/proc/self/fd/{}{}", root_.get(), path == "/" ? "" : path);
+}
+
 bool Hierarchy::has(const std::string& path) const {
   return ::faccessat(root_.get(), below_root(path).c_str(), F_OK, 0) == 0;
 }

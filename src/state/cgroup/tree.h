@@ -24,6 +24,8 @@ class Hierarchy {
   [[nodiscard]] const std::string& name() const { return name_; }
   [[nodiscard]] bool is_v2() const { return name_.empty(); }
   [[nodiscard]] bool has(const std::string& path) const;
+  // The directory of a group as a path, valid as long as the object.
+  [[nodiscard]] std::string directory(const std::string& path) const;
 
   // A group with the properties that can be set again; `deep`: and all groups below it.
   // `more`: properties beside those that are known (--cgroup-props).
