@@ -314,7 +314,7 @@ Result<bool> Links::make_one(Where& where, const pb::NetDeviceEntry& device) {
   }
   Message message(number_head(device));
   put_common(message, device, has_hardware_address(device));
-  if (device.has_peer_ifindex() && device.peer_ifindex() != device.ifindex()) {
+  if (device.peer_ifindex() != 0 && device.peer_ifindex() != device.ifindex()) {
     message.put_number<std::uint32_t>(IFLA_LINK, device.peer_ifindex());
   }
   put_kind(message, device, kind);

@@ -65,7 +65,6 @@ Result<void> join_external(RestoreContext& context, const std::string& key) {
               key);
 }
 
-
 Result<void> collect_whole(DumpContext& context, const TreeNamespace& ns, const std::map<std::uint32_t, int>& others) {
   FERRY_TRY(Inside* const inside, context.host.inside_of(ns.task->pid));
   FERRY_TRY(const UniqueFd sysctl, open_sysctl());
