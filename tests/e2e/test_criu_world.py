@@ -60,7 +60,7 @@ class CriuWorld(CriuCase):
         self.dump(pid)
         self.reaped(pid)
         wait_until(lambda: not read(f"{path}/cgroup.procs"), 10, "the group to be empty")
-        self.refused(self.restore("--manage-cgroups=strict", check=False), os.path.basename(path), "exists already")
+        self.refused(self.restore("--manage-cgroups=strict", check=False), "exists already")
         os.rmdir(path)
         self.refused(self.restore("--manage-cgroups=none", check=False), os.path.basename(path), "does not exist")
         self.restore("--manage-cgroups=ignore")

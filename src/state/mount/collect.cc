@@ -40,10 +40,15 @@ class Collector {
     for (const TreeNamespace& n : tree_namespaces(context_, NsKind::cgroup)) {
       cgroup_own = n.id == namespace_of(*ns_.task->ids, NsKind::cgroup) ? n.id : cgroup_own;
     }
-    for (const Line& line : lines_) {
+    std::vector<Line> outside;
+    for (Line& line : lines_) {
       // What lies outside of the namespace begins with "/.." there (cgroup_namespaces(7)) and is the host's.
-      if (cgroup_own != 0 && line.type.starts_with("cgroup") && !line.root.starts_with("/..")) {
-        own_cgroups_.insert(line.id);
+      if (cgroup_own != 0 && line.type.starts_with("cgroup")) {
+        if (!line.root.starts_with("/..")) {
+          own_cgroups_.insert(line.id);
+        } else {
+          FERRY_CHECK(see_from_outside(line, outside));
+        }
       }
       places_.push_back({line.id, line.parent, line.mountpoint});
     }
@@ -70,6 +75,19 @@ class Collector {
   void set_tree_root(const Line* root) { tree_root_ = root; }
 
  private:
+  // The path of a cgroup mount as our own cgroup namespace has it.  `outside`: all lines, read on first demand.
+  Result<void> see_from_outside(Line& line, std::vector<Line>& outside) const {
+    if (outside.empty()) {
+      FERRY_TRY(const std::string text, sys::read_file_at(ns_.task->proc.get(), "mountinfo"));
+      FERRY_TRY(outside, parse_mountinfo(text));
+    }
+    const auto same = std::find_if(outside.begin(), outside.end(), [&](const Line& other) { return other.id == line.id; });
+    if (same != outside.end()) {
+      line.root = same->root;
+    }
+    return {};
+  }
+
   // --skip-mnt, with what is mounted on it.
   Result<void> skip() {
     const auto& wanted = context_.options.skip_mounts;
@@ -222,8 +240,9 @@ class Collector {
     if (line.root.ends_with(kDeleted) && (on_root || fresh_tmpfs(line, kind) != nullptr)) {
       return keep_deleted(line, entry);
     }
-    if (on_root) {
-      return {};  // a bind of a part of the root
+    // A bind of a part of the root, unless it hangs on a mount of the host that the root does not hang on.
+    if (on_root && (line.master == 0 || line.master == base.master || has_group(line.master))) {
+      return {};
     }
     if (!line.root.ends_with(kDeleted)) {
       if (const Line* own = line_here(line)) {
@@ -236,6 +255,9 @@ class Collector {
       entry.set_ext_key(kExternalDevice);
       entry.set_source(fmt::format("dev[{}]", *name));
       entry.set_fsname(line.type);
+      return {};
+    }
+    if (on_root) {
       return {};
     }
     switch (kind.making) {
@@ -265,6 +287,10 @@ class Collector {
                 "{} (device {}:{}, {}) can neither be made again nor found on this host; declare it external "
                 "(--external mnt[{}]:KEY) or unmount it",
                 describe(line), line.dev >> 20, line.dev & 0xfffff, line.root, line.mountpoint);
+  }
+
+  bool has_group(std::uint32_t id) const {
+    return std::any_of(lines_.begin(), lines_.end(), [&](const Line& line) { return line.shared == id; });
   }
 
   // --enable-fs: types that the caller vouches for.

@@ -41,7 +41,9 @@ bool exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0;
 
 // A namespace of our own with an empty tmpfs on /mnt, out of sight of everybody else.
 void enter_playground() {
-  ASSERT_EQ(::unshare(CLONE_NEWNS), 0);
+  if (::getpid() != 1) {  // in a pid namespace of its own the body has its mounts as well
+    ASSERT_EQ(::unshare(CLONE_NEWNS), 0);
+  }
   ASSERT_TRUE(change("/", MS_REC | MS_PRIVATE));
   ASSERT_TRUE(mount_tmpfs("/mnt"));
 }
@@ -222,9 +224,9 @@ LIVE_TEST(Mounts, AreStillPeersWhenNoneShowsWhatTheOtherDoes) {
   EXPECT_EQ(peers_of("/mnt/a"), peers_of("/mnt/b"));
   EXPECT_EQ(peers_of("/mnt/a"), peers_of("/mnt/whole"));
   EXPECT_NE(peers_of("/mnt/a"), "");
-  ASSERT_EQ(::umount2("/mnt/whole", 0), 0);
+  ASSERT_TRUE(change("/mnt/whole", MS_PRIVATE));
 
-  checkpoint_here();  // now no mount shows the whole of it
+  checkpoint_here();  // now none of the peers shows the whole of it
 
   EXPECT_EQ(peers_of("/mnt/a"), peers_of("/mnt/b"));
   EXPECT_NE(peers_of("/mnt/a"), "");

@@ -27,42 +27,6 @@ Result<UniqueFd> clone_part(int mount, const std::string& below) {
   return sys::clone_mount(file.get(), "");
 }
 
-// The kernel mounts what has a name: it gets one until it is mounted.
-Result<UniqueFd> clone_deleted(int source, const std::string& path, const pb::FerryNode& node) {
-  const std::string parent = path.substr(0, path.rfind('/') == std::string::npos ? 0 : path.rfind('/'));
-  auto opened = sys::open_in_root(source, parent.empty() ? "/" : parent, O_PATH | O_DIRECTORY);
-  if (!opened.has_value()) {  // its directory is gone, too
-    opened = sys::open_in_root(source, "/", O_PATH | O_DIRECTORY);
-  }
-  FERRY_TRY(const UniqueFd directory, std::move(opened));
-  const std::string name = path.substr(parent.empty() ? 0 : parent.size() + 1);
-  // Something else may have the name by now.
-  const std::string made = ::faccessat(directory.get(), name.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0
-                               ? fmt::format(".ferry-{}-{}", ::getpid(), name)
-                               : name;
-  if (S_ISDIR(node.mode()) ? ::mkdirat(directory.get(), made.c_str(), 0700) != 0
-                           : ::mknodat(directory.get(), made.c_str(), node.mode() & (S_IFMT | 0600U), node.rdev()) != 0) {
-    return sys_fail(fmt::format("making {} again", path));
-  }
-  const auto fill = [&]() -> Result<UniqueFd> {
-    if (S_ISREG(node.mode())) {
-      FERRY_TRY(const UniqueFd file, sys::open_at(directory.get(), made, O_WRONLY | O_NOFOLLOW));
-      FERRY_CHECK(sys::write_all(file.get(), node.content().data(), node.content().size(), path));
-    }
-    if (::fchownat(directory.get(), made.c_str(), node.uid(), node.gid(), AT_SYMLINK_NOFOLLOW) != 0 ||
-        ::fchmodat(directory.get(), made.c_str(), node.mode() & 07777, 0) != 0) {
-      return sys_fail(fmt::format("giving {} its owner and mode", path));
-    }
-    FERRY_TRY(const UniqueFd file, sys::open_at(directory.get(), made, O_PATH | O_NOFOLLOW));
-    return sys::clone_mount(file.get(), "");
-  };
-  auto mount = fill();
-  if (::unlinkat(directory.get(), made.c_str(), S_ISDIR(node.mode()) ? AT_REMOVEDIR : 0) != 0 && mount.has_value()) {
-    return sys_fail(fmt::format("removing {}", path));
-  }
-  return mount;
-}
-
 }  // namespace
 
 Result<void> Sources::prepare() {
@@ -133,6 +97,7 @@ Result<int> Sources::whole(const pb::MntEntry& entry, const Asker& asker) {
 }
 
 Result<void> Sources::finish() {
+  FERRY_CHECK(remove_names());
   for (auto& [dev, source] : sources_) {
     if (source.read_only_later) {
       FERRY_CHECK(sys::make_superblock_read_only(source.mount.get()).during("mount {}", source.archive_of));
@@ -222,6 +187,53 @@ Result<UniqueFd> Sources::clone_of_source(const pb::MntEntry& entry, const Asker
     return clone_deleted(source->mount.get(), below, entry.ferry_deleted());
   }
   return clone_part(source->mount.get(), below);
+}
+
+// The kernel attaches what has a name (d_set_mounted): it gets one until all is in place.
+Result<UniqueFd> Sources::clone_deleted(int source, const std::string& path, const pb::FerryNode& node) {
+  const std::string parent = path.substr(0, path.rfind('/') == std::string::npos ? 0 : path.rfind('/'));
+  auto opened = sys::open_in_root(source, parent.empty() ? "/" : parent, O_PATH | O_DIRECTORY);
+  if (!opened.has_value()) {  // its directory is gone, too
+    opened = sys::open_in_root(source, "/", O_PATH | O_DIRECTORY);
+  }
+  FERRY_TRY(UniqueFd directory, std::move(opened));
+  const std::string name = path.substr(parent.empty() ? 0 : parent.size() + 1);
+  // Something else may have the name by now.
+  const std::string made = ::faccessat(directory.get(), name.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0
+                               ? fmt::format(".ferry-{}-{}", ::getpid(), name)
+                               : name;
+  if (S_ISDIR(node.mode()) ? ::mkdirat(directory.get(), made.c_str(), 0700) != 0
+                           : ::mknodat(directory.get(), made.c_str(), node.mode() & (S_IFMT | 0600U), node.rdev()) != 0) {
+    return sys_fail(fmt::format("making {} again", path));
+  }
+  const auto fill = [&]() -> Result<UniqueFd> {
+    if (S_ISREG(node.mode())) {
+      FERRY_TRY(const UniqueFd file, sys::open_at(directory.get(), made, O_WRONLY | O_NOFOLLOW));
+      FERRY_CHECK(sys::write_all(file.get(), node.content().data(), node.content().size(), path));
+    }
+    if (::fchownat(directory.get(), made.c_str(), node.uid(), node.gid(), AT_SYMLINK_NOFOLLOW) != 0 ||
+        ::fchmodat(directory.get(), made.c_str(), node.mode() & 07777, 0) != 0) {
+      return sys_fail(fmt::format("giving {} its owner and mode", path));
+    }
+    FERRY_TRY(const UniqueFd file, sys::open_at(directory.get(), made, O_PATH | O_NOFOLLOW));
+    return sys::clone_mount(file.get(), "");
+  };
+  auto mount = fill();
+  named_.push_back({std::move(directory), made, S_ISDIR(node.mode())});
+  if (!mount.has_value()) {
+    FERRY_CHECK(remove_names());
+  }
+  return mount;
+}
+
+Result<void> Sources::remove_names() {
+  for (const Named& one : named_) {
+    if (::unlinkat(one.directory.get(), one.name.c_str(), one.is_directory ? AT_REMOVEDIR : 0) != 0) {
+      return sys_fail(fmt::format("removing {}", one.name));
+    }
+  }
+  named_.clear();
+  return {};
 }
 
 // A block device that the caller names.

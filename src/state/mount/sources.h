@@ -42,7 +42,7 @@ class Sources {
   Result<UniqueFd> mount_of(const pb::MntEntry& entry, const Asker& asker);
   // A mount of the whole filesystem of an entry, on the stage.
   Result<int> whole(const pb::MntEntry& entry, const Asker& asker);
-  // When all are filled: superblocks that were read-only are that again.
+  // When all is in place: what was deleted loses its name, superblocks that were read-only are that again.
   Result<void> finish();
 
  private:
@@ -50,6 +50,8 @@ class Sources {
   Result<const Source*> source_of(const pb::MntEntry& entry, const Asker& asker);
   Result<UniqueFd> superblock_of(const pb::MntEntry& entry, const Asker& asker);
   Result<UniqueFd> clone_of_source(const pb::MntEntry& entry, const Asker& asker);
+  Result<UniqueFd> clone_deleted(int source, const std::string& path, const pb::FerryNode& node);
+  Result<void> remove_names();
   Result<UniqueFd> clone_of_device(const pb::MntEntry& entry, const std::string& device);
   Result<UniqueFd> clone_of_namespace(const pb::MntEntry& entry);
 
@@ -58,6 +60,13 @@ class Sources {
   std::map<std::uint32_t, UniqueFd> early_;
   std::map<std::uint32_t, Source> sources_;
   std::vector<UniqueFd> helpers_;
+  // Deleted files and directories that have a name for the time being.
+  struct Named {
+    UniqueFd directory;
+    std::string name;
+    bool is_directory = false;
+  };
+  std::vector<Named> named_;
   UniqueFd stage_, proc_;
   int top_ = -1;
 };

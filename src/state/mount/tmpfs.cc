@@ -32,6 +32,9 @@ Result<void> take(Wanted& wanted) {
 
 Result<void> take_visible(ByDevice& wanted) {
   for (auto& [dev, item] : wanted) {
+    if ((item.line->flags & MS_UNBINDABLE) != 0) {
+      continue;  // what cannot be cloned here can be in a copy of the namespace, made private
+    }
     const auto visible = visible_mount_id(AT_FDCWD, item.line->mountpoint);
     if (visible.has_value() && *visible == static_cast<std::uint64_t>(item.line->id)) {
       FERRY_CHECK(take(item).during("mount {}", item.line->mountpoint));
@@ -40,7 +43,7 @@ Result<void> take_visible(ByDevice& wanted) {
   return {};
 }
 
-// Those that lie below another mount.  In a copy of the namespace, which goes away with the thread,
+// Those that lie below another mount, or are unbindable.  In a copy of the namespace, which goes away with the thread,
 // everything can be taken down from the top until each was visible once.
 Result<void> take_hidden(const View& view, ByDevice& wanted) {
   if (::unshare(CLONE_NEWNS) != 0) {

@@ -52,7 +52,9 @@ class Child {
 };
 
 void enter_playground() {
-  ASSERT_EQ(::unshare(CLONE_NEWNS), 0);
+  if (::getpid() != 1) {  // in a pid namespace of its own the body has its mounts as well
+    ASSERT_EQ(::unshare(CLONE_NEWNS), 0);
+  }
   ASSERT_EQ(::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr), 0);
   ASSERT_EQ(::mount("tmpfs", "/mnt", "tmpfs", 0, "mode=755"), 0);
 }

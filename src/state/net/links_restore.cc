@@ -1,4 +1,5 @@
 #include <fcntl.h>
+#include <linux/if_bridge.h>
 #include <linux/if_link.h>
 #include <linux/if_tun.h>
 #include <linux/net_namespace.h>
@@ -89,6 +90,15 @@ void put_common(Message& message, const pb::NetDeviceEntry& device, bool address
   }
 }
 
+// Of a bridge's switches those that are on: a kernel refuses to switch off what it cannot do at all.
+void put_switches(Message& message, const Attribute& told) {
+  auto switches = value_as<br_boolopt_multi>(told);
+  if (switches.has_value() && switches->optval != 0) {
+    switches->optmask = switches->optval;
+    message.put_number(IFLA_BR_MULTI_BOOLOPT, *switches);
+  }
+}
+
 void put_kind(Message& message, const pb::NetDeviceEntry& device, const std::string& kind) {
   message.nest(IFLA_LINKINFO, [&] {
     message.put_text(IFLA_INFO_KIND, kind);
@@ -97,7 +107,9 @@ void put_kind(Message& message, const pb::NetDeviceEntry& device, const std::str
     if (data.has_value()) {
       message.nest(IFLA_INFO_DATA, [&] {
         for (const Attribute& a : attributes_of(data->value)) {
-          if (!is_told_only(kind, a.type)) {
+          if (kind == "bridge" && a.type == IFLA_BR_MULTI_BOOLOPT) {
+            put_switches(message, a);
+          } else if (!is_told_only(kind, a.type)) {
             message.put(a);
           }
         }
