@@ -20,6 +20,7 @@ class Stopper {
   Stopper(const Deadline& deadline, bool with_children) : deadline_(deadline), with_children_(with_children) {}
 
   Result<std::vector<StoppedTask>> run(HostPid root, Freezer& freezer) {
+    frozen_ = freezer.was_frozen() ? &freezer : nullptr;
     for (;;) {
       order_.clear();
       fresh_.clear();
@@ -64,7 +65,14 @@ class Stopper {
     if (!stat_text.has_value()) {
       return parent.value == 0 ? Result<void>(tl::unexpected(std::move(stat_text).error())) : Result<void>{};
     }
-    FERRY_TRY(const sys::Stat stat, sys::parse_stat(*stat_text));
+    FERRY_TRY(sys::Stat stat, sys::parse_stat(*stat_text));
+    if (frozen_ != nullptr && sys::read_file_at(proc->get(), "wchan").value_or("") == "do_signal_stop") {
+      // A stop for job control: PTRACE_SEIZE waits until the task has turned it into a trap, which it does not
+      // do in the freezer (ptrace_attach, JOBCTL_TRAPPING).
+      FERRY_CHECK(frozen_->thaw());
+      FERRY_TRY(const std::string thawed, sys::read_file_at(proc->get(), "stat"));
+      FERRY_TRY(stat, sys::parse_stat(thawed));
+    }
     StoppedTask& task = tasks_[pid];
     if (task.pid.value != 0 && task.start_time != stat.start_time) {
       return fail(Kind::gone, "pid {} was used again while the tree was being stopped", pid);
@@ -166,6 +174,7 @@ class Stopper {
 
   const Deadline& deadline_;
   bool with_children_;
+  Freezer* frozen_ = nullptr;
   std::map<HostPid, StoppedTask> tasks_;
   std::vector<HostPid> order_;
   std::vector<std::pair<HostPid, std::size_t>> fresh_;
