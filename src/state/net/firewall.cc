@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <string>
@@ -115,6 +116,10 @@ Result<std::string> run_in(int ns, const std::vector<std::string>& words, const 
   return output;
 }
 
+// What locks the network of a frozen tree (state/network_lock, state/net_gate; CRIU's has the same name) is no
+// state of the tree.
+bool is_lock(std::string_view table) { return table.starts_with("CRIU-") || table.starts_with("ferry-"); }
+
 // Whether nftables has tables; a program for nothing would take milliseconds.
 Result<bool> has_nftables() {
   FERRY_TRY(sys::Netlink netlink, sys::Netlink::open(NETLINK_NETFILTER));
@@ -122,21 +127,59 @@ Result<bool> has_nftables() {
   head.nfgen_family = AF_UNSPEC;
   bool any = false;
   const auto asked = netlink.request((NFNL_SUBSYS_NFTABLES << 8) | NFT_MSG_GETTABLE, NLM_F_DUMP,
-                                     std::as_bytes(std::span(&head, 1)), "nftables", [&](Bytes) -> Result<void> {
-                                       any = true;
+                                     std::as_bytes(std::span(&head, 1)), "nftables", [&](Bytes body) -> Result<void> {
+                                       const auto name = find(after_head<nfgenmsg>(body), NFTA_TABLE_NAME);
+                                       any = any || !is_lock(text_of(name));
                                        return {};
                                      });
   return asked.has_value() && any;  // a kernel without nftables has no tables
 }
 
+template <class Take>
+void each_line(std::string_view text, Take take) {
+  while (!text.empty()) {
+    const std::size_t end = std::min(text.find('\n'), text.size());
+    take(text.substr(0, end));
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+}
+
 }  // namespace
+
+std::string without_lock_tables(std::string_view rules) {
+  std::string out;
+  bool inside = false;
+  each_line(rules, [&](std::string_view line) {
+    if (line.starts_with("table ")) {  // table FAMILY NAME {
+      const std::size_t name = std::min(line.find(' ', 6), line.size() - 1) + 1;
+      inside = is_lock(line.substr(name));
+    }
+    if (!inside) {
+      out.append(line).append("\n");
+    }
+    inside = inside && line != "}";
+  });
+  return out;
+}
+
+std::string without_lock_chain(std::string_view rules) {
+  std::string out;
+  each_line(rules, [&](std::string_view line) {
+    const bool lock = line.find(":CRIU ") != std::string_view::npos || line.ends_with(" -j CRIU") ||
+                      line.find("-A CRIU ") != std::string_view::npos;
+    if (!lock) {
+      out.append(line).append("\n");
+    }
+  });
+  return out;
+}
 
 Result<void> save_firewall(image::Set& set, std::uint32_t id, int ns, Inside& inside) {
   FERRY_TRY(const UniqueFd proc, sys::open("/proc", O_PATH | O_DIRECTORY));
   FERRY_TRY(const bool nftables, inside.get<bool>(has_nftables));
   if (nftables) {
     FERRY_TRY(std::string rules, run_in(ns, {"nft", "list", "ruleset"}, ""));
-    set.set_raw({image::Type::nftables, id}, std::move(rules));
+    set.set_raw({image::Type::nftables, id}, without_lock_tables(rules));
   }
   struct Legacy {
     image::Type type;
@@ -152,7 +195,7 @@ Result<void> save_firewall(image::Set& set, std::uint32_t id, int ns, Inside& in
       continue;
     }
     FERRY_TRY(std::string rules, run_in(ns, {legacy.program, "-c"}, ""));
-    set.set_raw({legacy.type, id}, std::move(rules));
+    set.set_raw({legacy.type, id}, without_lock_chain(rules));
   }
   return {};
 }
@@ -170,7 +213,9 @@ Result<void> restore_firewall(const image::Set& set, std::uint32_t id, int ns) {
     if (rules == nullptr || rules->find_first_not_of(" \t\n") == std::string::npos) {
       continue;
     }
-    FERRY_CHECK(run_in(ns, step.words, *rules).during("{}", image::file_name({step.type, id})));
+    const std::string own =
+        step.type == image::Type::nftables ? without_lock_tables(*rules) : without_lock_chain(*rules);
+    FERRY_CHECK(run_in(ns, step.words, own).during("{}", image::file_name({step.type, id})));
   }
   return {};
 }

@@ -3,12 +3,18 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <string_view>
 
 #include "base/error.h"
 #include "image/set.h"
 #include "state/inside.h"
 
 namespace ferry::state::net {
+
+// A listing without what only locked the network while a checkpoint ran.
+std::string without_lock_tables(std::string_view rules);
+std::string without_lock_chain(std::string_view rules);
 
 // `ns`: a descriptor of the namespace, for the programs; `inside` is in it.
 // Errors: gone, if there are rules and the program that reads them is not installed.
