@@ -158,19 +158,25 @@ class Collector {
   }
 
   // Where the same files are in our own mount namespace.
+  // Of several the one that hangs on the same master, and that at the same place.
   const Line* line_here(const Line& line) const {
     const auto& mounts = context_.host.mounts();
+    const Line* best = nullptr;
+    int best_rank = -1;
     for (auto own = mounts.rbegin(); own != mounts.rend(); ++own) {
       if (own->dev != line.dev || !(line.root == own->root || is_below(line.root, own->root))) {
         continue;
       }
       // Something else may be mounted over that place.
       const Result<std::uint64_t> visible = visible_mount_id(AT_FDCWD, own->mountpoint);
-      if (visible.has_value() && *visible == static_cast<std::uint64_t>(own->id)) {
-        return &*own;
+      const bool same_master = own->master == line.master || own->shared == line.master;
+      const int rank = (same_master ? 2 : 0) + (own->mountpoint == line.mountpoint ? 1 : 0);
+      if (rank > best_rank && visible.has_value() && *visible == static_cast<std::uint64_t>(own->id)) {
+        best = &*own;
+        best_rank = rank;
       }
     }
-    return nullptr;
+    return best;
   }
 
   static std::string path_on(const Line& own, const Line& line) {

@@ -109,6 +109,8 @@ void put_kind(Message& message, const pb::NetDeviceEntry& device, const std::str
         for (const Attribute& a : attributes_of(data->value)) {
           if (kind == "bridge" && a.type == IFLA_BR_MULTI_BOOLOPT) {
             put_switches(message, a);
+          } else if (kind == "bridge" && a.type == IFLA_BR_VLAN_FILTERING && value_as<std::uint8_t>(a).value_or(0) == 0) {
+            continue;  // off anyway, and a kernel without it does not take even that
           } else if (!is_told_only(kind, a.type)) {
             message.put(a);
           }
