@@ -26,6 +26,7 @@ class Arrival {
   // Sentences; with one the move is impossible.
   [[nodiscard]] std::vector<std::string> obstacles() const;
   [[nodiscard]] const std::vector<std::string>& differences() const { return plan_.differences; }
+  [[nodiscard]] bool keeps_addresses() const { return plan_.keeps_addresses; }
   [[nodiscard]] bool has_image() const { return has_image_; }
   Result<std::set<std::string>> present_layers() const { return present_chain_ids(); }
 

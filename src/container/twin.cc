@@ -202,6 +202,7 @@ class Planner {
     const std::string first = network_of_mode(source_.network_mode);
     if (first == "host") {
       difference("the container uses the host's network, whose addresses are others on the destination");
+      plan_.keeps_addresses = false;
       return;
     }
     for (const Endpoint& endpoint : source_.endpoints) {
@@ -211,6 +212,7 @@ class Planner {
       if (endpoint.network == "bridge") {
         if (!endpoint.ip.empty()) {
           difference("address {} on Docker's default bridge is not kept: that network is each host's own", endpoint.ip);
+          plan_.keeps_addresses = false;
         }
         continue;
       }
@@ -241,6 +243,7 @@ class Planner {
       }
       keep_mac(endpoint, is_first, settings);
     } else if (!endpoint.ip.empty()) {
+      plan_.keeps_addresses = false;
       difference("address {} on network {} is not kept: the network on the destination is not the same "
                  "(driver and subnet have to be equal, and the driver macvlan or bridge)",
                  endpoint.ip, endpoint.network);

@@ -36,6 +36,7 @@ struct TwinPlan {
   std::string request_json;  // for POST /containers/create: without restart policy and --rm
   std::vector<TwinConnection> connections;  // to make before the start
   RestartPolicy restart_policy;  // to give it when it has taken over
+  bool keeps_addresses = true;  // all that it has beside its loopback: then connections can go on
   bool auto_remove = false;      // the source had --rm; no request can give it to a container later
   std::vector<std::string> obstacles;    // sentences; empty if the move is possible
   std::vector<std::string> differences;  // sentences: what will not be as it was

@@ -146,6 +146,8 @@ Result<void> RestoreStory::take_over(RestoreStory& ahead) {
     }
   }
   ahead.let_go_ = true;
+  ahead.network_lock_ = {};
+  FERRY_CHECK(lock_ahead());
   FERRY_CHECK(inside_.enter(root.pid));
   if (!same) {
     FERRY_CHECK(grow_tree(context_, layout_));

@@ -1,5 +1,6 @@
 #include "engine/restore_story.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/syscall.h>
 
@@ -15,6 +16,7 @@
 #include "state/limits/limits.h"
 #include "state/mount/mount.h"
 #include "state/net/net.h"
+#include "state/net_gate/net_gate.h"
 #include "state/pidns/pidns.h"
 #include "state/seccomp/seccomp.h"
 #include "state/signals/signals.h"
@@ -95,6 +97,10 @@ Result<void> RestoreStory::make_root_world(int controller) {
   FERRY_CHECK(state::net::restore(context_));
   if (controller < 0) {
     FERRY_TRY(network_lock_, state::inet_socket::lock_for_restore(context_));
+  } else if (namespaces_.is_new(state::NsKind::net)) {
+    // Before an interface moves in: the tree may still run elsewhere with the same address.
+    FERRY_TRY(const UniqueFd ns, sys::open(fmt::format("/proc/{}/ns/net", context_.root().pid), O_RDONLY));
+    FERRY_CHECK(state::net_gate::shut(ns.get()));
   }
   if (request.clone_flags != 0) {
     FERRY_CHECK(tell(Stage::setup_namespaces, true));
@@ -119,8 +125,17 @@ Result<void> RestoreStory::take_root(tracee::Thread thread, tracee::Area area, s
   FERRY_TRY(const auto now, sys::parse_maps(text));
   layout_ = {area, park, state::memory::find_kernel_mappings(now)};
   FERRY_CHECK(check_layout(context_, layout_));
-  FERRY_TRY(network_lock_, state::inet_socket::lock_for_restore(context_));
+  FERRY_CHECK(lock_ahead());
   return inside_.enter(pid);
+}
+
+// A namespace of the tree's own is shut wholly since it was made.
+Result<void> RestoreStory::lock_ahead() {
+  ahead_of_time_ = true;
+  if (!namespaces_.is_new(state::NsKind::net)) {
+    FERRY_TRY(network_lock_, state::inet_socket::lock_for_restore(context_));
+  }
+  return {};
 }
 
 Result<void> RestoreStory::grow() {
@@ -246,6 +261,10 @@ Result<void> RestoreStory::let_go() {
     (void)tell(Stage::network_unlock);
   }
   FERRY_CHECK(network_lock_.release());
+  if (ahead_of_time_ && namespaces_.is_new(state::NsKind::net)) {
+    FERRY_TRY(const UniqueFd ns, sys::open(fmt::format("/proc/{}/ns/net", context_.root().pid), O_RDONLY));
+    FERRY_CHECK(state::net_gate::open(ns.get()));
+  }
   FERRY_CHECK(files_.resume(context_));
   (void)tell(Stage::pre_resume);
   let_go_ = true;

@@ -73,6 +73,7 @@ class RestoreStory {
   [[nodiscard]] std::uint64_t pages_restored() const { return pages_restored_; }
 
  private:
+  Result<void> lock_ahead();
   Result<void> make_all_threads();
   [[nodiscard]] bool same_processes(const RestoreStory& other) const;
   Result<void> evacuate_children_of_root();
@@ -95,6 +96,7 @@ class RestoreStory {
   state::NamespaceIds namespaces_;
   Layout layout_;
   std::map<const state::RestoreTask*, state::memory::KernelMappings> kernel_;  // where each task's vDSO is now
+  bool ahead_of_time_ = false;  // its namespace's network is shut from the beginning (state/net_gate)
   Laps laps_;
   struct Ahead {
     state::RestoreTask* task;

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "container/docker.h"
+#include "migrate/door.h"
 #include "migrate/freezer.h"
 #include "migrate/hello.h"
 #include "migrate/link.h"
@@ -73,6 +74,9 @@ Result<std::string> act(const GivenRecord& record, Decision decision) {
     FERRY_CHECK(end_source(docker, record).during("ending container {} here", record.container_name));
     sentence = fmt::format("container {} runs on {}; it was ended here", record.container_name, record.destination);
   } else {
+    if (const auto container = docker.container(record.container_id); container && container->running()) {
+      FERRY_CHECK(reopen_door_of(container->pid));
+    }
     FERRY_CHECK(thaw(record.freeze_cgroup));
     if (!record.restart_policy.empty() && record.restart_policy != "no") {
       FERRY_CHECK(docker.set_restart_policy(record.container_id, {record.restart_policy, record.restart_retries}));

@@ -91,6 +91,18 @@ Result<void> HandOver::send_changes() {
   return {};
 }
 
+Result<void> HandOver::send_packets() {
+  FERRY_TRY(const auto arrived, door_.arrived());
+  if (arrived.empty()) {
+    return {};
+  }
+  wire::Message message;
+  for (const std::string& packet : arrived) {
+    message.mutable_packets()->add_packets(packet);
+  }
+  return link_.send(message);
+}
+
 // From the record on, only the destination's word decides.  The frozen cgroup holds the tree if we die.
 Result<Verdict> HandOver::end() {
   FERRY_CHECK(link_.check_interrupt());
@@ -107,6 +119,16 @@ Result<Verdict> HandOver::end() {
     static_cast<void>(guard_.tell("kept"));
     undo();
     return tl::unexpected<Error>(std::move(frozen).error());
+  }
+  if (auto shut = door_.shut(); !shut) {
+    static_cast<void>(guard_.tell("kept"));
+    undo();
+    return tl::unexpected<Error>(std::move(shut).error());
+  }
+  if (auto sent = send_packets(); !sent) {
+    static_cast<void>(guard_.tell("kept"));
+    undo();
+    return tl::unexpected<Error>(std::move(sent).error());
   }
   link_.no_interrupts();
   times_.given_ns = monotonic_ns();
@@ -138,6 +160,9 @@ Result<Verdict> HandOver::end() {
 Result<Verdict> HandOver::decided(Decision decision, const std::string& reason) {
   if (decision == Decision::taken) {
     taken_ = true;
+    // What arrived in between; lost, it would be sent again by its sender.
+    static_cast<void>(connected_ ? send_packets() : Result<void>());
+    door_.leave_shut();
     FERRY_CHECK(kill_frozen(record_.freeze_cgroup));
     forget_given(record_.move);
     static_cast<void>(guard_.tell("taken"));

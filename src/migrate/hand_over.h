@@ -13,6 +13,7 @@
 #include "base/laps.h"
 #include "container/move_source.h"
 #include "engine/keeper.h"
+#include "migrate/door.h"
 #include "migrate/guard.h"
 #include "migrate/link.h"
 #include "migrate/record.h"
@@ -39,8 +40,8 @@ class LookKeeper : public engine::Keeper {
 class HandOver : public engine::Keeper {
  public:
   // `rounds`: what was sent ahead; nullptr if nothing was.
-  HandOver(Link& link, container::Departure& departure, Guard& guard, GivenRecord record, Rounds* rounds)
-      : link_(link), departure_(departure), guard_(guard), record_(std::move(record)), rounds_(rounds) {}
+  HandOver(Link& link, container::Departure& departure, Guard& guard, GivenRecord record, Rounds* rounds, Door& door)
+      : link_(link), departure_(departure), guard_(guard), record_(std::move(record)), rounds_(rounds), door_(door) {}
 
   Result<bool> memory(state::DumpTask& task, image::Set& set) override {
     return rounds_ == nullptr ? Result<bool>(false) : rounds_->last(task, set);
@@ -67,6 +68,7 @@ class HandOver : public engine::Keeper {
 
  private:
   Result<void> send_changes();
+  Result<void> send_packets();
   Result<Verdict> decided(Decision decision, const std::string& reason);
   Result<Verdict> ask_until_known(const Error& broken);
 
@@ -75,6 +77,7 @@ class HandOver : public engine::Keeper {
   Guard& guard_;
   GivenRecord record_;
   Rounds* rounds_;
+  Door& door_;
   bool taken_ = false;
   std::vector<Lap> their_parts_;
   bool connected_ = true;

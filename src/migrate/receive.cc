@@ -24,6 +24,7 @@
 #include "migrate/pages.h"
 #include "migrate/pump.h"
 #include "migrate/record.h"
+#include "state/net_gate/net_gate.h"
 #include "sys/file.h"
 #include "tracee/thread.h"
 
@@ -192,6 +193,8 @@ class Receiver {
       case Message::kRound:
         FERRY_CHECK(expect(Stage::started, "the end of a round"));
         return done();
+      case Message::kPackets:
+        return packets(message.packets());
       case Message::kDelta:
         FERRY_CHECK(expect(Stage::started, "changed files"));
         return delta(message.delta());
@@ -261,6 +264,7 @@ class Receiver {
       reply.add_differences(text);
     }
     reply.set_has_image(arrival_->has_image());
+    reply.set_keeps_addresses(arrival_->keeps_addresses());
     FERRY_TRY(const auto present, arrival_->present_layers());
     for (const std::string& chain_id : offer.chain_ids()) {
       if (present.contains(chain_id)) {
@@ -406,6 +410,31 @@ class Receiver {
     return false;
   }
 
+  // They are for the tree that goes on here.
+  Result<bool> packets(const wire::Packets& packets) {
+    if (stage_ != Stage::grown && stage_ != Stage::taken) {
+      return fail(Kind::corrupt, "{} sent packets at the wrong time", link_.peer());
+    }
+    packets_.insert(packets_.end(), packets.packets().begin(), packets.packets().end());
+    if (stage_ == Stage::taken) {
+      deliver_packets();
+    }
+    return false;
+  }
+
+  // A packet that is lost is sent again by who sent it, only later.
+  void deliver_packets() {
+    const auto deliver = [&]() -> Result<void> {
+      FERRY_TRY(const UniqueFd ns, sys::open(fmt::format("/proc/{}/ns/net", root_), O_RDONLY));
+      FERRY_CHECK(state::net_gate::deliver(ns.get(), packets_));
+      return {};
+    };
+    if (auto done = packets_.empty() ? Result<void>() : deliver(); !done) {
+      log::warning("{}", done.error().message());
+    }
+    packets_.clear();
+  }
+
   Result<bool> take() {
     if (!twin_->alive()) {
       return fail(Kind::gone, "the twin was stopped on the destination");
@@ -421,6 +450,7 @@ class Receiver {
     laps_.add("record");
     stage_ = Stage::taken;
     auto resumed = twin_->resume();
+    deliver_packets();
     laps_.add("let go");
     Message message;
     for (const std::vector<Lap>& some : {twin_->laps(), laps_.all()}) {
@@ -505,6 +535,7 @@ class Receiver {
   image::Set looked_at_;  // what the twin's skeleton was made from
   std::optional<PageFiles> pages_;
   std::vector<std::byte> buffer_;  // of pages that arrive
+  std::vector<std::string> packets_;  // that the container has not had yet
   Laps laps_;
   HostPid root_;
   HostPid shim_;

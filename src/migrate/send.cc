@@ -187,6 +187,7 @@ class Sender {
     progress_.release();
     present_ = {reply.present_chain_ids().begin(), reply.present_chain_ids().end()};
     has_image_ = reply.has_image();
+    keeps_addresses_ = reply.keeps_addresses();
     return {};
   }
 
@@ -284,6 +285,7 @@ class Sender {
     out.empty_net_namespace = true;
     out.orphan_pts_master = true;
     out.tcp_close = options_.tcp_close;
+    out.tcp_established = keeps_addresses_ && !options_.tcp_close;
     out.cgroup_mode = engine::CgroupMode::soft;
     return out;
   }
@@ -351,12 +353,19 @@ class Sender {
     record_.restart_policy = container.restart_policy.name;
     record_.restart_retries = container.restart_policy.maximum_retries;
     record_.keep_source = options_.keep_source;
-    HandOver keeper(link_, departure_, guard_, record_, rounds_.has_value() ? &*rounds_ : nullptr);
+    FERRY_TRY(Door door, Door::of(container.pid));
+    engine::DumpOptions options = dump_options();
+    if (door.exists()) {
+      options.network_lock = engine::NetworkLock::skip;  // the door does better: nothing is lost
+      FERRY_CHECK(door.withhold());
+    }
+    HandOver keeper(link_, departure_, guard_, record_, rounds_.has_value() ? &*rounds_ : nullptr, door);
     Silent listener;
     const std::uint64_t sent_before = link_.sent();
     const std::uint64_t begin = monotonic_ns();
-    auto moved = engine::checkpoint(dump_options(), listener, keeper);
+    auto moved = engine::checkpoint(options, listener, keeper);
     if (!moved && !keeper.taken()) {
+      door.reopen();
       return tl::unexpected<Error>(explained(std::move(moved).error()));
     }
     if (!moved) {
@@ -442,6 +451,7 @@ class Sender {
   const SendOptions& options_;
   Docker& docker_;
   Departure& departure_;
+  bool keeps_addresses_ = false;  // the twin has the same ones
   std::set<NsPid> skeletons_;     // that the destination has
   std::optional<Rounds> rounds_;  // what was sent ahead
   Guard& guard_;

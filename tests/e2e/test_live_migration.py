@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+import time
 
 import test_ferry_migrate
 from ferrylab import wait_until
@@ -82,6 +84,36 @@ while True:
 """
 
 
+class Asker(threading.Thread):
+    """A client that counts in redis, one request after the other, and checks every answer."""
+
+    def __init__(self, connection, key):
+        super().__init__(daemon=True)
+        self.connection, self.key = connection, key
+        self.connection.settimeout(20)
+        self.count, self.longest, self.error = 0, 0.0, None
+        self.stopping = threading.Event()
+
+    def run(self):
+        try:
+            while not self.stopping.is_set():
+                began = time.monotonic()
+                self.connection.sendall(b"INCR %s\r\n" % self.key.encode())
+                answer = self.connection.recv(100)
+                self.longest = max(self.longest, time.monotonic() - began)
+                self.count += 1
+                if answer != b":%d\r\n" % self.count:
+                    raise ValueError(f"answer {answer} to request {self.count}")
+                self.stopping.wait(0.002)
+        except (OSError, ValueError) as e:
+            self.error = repr(e)
+
+    def stop(self):
+        self.stopping.set()
+        self.join(25)
+        self.connection.close()
+
+
 class LiveMigration(test_ferry_migrate.Migrate):
     def start_python(self, name, program, *arguments):
         self.remove_later(self.h2, name)
@@ -114,6 +146,34 @@ class LiveMigration(test_ferry_migrate.Migrate):
         before = len(host.docker("logs", name).splitlines())
         wait_until(lambda: len(host.docker("logs", name).splitlines()) >= before + lines, 30, f"{name} to work on")
         self.assertNotIn("wrong", host.docker("logs", name))
+
+    ADDRESS = "10.77.0.161"
+
+    def reached(self):
+        try:
+            return self.client.connect(self.ADDRESS, 6379, timeout=3)
+        except OSError:
+            return None
+
+    def test_clients_stay_connected(self):
+        for host in (self.h1, self.h2):
+            host.macvlan()
+        self.remove_later(self.h2, "keeper")
+        self.container("keeper", "--network", "lan", "--ip", self.ADDRESS, image="redis")
+        clients = [Asker(wait_until(self.reached, 15, "redis to listen", 0.05), f"counter{i}") for i in range(3)]
+        for client in clients:
+            client.start()
+        report = json.loads(self.migrate("keeper", "--json"))
+        for client in clients:
+            before = client.count
+            wait_until(lambda client=client, before=before: client.count > before + 50 or client.error, 15, "answers from the other host")
+        for client in clients:
+            client.stop()
+            self.assertIsNone(client.error, report)
+        self.assertEqual(self.runs_on("keeper"), ["h2"])
+        longest = max(client.longest for client in clients)
+        # Packets that came meanwhile were withheld, not lost: no client had to wait for a retransmission.
+        self.assertLess(longest, report["pause_ms"] / 1000 + 0.15, "a client waited for longer than the pause")
 
     def test_memory_that_is_written_meanwhile(self):
         self.start_gap("writer", 128, 10, threads=3)
