@@ -178,6 +178,7 @@ Result<void> CheckpointStory::prepare() {
 }
 
 Result<void> CheckpointStory::stop() {
+  FERRY_CHECK(keeper_.about_to_stop());
   const auto begin = Clock::now();
   FERRY_TRY(freezer_, tracee::Freezer::open(options_.freeze_cgroup));
   FERRY_TRY(stopped_, tracee::stop_tree(options_.pid, freezer_, tracee::Deadline(options_.timeout)));

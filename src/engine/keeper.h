@@ -24,6 +24,8 @@ class Keeper {
     (void)memory;
     return {};
   }
+  // The last call before the tree is stopped, which follows at once.
+  virtual Result<void> about_to_stop() { return {}; }
   // The private memory of a task that is stopped.  True if the keeper has it, with its pagemap in the set;
   // false to be given its pages.
   virtual Result<bool> memory(state::DumpTask& task, image::Set& set) {

@@ -263,9 +263,11 @@ Result<void> RestoreStory::let_go() {
   FERRY_CHECK(network_lock_.release());
   if (ahead_of_time_ && namespaces_.is_new(state::NsKind::net)) {
     FERRY_TRY(const UniqueFd ns, sys::open(fmt::format("/proc/{}/ns/net", context_.root().pid), O_RDONLY));
-    FERRY_CHECK(state::net_gate::open(ns.get()));
+    FERRY_CHECK(state::net_gate::let_pass(ns.get()));
   }
+  laps_.add("open the network");
   FERRY_CHECK(files_.resume(context_));
+  laps_.add("resume connections");
   (void)tell(Stage::pre_resume);
   let_go_ = true;
   leftovers_.keep();
@@ -279,6 +281,14 @@ Result<void> RestoreStory::let_go() {
     }
   }
   (void)tell(Stage::post_resume);
+  return {};
+}
+
+Result<void> RestoreStory::clean_up() {
+  if (ahead_of_time_ && namespaces_.is_new(state::NsKind::net)) {
+    FERRY_TRY(const UniqueFd ns, sys::open(fmt::format("/proc/{}/ns/net", context_.root().pid), O_RDONLY));
+    return state::net_gate::open(ns.get());
+  }
   return {};
 }
 

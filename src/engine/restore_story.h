@@ -62,6 +62,9 @@ class RestoreStory {
   // The point of no return.
   Result<void> let_go();
 
+  // What can wait until the tree runs.
+  Result<void> clean_up();
+
   Result<void> tell(Stage stage, bool with_pid = false);
   // Leaves the root skeleton alone in a sleep that only SIGKILL or a tracer ends; it lives on then.
   // Of its descriptors only `keep` stay open.

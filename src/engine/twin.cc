@@ -209,6 +209,8 @@ Result<RestoreReport> Twin::resume() {
   return report;
 }
 
+Result<void> Twin::clean_up() { return state_->story->clean_up(); }
+
 std::vector<Lap> Twin::laps() const { return state_->story == nullptr ? std::vector<Lap>() : state_->story->laps().all(); }
 
 bool Twin::alive() const { return ::syscall(SYS_pidfd_send_signal, state_->pidfd.get(), 0, nullptr, 0) == 0; }

@@ -57,6 +57,8 @@ class Twin {
   Result<void> grow(int images_dir);
   // Point of no return.
   Result<RestoreReport> resume();
+  // After resume(), when there is time.
+  Result<void> clean_up();
   // What the steps of grow() took.
   [[nodiscard]] std::vector<Lap> laps() const;
   // Whether the root skeleton still lives (its user may have stopped the container).

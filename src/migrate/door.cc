@@ -27,6 +27,8 @@ Result<Door> Door::of(HostPid root) {
   return out;
 }
 
+Result<void> Door::prepare() { return exists() ? net_gate::prepare(ns_.get()) : Result<void>(); }
+
 Result<void> Door::withhold() {
   if (!exists()) {
     return {};

@@ -19,7 +19,9 @@ class Door {
   static Result<Door> of(HostPid root);
   [[nodiscard]] bool exists() const { return static_cast<bool>(ns_); }
 
-  // Before the tree is stopped.
+  // While the tree runs: so that shut() takes no time.
+  Result<void> prepare();
+  // Right before the tree is stopped.
   Result<void> withhold();
   // What has arrived since the last call, as whole IP packets.
   Result<std::vector<std::string>> arrived();

@@ -43,6 +43,7 @@ class HandOver : public engine::Keeper {
   HandOver(Link& link, container::Departure& departure, Guard& guard, GivenRecord record, Rounds* rounds, Door& door)
       : link_(link), departure_(departure), guard_(guard), record_(std::move(record)), rounds_(rounds), door_(door) {}
 
+  Result<void> about_to_stop() override { return door_.withhold(); }
   Result<bool> memory(state::DumpTask& task, image::Set& set) override {
     return rounds_ == nullptr ? Result<bool>(false) : rounds_->last(task, set);
   }

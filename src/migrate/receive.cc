@@ -471,6 +471,9 @@ class Receiver {
       // It will ask again, by another connection.
       log::warning("{}", told.error().message());
     }
+    if (auto clean = twin_->clean_up(); !clean) {
+      log::warning("{}", clean.error().message());
+    }
     return false;
   }
 

@@ -357,7 +357,7 @@ class Sender {
     engine::DumpOptions options = dump_options();
     if (door.exists()) {
       options.network_lock = engine::NetworkLock::skip;  // the door does better: nothing is lost
-      FERRY_CHECK(door.withhold());
+      FERRY_CHECK(door.prepare());
     }
     HandOver keeper(link_, departure_, guard_, record_, rounds_.has_value() ? &*rounds_ : nullptr, door);
     Silent listener;

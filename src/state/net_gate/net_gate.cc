@@ -42,9 +42,29 @@ void renew(NftTransaction& to, std::uint8_t family, const char* table, bool owne
   to.add_table(family, table, owned);
 }
 
-void close_chain(NftTransaction& to, std::uint8_t family, const char* name, std::uint32_t hook, std::string_view device = {}) {
-  to.add_chain(family, kShut, name, hook, kFirst, Verdict::drop, device);
-  to.add_rule(family, kShut, name, NftRule().mark_is(kOwnMark).then(Verdict::accept));
+struct Chain {
+  std::uint8_t family;
+  const char* name;
+  std::uint32_t hook;
+};
+// Not only what is for the namespace itself: nothing is forwarded either.
+constexpr Chain kChains[] = {{NFPROTO_INET, "prerouting", NF_INET_PRE_ROUTING},
+                             {NFPROTO_INET, "output", NF_INET_LOCAL_OUT},
+                             {NFPROTO_INET, "postrouting", NF_INET_POST_ROUTING},
+                             {NFPROTO_ARP, "input", NF_ARP_IN},
+                             {NFPROTO_ARP, "output", NF_ARP_OUT}};
+
+void add_bolts(NftTransaction& to, std::uint8_t family, const char* chain) {
+  to.add_rule(family, kShut, chain, NftRule().mark_is(kOwnMark).then(Verdict::accept));
+  to.add_rule(family, kShut, chain, NftRule().then(Verdict::drop));
+}
+
+// There afterwards, with whatever rules they have.
+void make_chains(NftTransaction& to) {
+  for (const Chain& c : kChains) {
+    to.add_table(c.family, kShut, false);
+    to.add_chain(c.family, kShut, c.name, c.hook, kFirst, Verdict::accept);
+  }
 }
 
 void remove(NftTransaction& to, std::uint8_t family) {
@@ -54,24 +74,39 @@ void remove(NftTransaction& to, std::uint8_t family) {
 
 }  // namespace
 
+Result<void> prepare(int ns) {
+  NftTransaction t;
+  make_chains(t);
+  return commit(ns, t, "preparing to shut a network namespace");
+}
+
 Result<void> shut(int ns) {
   NftTransaction t;
-  renew(t, NFPROTO_INET, kShut, false);
-  // Not only what is for the namespace itself: nothing is forwarded either.
-  close_chain(t, NFPROTO_INET, "prerouting", NF_INET_PRE_ROUTING);
-  close_chain(t, NFPROTO_INET, "output", NF_INET_LOCAL_OUT);
-  close_chain(t, NFPROTO_INET, "postrouting", NF_INET_POST_ROUTING);
-  renew(t, NFPROTO_ARP, kShut, false);
-  close_chain(t, NFPROTO_ARP, "input", NF_ARP_IN);
-  close_chain(t, NFPROTO_ARP, "output", NF_ARP_OUT);
+  make_chains(t);
+  for (const Chain& c : kChains) {
+    t.flush_chain(c.family, kShut, c.name);
+    add_bolts(t, c.family, c.name);
+  }
   return commit(ns, t, "shutting a network namespace");
 }
 
 Result<void> shut_device(int ns, std::string_view interface) {
+  const std::string chain = fmt::format("egress-{}", interface);
   NftTransaction t;
   t.add_table(NFPROTO_NETDEV, kShut, false);
-  close_chain(t, NFPROTO_NETDEV, fmt::format("egress-{}", interface).c_str(), kEgress, interface);
+  t.add_chain(NFPROTO_NETDEV, kShut, chain, kEgress, kFirst, Verdict::accept, interface);
+  t.flush_chain(NFPROTO_NETDEV, kShut, chain);
+  add_bolts(t, NFPROTO_NETDEV, chain.c_str());
   return commit(ns, t, fmt::format("shutting interface {}", interface));
+}
+
+Result<void> let_pass(int ns) {
+  NftTransaction t;
+  make_chains(t);
+  for (const Chain& c : kChains) {
+    t.flush_chain(c.family, kShut, c.name);
+  }
+  return commit(ns, t, "letting everything pass");
 }
 
 Result<void> open(int ns) {

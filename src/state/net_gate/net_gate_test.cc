@@ -91,6 +91,21 @@ TEST(NetGate, LetsNothingThroughUntilItIsOpened) {
   });
 }
 
+TEST(NetGate, IsShutAndLetsPassQuicklyOnceItIsPrepared) {
+  in_new_world([](const World& world) {
+    EXPECT_OK(prepare(world.ns.get()));
+    world.send("through");
+    EXPECT_EQ(world.receive(kSoon), "through");
+    EXPECT_OK(shut(world.ns.get()));
+    world.send("lost");
+    EXPECT_EQ(world.receive(kNever), "nothing");
+    EXPECT_OK(let_pass(world.ns.get()));
+    world.send("through again");
+    EXPECT_EQ(world.receive(kSoon), "through again");
+    EXPECT_OK(open(world.ns.get()));
+  });
+}
+
 TEST(NetGate, GivesWithheldPacketsToWhoGoesOn) {
   in_new_world([](const World& world) {
     auto withheld = Withheld::begin(world.ns.get(), Withheld::What::everything);
