@@ -24,6 +24,7 @@
 
 #include "base/unique_fd.h"
 #include "sys/nftables.h"
+#include "sys/userfaultfd.h"
 
 // Kernel constants that Debian 12's headers do not have.
 namespace {
@@ -323,7 +324,7 @@ struct Probe {
 // criu(8)'s names, CRIU 4.2's order.
 constexpr std::array kFeatures{
     Probe{"mnt_id", Need::required, has_mnt_id},
-    Probe{"mem_dirty_track", Need::none, nullptr},
+    Probe{"mem_dirty_track", Need::extra, sys::has_write_tracking},
     Probe{"aio_remap", Need::none, nullptr},
     Probe{"timerfd", Need::required, has_timerfd_info},
     Probe{"tun", Need::none, nullptr},

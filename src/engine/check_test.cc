@@ -17,7 +17,7 @@ TEST(FeatureCheck, KnowsWhatIsNoFeature) {
 
 TEST(FeatureCheck, PromisesNothingThatFerryDoesNotUse) {
   // runc and Podman decide by these whether to ask for rounds of pre-dump or for lazy pages.
-  for (const char* const name : {"mem_dirty_track", "uffd-noncoop", "pidfd_store"}) {
+  for (const char* const name : {"uffd-noncoop", "pidfd_store"}) {
     EXPECT_EQ(probe_feature(name).value(), Feature::unused) << name;
   }
 }

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 
+#include "base/log.h"
 #include "engine/checkpoint_story.h"
 #include "engine/rehearsal.h"
+#include "image/dedup.h"
 #include "image/page_store.h"
 #include "sys/host.h"
 
@@ -75,7 +77,14 @@ class Directory final : public Keeper {
 Result<DumpReport> checkpoint(const DumpOptions& options, Listener& listener) {
   rehearse(options);
   Directory directory(options.images_dir);
-  return checkpoint(options, listener, directory);
+  auto report = checkpoint(options, listener, directory);
+  if (report.has_value() && options.auto_dedup) {
+    // The set is complete and good as it is; the room is worth a warning.
+    if (const auto punched = image::punch_parents(options.images_dir); !punched.has_value()) {
+      log::warning("the parent sets keep their room: {}", punched.error().message());
+    }
+  }
+  return report;
 }
 
 Result<DumpReport> checkpoint(const DumpOptions& options, Listener& listener, Keeper& keeper) {

@@ -2,7 +2,6 @@
 
 #include <signal.h>
 #include <sys/ptrace.h>
-#include <sys/random.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -12,6 +11,7 @@
 #include "engine/dump_tree.h"
 #include "engine/limits.h"
 #include "engine/preflight.h"
+#include "engine/set_id.h"
 #include "image/proto/inventory.pb.h"
 #include "image/page_store.h"
 #include "image/set.h"
@@ -104,21 +104,6 @@ Result<void> collect_cpu(DumpTask& task, DumpThread& thread) {
   return state::cpu::save_extended(area, *info.mutable_fpregs()).during("processor state of task {}", thread.tid);
 }
 
-Result<std::string> random_id() {
-  std::uint8_t bytes[16];
-  if (::getrandom(bytes, sizeof bytes, 0) != sizeof bytes) {
-    return sys_fail("getrandom");
-  }
-  std::string out;
-  for (std::size_t i = 0; i < sizeof bytes; ++i) {
-    out += fmt::format("{:02x}", bytes[i]);
-    if (i == 3 || i == 5 || i == 7 || i == 9) {
-      out += '-';
-    }
-  }
-  return out;
-}
-
 }  // namespace
 
 CheckpointStory::~CheckpointStory() {
@@ -169,7 +154,12 @@ Result<void> CheckpointStory::prepare() {
   FERRY_CHECK(raise_descriptor_limit());
   FERRY_CHECK(preflight(options_));
   FERRY_CHECK(tell(Stage::pre_dump));
-  FERRY_CHECK(keeper_.expect(private_memory(options_.pid)));
+  const bool followed = options_.track_memory && (options_.leave_running || options_.leave_stopped);
+  FERRY_CHECK(succession_.begin(options_, followed));
+  context_.increment = succession_.increment();
+  if (!succession_.has_parent()) {  // else most of it is left to the parent
+    FERRY_CHECK(keeper_.expect(private_memory(options_.pid)));
+  }
   FERRY_CHECK(host_.prepare(options_.pid, options_.cgroup_mode != state::CgroupMode::ignore, options_.cgroup_yard));
   if (options_.freeze_cgroup.empty()) {
     FERRY_TRY(options_.freeze_cgroup, state::cgroup::frozen_group(host_, options_.pid));
@@ -202,7 +192,7 @@ Result<void> CheckpointStory::describe_tree() {
   inventory.set_network_lock_method(static_cast<std::uint32_t>(options_.network_lock));
   inventory.mutable_plugins_entry();
   inventory.set_tcp_close(options_.tcp_close);
-  FERRY_TRY(const std::string id, random_id());
+  FERRY_TRY(const std::string id, random_set_id());
   inventory.set_dump_criu_run_id(id);
   inventory.set_ferry_id(id);
   inventory.set_ferry_version(FERRY_VERSION);
@@ -318,6 +308,7 @@ Result<void> CheckpointStory::collect_namespaces() {
 
 Result<void> CheckpointStory::save_memory() {
   const auto begin = Clock::now();
+  FERRY_CHECK(succession_.track_all(tasks_));
   for (auto& task : tasks_) {
     if (task->zombie) {
       continue;
@@ -371,6 +362,10 @@ Result<void> CheckpointStory::end() {
       }
     }
     report_.frozen_us = micros(Clock::now() - frozen_since_);
+    FERRY_TRY(const auto* inventory, set_.one<pb::InventoryEntry>(Name{Type::inventory, 0}));
+    if (auto handed = succession_.hand_on(inventory->ferry_id()); !handed.has_value()) {
+      log::warning("the next set has all memory again: {}", handed.error().message());
+    }
     return {};
   }
   report_.frozen_us = micros(Clock::now() - frozen_since_);
@@ -393,7 +388,9 @@ Result<void> CheckpointStory::kill_tree() {
       threads.push_back(&thread);
     }
   }
-  return tracee::await_end(threads, tracee::Deadline(kDeathTime)).during("waiting for the tree to end");
+  FERRY_CHECK(tracee::await_end(threads, tracee::Deadline(kDeathTime)).during("waiting for the tree to end"));
+  succession_.end();
+  return {};
 }
 
 }  // namespace ferry::engine

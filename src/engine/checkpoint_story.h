@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "engine/keeper.h"
 #include "engine/options.h"
+#include "engine/succession.h"
 #include "image/set.h"
 #include "state/dump.h"
 #include "state/dump_host.h"
@@ -68,6 +69,7 @@ class CheckpointStory {
   DumpReport report_;
   tracee::Freezer freezer_;
   image::Set set_;
+  Succession succession_;
   state::FileTable files_;
   state::DumpHost host_;
   std::vector<tracee::StoppedTask> stopped_;

@@ -95,6 +95,8 @@ void rehearse(const DumpOptions& options) {
   of_child.shell_job = true;
   of_child.leave_running = false;
   of_child.leave_stopped = false;
+  of_child.parent_images.clear();
+  of_child.track_memory = false;
   Nobody nobody;
   Nowhere nowhere;
   log::debug("rehearsal with pid {}", child);

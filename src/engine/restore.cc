@@ -5,11 +5,13 @@
 #include <chrono>
 #include <optional>
 
+#include "base/log.h"
 #include "engine/limits.h"
 #include "engine/reference.h"
 #include "engine/reference_file.h"
 #include "engine/restore_story.h"
 #include "engine/twin.h"
+#include "image/dedup.h"
 #include "image/proto/inventory.pb.h"
 #include "image/proto/ns.pb.h"
 #include "sys/file.h"
@@ -79,7 +81,14 @@ Result<RestoreReport> restore_for_receiver(const RestoreOptions& options, Listen
 Result<RestoreReport> restore(const RestoreOptions& options, Listener& listener) {
   FERRY_TRY(const auto reference, read_reference(options.images_dir));
   if (!reference) {
-    return restore_from(options, listener, std::nullopt);
+    auto restored = restore_from(options, listener, std::nullopt);
+    if (restored.has_value() && options.auto_dedup) {
+      // The tree runs; the room is worth a warning.
+      if (const auto punched = image::punch_all(options.images_dir); !punched.has_value()) {
+        log::warning("the images keep their room: {}", punched.error().message());
+      }
+    }
+    return restored;
   }
   Result<RestoreReport> report = [&]() -> Result<RestoreReport> {
     if (!reference->receiver.empty()) {

@@ -31,6 +31,8 @@ Result<Reservation> Reservation::make(int directory, std::uint32_t pages_id, std
   if (base != MAP_FAILED) {
     out.base_ = static_cast<std::byte*>(base);
     out.size_ = bytes;
+    // Who is forked to outlive us (engine/tracker_keeper.h) must not hold the file.
+    (void)::madvise(base, bytes, MADV_DONTFORK);
   }
   return out;
 }

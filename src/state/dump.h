@@ -64,6 +64,9 @@ struct DumpTask {
 
 class FileTable;
 class DumpHost;
+namespace memory {
+class Increment;
+}
 
 struct DumpContext {
   const DumpOptions& options;
@@ -74,6 +77,8 @@ struct DumpContext {
   const std::function<Result<std::unique_ptr<image::PageSink>>(image::Name)>& open_pages;
   // This host, and a foot in the tree's namespaces (state/dump_host.h).
   DumpHost& host;
+  // What an earlier set has of the tree's memory; nullptr: there is none.
+  memory::Increment* increment = nullptr;
   DumpTask& root() { return *tasks.front(); }
   // nullptr if there is no task of that number in the tree
   [[nodiscard]] DumpTask* find(HostPid pid) const {

@@ -88,6 +88,12 @@ Gate& gate() {
 
 void checkpoint_here() { spin_until_passed(); }
 
+void pre_dump_here() {
+  gate().pre_dump = 1;
+  spin_until_passed();
+  gate().pre_dump = 0;
+}
+
 void checkpoint_without_calls() {
   if (!count_until_passed(gate().arrived.fetch_add(1) + 1)) {
     __builtin_trap();

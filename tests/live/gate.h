@@ -16,6 +16,7 @@ struct Gate {
   std::atomic<std::uint32_t> finished{0};  // the verdict is complete
   std::atomic<std::uint32_t> failures{0};
   std::atomic<std::uint32_t> skipped{0};
+  std::atomic<std::uint32_t> pre_dump{0};  // what was arrived at wants a pre-dump only
   std::uint32_t text_size = 0;
   char text[60000] = {};  // the failures, or the reason of a skip
 };

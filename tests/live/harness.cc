@@ -79,7 +79,7 @@ class Live : public testing::Test {
                     flavour_ == Flavour::pid_namespace ? Where::own_namespaces : Where::our_namespaces);
     std::uint32_t passed = 0;
     for (; program.wait_for_checkpoint(passed); program.pass(++passed)) {
-      checkpoint(program, passed);
+      program.wants_pre_dump() ? pre_dump(program, passed) : checkpoint(program, passed);
     }
     if (!judge(program.verdict(), passed, flavour_ == Flavour::leave_running ? "the source" : "")) {
       return;
@@ -89,7 +89,7 @@ class Live : public testing::Test {
       program.kill_tree();
       // A restore wants the files as they were; the source has written more since.
       fs::resize_file(output_, output_size_);
-      restore(program, 0);
+      restore(program, first_dump_.value_or(0));
       for (passed = 0; program.wait_for_checkpoint(passed);) {
         program.pass(++passed);
       }
@@ -109,9 +109,35 @@ class Live : public testing::Test {
     return found;
   }
 
+  void pre_dump(Program& program, std::uint32_t number) {
+    const View before = look_at(program.pid());
+    const std::string images = directory(number);
+    fs::create_directory(images);
+    std::vector<std::string> words = {criu(),        "pre-dump", "-t", std::to_string(program.pid()), "-D",
+                                      images, "-o",       "pre-dump.log", "-v4"};
+    add_parent(words, number);
+    const int status = run_command(words, images + "/pre-dump.out", kCommandTime);
+    if (status != 0) {
+      throw std::runtime_error("criu pre-dump ended with status " + std::to_string(status) + ":\n" +
+                               tail_of(images + "/pre-dump.log") + tail_of(images + "/pre-dump.out"));
+    }
+    EXPECT_EQ(lasting_difference(before, program.pid()), "") << "a pre-dump changed the process";
+    pre_dumped_ = true;
+  }
+
+  void add_parent(std::vector<std::string>& words, std::uint32_t number) const {
+    if (pre_dumped_) {
+      words.insert(words.end(), {"--prev-images-dir", "../" + fs::path(directory(number - 1)).filename().string()});
+    }
+  }
+
   void checkpoint(Program& program, std::uint32_t number) {
     const View before = look_at(program.pid());
-    output_size_ = number == 0 ? fs::file_size(output_) : output_size_;
+    const bool first = !first_dump_.has_value();
+    if (first) {
+      first_dump_ = number;
+    }
+    output_size_ = first ? fs::file_size(output_) : output_size_;
     const bool kills = flavour_ != Flavour::leave_running;
     const std::string images = directory(number);
     fs::create_directory(images);
@@ -121,6 +147,7 @@ class Live : public testing::Test {
       words.push_back("--leave-running");
     }
     words.insert(words.end(), test_.options.dump.begin(), test_.options.dump.end());
+    add_parent(words, number);
     const int status = run_command(words, images + "/dump.out", kCommandTime);
     const std::string said = tail_of(images + "/dump.log") + tail_of(images + "/dump.out");
     if (!test_.options.refused.empty()) {
@@ -137,8 +164,13 @@ class Live : public testing::Test {
     }
     if (!kills) {
       EXPECT_EQ(lasting_difference(before, program.pid()), "") << "a dump that leaves it running changed the process";
-      before_ = number == 0 ? before : before_;
+      before_ = first ? before : before_;
       return;
+    }
+    if (pre_dumped_) {
+      pre_dumped_ = false;  // the restored process is another one
+      EXPECT_EQ(said.find("all memory is saved"), std::string::npos) << "the pre-dumps were for nothing:\n" << said;
+      EXPECT_EQ(said.find("all pages of"), std::string::npos) << "the pre-dumps were for nothing:\n" << said;
     }
     program.wait_for_death();
     before_ = before;
@@ -199,6 +231,8 @@ class Live : public testing::Test {
   const Scratch* scratch_ = nullptr;
   std::string output_;
   std::uintmax_t output_size_ = 0;  // at the first checkpoint
+  std::optional<std::uint32_t> first_dump_;
+  bool pre_dumped_ = false;  // the last step was one
   View before_;
 };
 

@@ -44,6 +44,8 @@ struct Options {
 // Returns once the harness has checkpointed and restored this process.  May be called again.
 // The caller holds no odd state meanwhile: it runs in user mode, calling sched_yield(2) now and then.
 void checkpoint_here();
+// The same with criu pre-dump, which leaves the process as it is; the next one of either kind builds upon it.
+void pre_dump_here();
 // The same without any system call or clock, for a process that may not use them (seccomp's strict mode
 // takes the time stamp counter away, too).  Such a body ends with finish_without_calls().
 void checkpoint_without_calls();

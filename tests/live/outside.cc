@@ -68,16 +68,27 @@ class Renamer {
 
 // Range, protection, offset and name of each mapping, with its flags.
 std::string mappings(const std::string& smaps) {
-  std::string out;
+  struct Mapping {
+    std::string start, end, rest, flags;
+    bool anonymous = false;
+  };
+  std::vector<Mapping> all;
   for (const std::string& line : lines_of(smaps)) {
     if (line.rfind("VmFlags:", 0) == 0) {
       std::istringstream words(line.substr(8));
       for (std::string flag; words >> flag;) {
-        if (flag != "sd") {  // soft-dirty tracks writes, which are not state
-          out += " " + flag;
+        if (flag != "sd" && flag != "uw") {  // both track writes, which is not state
+          all.back().flags += " " + flag;
         }
       }
-      out += "\n";
+      // Neighbours are one to a program; that one of them grew while writes were tracked keeps them apart.
+      if (Mapping& last = all.back(); all.size() > 1) {
+        Mapping& before = all[all.size() - 2];
+        if (before.end == last.start && before.rest == last.rest && before.flags == last.flags && last.anonymous) {
+          before.end = last.end;
+          all.pop_back();
+        }
+      }
       continue;
     }
     std::istringstream words(line);
@@ -87,7 +98,12 @@ std::string mappings(const std::string& smaps) {
       continue;
     }
     std::getline(words >> std::ws, name);
-    out.append(range).append(" ").append(perms).append(" ").append(offset).append(" ").append(name);
+    const std::size_t dash = range.find('-');
+    all.push_back({range.substr(0, dash), range.substr(dash + 1), perms + " " + offset + " " + name, "", inode == "0"});
+  }
+  std::string out;
+  for (const Mapping& m : all) {
+    out.append(m.start).append("-").append(m.end).append(" ").append(m.rest).append(m.flags).append("\n");
   }
   return out;
 }

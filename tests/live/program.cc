@@ -201,6 +201,8 @@ bool Program::wait_for_checkpoint(std::uint32_t passed) {
   }
 }
 
+bool Program::wants_pre_dump() const { return get<std::uint32_t>(offsetof(Gate, pre_dump)) != 0; }
+
 void Program::pass(std::uint32_t passed) {
   iovec local{&passed, sizeof passed};
   iovec remote{reinterpret_cast<void*>(gate_ + offsetof(Gate, passed)), sizeof passed};

@@ -46,6 +46,8 @@ class Program {
   [[nodiscard]] pid_t pid() const { return pid_; }
   // Waits until the body stands at its next checkpoint (true) or has finished (false).
   bool wait_for_checkpoint(std::uint32_t passed);
+  // Where it stands it wants a pre-dump only.
+  [[nodiscard]] bool wants_pre_dump() const;
   void pass(std::uint32_t passed);
   // Waits until a dump has killed it.
   void wait_for_death();

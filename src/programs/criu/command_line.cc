@@ -129,7 +129,7 @@ Result<void> no_more_words(const std::vector<std::string>& words, std::size_t co
 
 Result<void> check_dump(const Settings& settings) {
   if (settings.dump.pid.value == 0) {
-    return fail(Kind::invalid, "dump needs the process to save: --tree PID");
+    return fail(Kind::invalid, "dump and pre-dump need the process to save: --tree PID");
   }
   if (!settings.restore.inherit_fds.empty()) {
     return fail(Kind::invalid, "option --inherit-fd belongs to restore");
@@ -157,20 +157,27 @@ Result<void> parse_words(Invocation& run, const std::vector<std::string>& words)
     const char* why;
   };
   constexpr std::array kRefused{
-      Refused{"pre-dump", "a tree is saved in one pass, by dump"},
       Refused{"page-server", "memory goes into the images directory"},
       Refused{"lazy-pages", "a restored tree has all its memory when it starts"},
       Refused{"service", "use criu swrk, which serves one connection"},
-      Refused{"dedup", "there is no incremental dump whose parents could hold a page twice"},
   };
   if (words.empty()) {
-    return fail(Kind::invalid, "a command is missing: dump, restore, check, cpuinfo or swrk, see criu --help");
+    return fail(Kind::invalid, "a command is missing: dump, pre-dump, restore, check, dedup, cpuinfo or swrk, see criu --help");
   }
   const std::string& command = words.front();
   if (command == "dump") {
     run.command = Command::dump;
     FERRY_CHECK(no_more_words(words, 1));
     return check_dump(run.settings);
+  }
+  if (command == "pre-dump") {
+    run.command = Command::pre_dump;
+    FERRY_CHECK(no_more_words(words, 1));
+    return check_dump(run.settings);
+  }
+  if (command == "dedup") {
+    run.command = Command::dedup;
+    return no_more_words(words, 1);
   }
   if (command == "restore") {
     run.command = Command::restore;

@@ -10,7 +10,7 @@
 
 namespace ferry::criu {
 
-enum class Command { help, version, dump, restore, check, cpuinfo_dump, cpuinfo_check, swrk };
+enum class Command { help, version, dump, pre_dump, dedup, restore, check, cpuinfo_dump, cpuinfo_check, swrk };
 
 struct Invocation {
   Command command = Command::help;

@@ -104,12 +104,22 @@ TEST(CommandLine, BadUsageIsSaidInOneSentence) {
 }
 
 TEST(CommandLine, CommandsThatAreNotDoneAreRefusedByName) {
-  for (const std::string& command : std::vector<std::string>{"pre-dump", "page-server", "lazy-pages", "service", "dedup"}) {
+  for (const std::string& command : std::vector<std::string>{"page-server", "lazy-pages", "service"}) {
     const auto run = parse({command});
     ASSERT_FALSE(run.has_value());
     EXPECT_EQ(run.error().kind, Kind::unsupported);
     EXPECT_THAT(run.error().message(), HasSubstr("command " + command + " is not supported by this version of ferry"));
   }
+}
+
+TEST(CommandLine, PreDumpAndDedupAreCommands) {
+  const auto run = parse({"pre-dump", "-t", "7", "--pre-dump-mode", "read", "--prev-images-dir", "../1"});
+  ASSERT_TRUE(run.has_value()) << run.error().message();
+  EXPECT_EQ(run->command, Command::pre_dump);
+  EXPECT_EQ(run->settings.dump.parent_images, "../1");
+  EXPECT_FALSE(parse({"pre-dump"}).has_value());
+  EXPECT_FALSE(parse({"pre-dump", "-t", "7", "--pre-dump-mode", "guess"}).has_value());
+  EXPECT_EQ(parse({"dedup", "-D", "."})->command, Command::dedup);
 }
 
 TEST(CommandLine, VersionAndHelpComeBeforeEverythingElse) {

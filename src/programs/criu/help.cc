@@ -9,9 +9,12 @@ constexpr std::string_view kCommands = R"(Usage: criu COMMAND [OPTION]…
 Checkpoints and restores trees of processes, as CRIU does; this one is part of ferry.
 
   criu dump --tree PID --images-dir DIR      save a tree
+  criu pre-dump --tree PID --images-dir DIR  save its memory while it runs; dump --prev-images-dir
+                                             then saves what was written since
   criu restore --images-dir DIR              bring it back
   criu check [--extra | --feature NAME]      test what the kernel offers
   criu cpuinfo dump|check --images-dir DIR   write or compare the processor's features
+  criu dedup --images-dir DIR                take out of the parent sets what DIR holds anew
   criu swrk FD                               serve RPC requests on an inherited socket
 
 Options (--no-NAME takes back what a configuration file switched on):

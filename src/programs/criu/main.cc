@@ -9,7 +9,9 @@
 #include "base/log.h"
 #include "engine/check.h"
 #include "engine/checkpoint.h"
+#include "engine/pre_dump.h"
 #include "engine/restore.h"
+#include "image/dedup.h"
 #include "programs/criu/command_line.h"
 #include "programs/criu/cpuinfo.h"
 #include "programs/criu/operation.h"
@@ -62,14 +64,23 @@ int become(const std::vector<std::string>& command) {
   return kFailed;
 }
 
-int dump(const Engine& engine, const Settings& settings, const Workplace& place) {
-  const DumpOutcome outcome = run_dump(engine, settings, place, nullptr);
+int end_dump(const DumpOutcome& outcome, const Settings& settings) {
   if (!outcome.result.has_value()) {
     return outcome.script_status != 0 ? outcome.script_status : kFailed;
   }
   if (settings.display_stats) {
     print(STDOUT_FILENO, outcome.stats);
   }
+  return 0;
+}
+
+int dedup(const Workplace& place) {
+  const auto pages = image::punch_parents(place.images());
+  if (!pages.has_value()) {
+    log::error(pages.error());
+    return kFailed;
+  }
+  log::info("{} pages were taken out of the parent sets", *pages);
   return 0;
 }
 
@@ -142,7 +153,13 @@ int in_workplace(const Engine& engine, const Invocation& run) {
     return complain(place.error());
   }
   if (run.command == Command::dump) {
-    return dump(engine, run.settings, *place);
+    return end_dump(run_dump(engine, run.settings, *place, nullptr), run.settings);
+  }
+  if (run.command == Command::pre_dump) {
+    return end_dump(run_pre_dump(engine, run.settings, *place), run.settings);
+  }
+  if (run.command == Command::dedup) {
+    return dedup(*place);
   }
   if (run.command == Command::restore) {
     return restore(engine, run.settings, *place);
@@ -167,7 +184,7 @@ int work(std::vector<std::string> arguments) {
     ::close(fd);
   }
   const Engine engine{[](const auto& options, auto& listener) { return engine::checkpoint(options, listener); },
-                      engine::restore};
+                      engine::restore, engine::pre_dump};
   switch (run->command) {
     case Command::help:
       print(STDOUT_FILENO, help_text());
@@ -182,6 +199,8 @@ int work(std::vector<std::string> arguments) {
       return end.exec_command.empty() ? end.status : become(end.exec_command);
     }
     case Command::dump:
+    case Command::pre_dump:
+    case Command::dedup:
     case Command::restore:
     case Command::cpuinfo_dump:
     case Command::cpuinfo_check:

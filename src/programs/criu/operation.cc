@@ -84,6 +84,22 @@ DumpOutcome run_dump(const Engine& engine, const Settings& settings, const Workp
   return {{}, 0, text_of(*report)};
 }
 
+DumpOutcome run_pre_dump(const Engine& engine, const Settings& settings, const Workplace& place) {
+  engine::DumpOptions options = dump_options(settings);
+  options.images_dir = place.images();
+  options.work_dir = place.work();
+  const auto report = engine.pre_dump(options);
+  if (!report.has_value()) {
+    log::error(report.error());
+    log::write(log::Level::error, fmt::format("Error (criu): Pre-dumping FAILED, process {} was not saved", options.pid));
+    return {tl::unexpected<Error>(report.error()), 0, {}};
+  }
+  warn_if_failed(save(*report, place.work()), "stats-dump");
+  log::info("Pre-dumping finished successfully: {} pages written, {} are in the parent set", report->pages_written,
+            report->pages_skipped_parent);
+  return {{}, 0, text_of(*report)};
+}
+
 RestoreOutcome run_restore(const Engine& engine, const Settings& settings, const Workplace& place,
                            engine::Listener* caller) {
   engine::RestoreOptions options = restore_options(settings);

@@ -18,6 +18,7 @@ namespace ferry::criu {
 struct Engine {
   std::function<Result<engine::DumpReport>(const engine::DumpOptions&, engine::Listener&)> checkpoint;
   std::function<Result<engine::RestoreReport>(const engine::RestoreOptions&, engine::Listener&)> restore;
+  std::function<Result<engine::DumpReport>(const engine::DumpOptions&)> pre_dump = {};
 };
 
 struct DumpOutcome {
@@ -33,6 +34,8 @@ struct RestoreOutcome {
 
 // `caller` may be null.  Errors are logged already.
 DumpOutcome run_dump(const Engine& engine, const Settings& settings, const Workplace& place, engine::Listener* caller);
+// Nobody is told of the stages of a pre-dump, which has none.
+DumpOutcome run_pre_dump(const Engine& engine, const Settings& settings, const Workplace& place);
 RestoreOutcome run_restore(const Engine& engine, const Settings& settings, const Workplace& place,
                            engine::Listener* caller);
 

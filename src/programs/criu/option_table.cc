@@ -112,7 +112,13 @@ constexpr std::array kOptions{
     value("prev-images-dir", [](S& s, const V& v) { s.dump.parent_images = v.text; return done(); }),
     flag("track-mem", [](S& s, const V& v) { s.dump.track_memory = v.on; return done(); }),
     flag("auto-dedup", [](S& s, const V& v) { s.dump.auto_dedup = s.restore.auto_dedup = v.on; return done(); }),
-    refused_value("pre-dump-mode", "there is no pre-dump"),
+    value("pre-dump-mode", [](S&, const V& v) -> Result<void> {
+      // Both names are known; there is one way to read, which needs no pipes in the program.
+      if (v.text != "splice" && v.text != "read") {
+        return fail(Kind::invalid, "option --pre-dump-mode takes splice or read, not \"{}\"", v.text);
+      }
+      return {};
+    }),
     refused_plain("lazy-pages", kNoPages),
     refused_flag("stream", "images go into a directory, not to an image streamer"),
     refused_value("libdir", "there are no plugins", 'L'),

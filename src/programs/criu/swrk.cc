@@ -50,6 +50,14 @@ bool may_stay_open(rpc::criu_req_type type) {
          type == rpc::CPUINFO_CHECK || type == rpc::FEATURE_CHECK || type == rpc::VERSION;
 }
 
+Result<void> names_process(const rpc::criu_req& request) {
+  if (!request.opts().has_pid()) {
+    return tl::unexpected<Error>(not_supported("a request without pid, by which a process saves itself,",
+                                               "ask another process to do it"));
+  }
+  return {};
+}
+
 class Worker {
  public:
   Worker(int socket, const Settings& base, const Engine& engine) : channel_(socket), base_(base), engine_(engine) {}
@@ -58,6 +66,7 @@ class Worker {
  private:
   rpc::criu_resp handle(const rpc::criu_req& request);
   rpc::criu_resp dump(const rpc::criu_req& request);
+  rpc::criu_resp pre_dump(const rpc::criu_req& request);
   rpc::criu_resp restore(const rpc::criu_req& request);
   rpc::criu_resp cpuinfo(const rpc::criu_req& request);
   rpc::criu_resp refuse(const rpc::criu_req& request, std::string_view name, std::string_view why);
@@ -102,11 +111,9 @@ rpc::criu_resp Worker::dump(const rpc::criu_req& request) {
   if (const auto ready = prepare(request, prepared); !ready.has_value()) {
     return bad_options(request.type(), ready.error());
   }
-  if (!request.opts().has_pid()) {
-    const Error error = not_supported("a request without pid, by which a process saves itself,",
-                                      "ask another process to do it");
-    log::error(error);
-    return bad_options(request.type(), error);
+  if (const auto named = names_process(request); !named.has_value()) {
+    log::error(named.error());
+    return bad_options(request.type(), named.error());
   }
   RpcListener listener(channel_, prepared.settings.notify_scripts);
   const DumpOutcome outcome = run_dump(engine_, prepared.settings, *prepared.place, &listener);
@@ -115,6 +122,24 @@ rpc::criu_resp Worker::dump(const rpc::criu_req& request) {
   if (outcome.result.has_value()) {
     response.mutable_dump()->set_restored(false);
   }
+  if (const std::string line = log::first_error(); !line.empty()) {
+    response.set_cr_errmsg(line);
+  }
+  return response;
+}
+
+rpc::criu_resp Worker::pre_dump(const rpc::criu_req& request) {
+  Prepared prepared;
+  if (const auto ready = prepare(request, prepared); !ready.has_value()) {
+    return bad_options(request.type(), ready.error());
+  }
+  if (const auto named = names_process(request); !named.has_value()) {
+    log::error(named.error());
+    return bad_options(request.type(), named.error());
+  }
+  const DumpOutcome outcome = run_pre_dump(engine_, prepared.settings, *prepared.place);
+  rpc::criu_resp response =
+      outcome.result.has_value() ? answer(request.type(), true) : answer(request.type(), outcome.result.error());
   if (const std::string line = log::first_error(); !line.empty()) {
     response.set_cr_errmsg(line);
   }
@@ -222,9 +247,8 @@ rpc::criu_resp Worker::handle(const rpc::criu_req& request) {
     case rpc::CHECK:
       return check(request);
     case rpc::PRE_DUMP:
-      return refuse(request, "PRE_DUMP", "a tree is saved in one pass, by DUMP");
     case rpc::SINGLE_PRE_DUMP:
-      return refuse(request, "SINGLE_PRE_DUMP", "a tree is saved in one pass, by DUMP");
+      return pre_dump(request);
     case rpc::PAGE_SERVER:
       return refuse(request, "PAGE_SERVER", "memory goes into the images directory");
     case rpc::PAGE_SERVER_CHLD:
@@ -252,6 +276,7 @@ WorkerEnd Worker::run() {
     return {kProtocolFailure, {}};
   }
   peer_ = *peer;
+  bool amid_pre_dumps = false;
   for (;;) {
     const auto packet = channel_.receive();
     if (!packet.has_value()) {
@@ -265,7 +290,9 @@ WorkerEnd Worker::run() {
         (request.has_type() && !request.IsInitialized())) {
       return {kProtocolFailure, {}};
     }
-    const bool known = request.has_type() && request.type() != rpc::EMPTY && request.type() != rpc::NOTIFY;
+    // A pre-dump is followed by another one, or by the dump.
+    const bool follows = !amid_pre_dumps || request.type() == rpc::PRE_DUMP || request.type() == rpc::DUMP;
+    const bool known = follows && request.has_type() && request.type() != rpc::EMPTY && request.type() != rpc::NOTIFY;
     if (known && request.keep_open() && !may_stay_open(request.type())) {
       const Result<void> refusal =
           fail(Kind::invalid, "request {} asks by keep_open for another one after it, and cannot be followed by any",
@@ -281,7 +308,8 @@ WorkerEnd Worker::run() {
     if (!known) {
       return {kProtocolFailure, {}};
     }
-    if (!request.keep_open()) {
+    amid_pre_dumps = request.type() == rpc::PRE_DUMP && response.success();
+    if (!request.keep_open() && !amid_pre_dumps) {
       return {response.success() ? 0 : 1, std::move(exec_command_)};
     }
   }

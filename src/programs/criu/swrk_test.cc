@@ -177,8 +177,54 @@ TEST_F(Swrk, TellsOnlyOfFeaturesThatWereAskedForAndAreThere) {
   EXPECT_EQ(finish(), 0);
 }
 
-TEST_F(Swrk, RefusesPreDumpAndPageServerByName) {
-  for (const auto type : {rpc::PRE_DUMP, rpc::SINGLE_PRE_DUMP, rpc::PAGE_SERVER, rpc::PAGE_SERVER_CHLD}) {
+TEST_F(Swrk, PreDumpsUntilItDumps) {
+  std::vector<std::string> parents;
+  engine_.pre_dump = [&](const engine::DumpOptions& options) -> Result<engine::DumpReport> {
+    parents.push_back("pre-dump after " + options.parent_images);
+    return engine::DumpReport{};
+  };
+  engine_.checkpoint = [&](const engine::DumpOptions& options, engine::Listener&) -> Result<engine::DumpReport> {
+    parents.push_back("dump after " + options.parent_images);
+    return engine::DumpReport{};
+  };
+  start();
+  auto first = request(rpc::DUMP);
+  first.set_type(rpc::PRE_DUMP);
+  const auto response = ask(first);
+  EXPECT_TRUE(response.success());
+  EXPECT_EQ(response.type(), rpc::PRE_DUMP);
+  auto second = request(rpc::DUMP);
+  second.mutable_opts()->set_parent_img("../1");
+  EXPECT_TRUE(ask(second).success());
+  EXPECT_EQ(finish(), 0);
+  EXPECT_THAT(parents, testing::ElementsAre("pre-dump after ", "dump after ../1"));
+}
+
+TEST_F(Swrk, ASinglePreDumpIsOne) {
+  engine_.pre_dump = [](const engine::DumpOptions&) { return Result<engine::DumpReport>(engine::DumpReport{}); };
+  start();
+  auto only = request(rpc::DUMP);
+  only.set_type(rpc::SINGLE_PRE_DUMP);
+  const auto response = ask(only);
+  EXPECT_TRUE(response.success());
+  EXPECT_EQ(response.type(), rpc::SINGLE_PRE_DUMP);
+  EXPECT_EQ(finish(), 0);
+}
+
+TEST_F(Swrk, NothingElseFollowsAPreDump) {
+  engine_.pre_dump = [](const engine::DumpOptions&) { return Result<engine::DumpReport>(engine::DumpReport{}); };
+  start();
+  auto first = request(rpc::DUMP);
+  first.set_type(rpc::PRE_DUMP);
+  EXPECT_TRUE(ask(first).success());
+  const auto response = ask(request(rpc::VERSION));
+  EXPECT_EQ(response.type(), rpc::EMPTY);
+  EXPECT_FALSE(response.success());
+  EXPECT_EQ(finish(), 255);
+}
+
+TEST_F(Swrk, RefusesPageServerByName) {
+  for (const auto type : {rpc::PAGE_SERVER, rpc::PAGE_SERVER_CHLD}) {
     start();
     auto r = request(rpc::DUMP);
     r.set_type(type);

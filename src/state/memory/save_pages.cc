@@ -1,222 +1,99 @@
 // From a stopped process into pages-N.img.
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/uio.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <condition_variable>
-#include <deque>
-#include <memory>
-#include <mutex>
-#include <thread>
+#include <span>
 #include <utility>
 
+#include "base/log.h"
+#include "image/page_store.h"
+#include "state/memory/gather.h"
+#include "state/memory/increment.h"
 #include "state/memory/memory.h"
 #include "state/memory/pages.h"
 #include "state/memory/read_pages.h"
 #include "sys/file.h"
-#include "sys/memory.h"
 #include "sys/pagemap.h"
 
 namespace ferry::state::memory {
 namespace {
 
-constexpr std::size_t kBuffer = 256U << 10;  // stays in the cache between reading and writing
-constexpr std::uint64_t kWorthAThread = 8U << 20;  // bytes
-constexpr std::size_t kMaxRanges = 512;    // process_vm_readv(2) takes at most IOV_MAX (1024)
-
-// Takes full buffers to the sink on a thread of its own, so that reading the next and writing the last go on
-// at once.  The thread is started when that is worth its while: a small process never has one.
-class Conveyor {
- public:
-  struct Range {
-    std::uint64_t start, pages;
-    std::uint32_t flags;
-  };
-  struct Buffer {
-    std::vector<Range> ranges;  // that begin in it
-    std::vector<std::byte> bytes;
-    std::size_t used = 0;
-  };
-  // Only one thread at a time talks to the sink: this way everything reaches it.
-  static Result<void> deliver(image::PageSink& sink, Buffer& buffer) {
-    for (const Range& range : buffer.ranges) {
-      sink.describe(range.start, range.pages, range.flags);
+// Everything if there is no increment, or none for this process.
+Result<Increment::Parts> parts_of(DumpTask& task, DumpContext& context, int pagemap) {
+  Increment* const increment = context.increment;
+  if (increment != nullptr && increment->tracks(task.pid)) {
+    auto parts = increment->divide(task.pid, &task.mappings);
+    if (parts.has_value()) {
+      return parts;
     }
-    buffer.ranges.clear();
-    const std::size_t size = std::exchange(buffer.used, 0);
-    return size == 0 ? Result<void>() : sink.append(std::span<const std::byte>(buffer.bytes).first(size));
+    log::warning("all pages of pid {} are saved: {}", task.pid, parts.error().message());
+    increment->forget(task.pid);
   }
-
-  explicit Conveyor(image::PageSink& sink) : sink_(sink) {}
-  ~Conveyor() { (void)stop(); }
-  Conveyor(const Conveyor&) = delete;
-  Conveyor& operator=(const Conveyor&) = delete;
-
-  // An empty buffer to fill.
-  std::unique_ptr<Buffer> take() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return !free_.empty() || made_ < kBuffers; });
-    if (free_.empty()) {
-      ++made_;
-      auto buffer = std::make_unique<Buffer>();
-      buffer->bytes.resize(kBuffer);
-      return buffer;
-    }
-    auto buffer = std::move(free_.back());
-    free_.pop_back();
-    return buffer;
+  Increment::Parts all;
+  for (const pb::VmaEntry& vma : task.mm->vmas()) {
+    FERRY_CHECK(add_kept(kept(vma), pagemap, vma.start(), vma.end(), all.data));
   }
-  Result<void> put(std::unique_ptr<Buffer> full) {
-    if (!thread_.joinable() && delivered_ < kWorthAThread) {
-      delivered_ += full->used;
-      FERRY_CHECK(deliver(sink_, *full));
-      free_.push_back(std::move(full));
-      return {};
-    }
-    const std::lock_guard lock(mutex_);
-    full_.push_back(std::move(full));
-    if (!thread_.joinable()) {
-      thread_ = std::thread([this] { run(); });
-    }
-    changed_.notify_all();
-    return {};
-  }
-  // Waits until everything is written.
-  Result<void> stop() {
-    {
-      const std::lock_guard lock(mutex_);
-      quit_ = true;
-    }
-    changed_.notify_all();
-    if (thread_.joinable()) {
-      thread_.join();
-    }
-    return outcome_;
-  }
-  [[nodiscard]] bool started() const { return thread_.joinable(); }
+  return all;
+}
 
- private:
-  static constexpr std::size_t kBuffers = 8;
+// CRIU's mark for what a lazy restore may leave for later: private anonymous memory, the vDSO apart.
+std::uint32_t data_flags(const pb::VmaEntry& vma) {
+  const bool lazy = (vma.status() & (kAnonPrivate | kVdso)) == kAnonPrivate && (vma.flags() & MAP_LOCKED) == 0;
+  return image::kPresent | (lazy ? std::uint32_t{image::kLazy} : 0U);
+}
 
-  void run() {
-    std::unique_lock lock(mutex_);
-    for (;;) {
-      changed_.wait(lock, [&] { return !full_.empty() || quit_; });
-      if (full_.empty()) {
-        return;
-      }
-      auto buffer = std::move(full_.front());
-      full_.pop_front();
-      lock.unlock();
-      if (outcome_.has_value()) {
-        outcome_ = deliver(sink_, *buffer);
-      }
-      lock.lock();
-      buffer->used = 0;
-      buffer->ranges.clear();
-      free_.push_back(std::move(buffer));
-      changed_.notify_all();
-    }
-  }
-
-  image::PageSink& sink_;
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<std::unique_ptr<Buffer>> full_;
-  std::vector<std::unique_ptr<Buffer>> free_;
-  std::size_t made_ = 0;
-  std::uint64_t delivered_ = 0;  // bytes, before there was a thread
-  bool quit_ = false;
-  Result<void> outcome_;  // the thread's, until it has ended
-  std::thread thread_;
-};
-
-// Gathers scattered ranges into buffers and hands them on when they are full.
-class Gather {
- public:
-  Gather(DumpTask& task, image::PageSink& sink) : task_(task), sink_(sink), conveyor_(sink), buffer_(conveyor_.take()) {}
-
-  Result<void> add(std::uint64_t start, std::uint64_t end, std::uint32_t flags) {
-    buffer_->ranges.push_back({start, (end - start) / image::kPageSize, flags});
-    while (start < end) {
-      const std::uint64_t take = std::min<std::uint64_t>(end - start, kBuffer - reserved_);
-      remote_.push_back({reinterpret_cast<void*>(start), take});
-      reserved_ += take;
-      start += take;
-      if (reserved_ == kBuffer || remote_.size() == kMaxRanges) {
-        FERRY_CHECK(read());
-        if (buffer_->used == kBuffer) {
-          FERRY_CHECK(conveyor_.put(std::move(buffer_)));
-          buffer_ = conveyor_.take();
-          reserved_ = 0;
-        }
-      }
-    }
-    return {};
-  }
-
-  Result<void> finish() {
-    FERRY_CHECK(read());
-    if (!conveyor_.started()) {
-      return Conveyor::deliver(sink_, *buffer_);
-    }
-    if (buffer_->used != 0) {
-      FERRY_CHECK(conveyor_.put(std::move(buffer_)));
-    }
-    return conveyor_.stop();
-  }
-
- private:
-  // Fetches what was noted so far.
-  Result<void> read() {
-    const std::size_t size = reserved_ - buffer_->used;
-    if (size == 0) {
-      return {};
-    }
-    const iovec local{buffer_->bytes.data() + buffer_->used, size};
-    const ssize_t n = ::process_vm_readv(task_.pid.value, &local, 1, remote_.data(), remote_.size(), 0);
-    if (n != static_cast<ssize_t>(size)) {
-      // A range that the program itself may not read (PROT_NONE): range by range, past its protection.
-      std::size_t at = buffer_->used;
-      for (const iovec& range : remote_) {
-        FERRY_CHECK(sys::read_memory(task_.pid, reinterpret_cast<std::uint64_t>(range.iov_base),
-                                     std::span(buffer_->bytes).subspan(at, range.iov_len), task_.process.memory()));
-        at += range.iov_len;
-      }
-    }
-    buffer_->used = reserved_;
-    remote_.clear();
-    return {};
-  }
-
-  DumpTask& task_;
-  image::PageSink& sink_;
-  Conveyor conveyor_;
-  std::unique_ptr<Conveyor::Buffer> buffer_;
-  std::vector<iovec> remote_;
-  std::size_t reserved_ = 0;  // bytes of the buffer that are spoken for
-};
-
-struct Marked {
-  sys::PageRange range;
+struct Piece {
+  std::uint64_t start, end;
   std::uint32_t flags;
 };
 
-Result<void> copy_out(DumpTask& task, const std::vector<Marked>& all, std::uint64_t bytes, image::PageSink& sink) {
+// The parts of `ranges` in the mapping.  `next`: the first range that may reach into it; mappings come in order.
+void add_pieces(const std::vector<sys::PageRange>& ranges, std::size_t& next, const pb::VmaEntry& vma,
+                std::uint32_t flags, std::vector<Piece>& out) {
+  while (next < ranges.size() && ranges[next].end <= vma.start()) {
+    ++next;
+  }
+  for (std::size_t i = next; i < ranges.size() && ranges[i].start < vma.end(); ++i) {
+    out.push_back({std::max(ranges[i].start, vma.start()), std::min(ranges[i].end, vma.end()), flags});
+  }
+}
+
+// In ascending order, as readers of a pagemap expect it.
+std::vector<Piece> pieces_of(const Increment::Parts& parts, const pb::MmEntry& mm) {
+  std::vector<Piece> out;
+  std::size_t next_data = 0;
+  std::size_t next_in_parent = 0;
+  for (const pb::VmaEntry& vma : mm.vmas()) {
+    if (kept(vma) == Kept::nothing) {
+      continue;
+    }
+    const auto first = static_cast<std::ptrdiff_t>(out.size());
+    add_pieces(parts.data, next_data, vma, data_flags(vma), out);
+    const auto middle = static_cast<std::ptrdiff_t>(out.size());
+    add_pieces(parts.in_parent, next_in_parent, vma, image::kInParent, out);
+    std::inplace_merge(out.begin() + first, out.begin() + middle, out.end(),
+                       [](const Piece& a, const Piece& b) { return a.start < b.start; });
+  }
+  return out;
+}
+
+// Straight into the sink's memory if it has some to give.
+Result<void> copy_out(DumpTask& task, const std::vector<Piece>& all, std::uint64_t bytes, image::PageSink& sink) {
   if (const std::span<std::byte> room = sink.claim(bytes); !room.empty()) {
     std::vector<sys::PageRange> ranges;
     ranges.reserve(all.size());
-    for (const Marked& m : all) {
-      sink.describe(m.range.start, m.range.pages(), m.flags);
-      ranges.push_back(m.range);
+    for (const Piece& piece : all) {
+      sink.describe(piece.start, (piece.end - piece.start) / image::kPageSize, piece.flags);
+      if ((piece.flags & image::kPresent) != 0) {
+        ranges.push_back({piece.start, piece.end});
+      }
     }
     return read_pages(task, std::move(ranges), room);
   }
-  Gather gather(task, sink);
-  for (const Marked& m : all) {
-    FERRY_CHECK(gather.add(m.range.start, m.range.end, m.flags));
+  Gather gather(task.pid, task.process.memory(), Gather::Source::stopped, sink);
+  for (const Piece& piece : all) {
+    FERRY_CHECK(gather.add(piece.start, piece.end, piece.flags));
   }
   return gather.finish();
 }
@@ -227,31 +104,21 @@ Result<void> save_pages(DumpTask& task, DumpContext& context, DumpReport& report
   FERRY_TRY(const UniqueFd pagemap, sys::open_at(task.proc.get(), "pagemap", O_RDONLY));
   const image::Name name{image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid.value)};
   FERRY_TRY(const auto writer, context.open_pages(name));
-  std::vector<Marked> all;
-  std::uint64_t bytes = 0;
   for (const pb::VmaEntry& vma : task.mm->vmas()) {
-    const Kept what = kept(vma);
-    if (what == Kept::nothing) {
-      continue;
-    }
-    std::vector<sys::PageRange> ranges;
-    FERRY_CHECK(add_kept(what, pagemap.get(), vma.start(), vma.end(), ranges));
-    report.pages_scanned += (vma.end() - vma.start()) / image::kPageSize;
-    // CRIU's mark for what a lazy restore may leave for later: private anonymous memory, the vDSO apart.
-    if (context.options.skip_memory) {
-      continue;
-    }
-    const std::uint32_t flags = image::kPresent | ((vma.status() & (kAnonPrivate | kVdso)) == kAnonPrivate &&
-                                                           (vma.flags() & MAP_LOCKED) == 0
-                                                       ? std::uint32_t{image::kLazy}
-                                                       : 0U);
-    for (const sys::PageRange& range : ranges) {
-      all.push_back({range, flags});
-      bytes += range.end - range.start;
-      report.pages_written += range.pages();
-    }
+    report.pages_scanned += kept(vma) == Kept::nothing ? 0 : (vma.end() - vma.start()) / image::kPageSize;
   }
-  FERRY_CHECK(copy_out(task, all, bytes, *writer));
+  if (context.options.skip_memory) {
+    return writer->finish();
+  }
+  FERRY_TRY(const auto parts, parts_of(task, context, pagemap.get()));
+  const auto pieces = pieces_of(parts, *task.mm);
+  std::uint64_t pages = 0;
+  for (const Piece& piece : pieces) {
+    const std::uint64_t count = (piece.end - piece.start) / image::kPageSize;
+    ((piece.flags & image::kPresent) != 0 ? pages : report.pages_skipped_parent) += count;
+  }
+  FERRY_CHECK(copy_out(task, pieces, pages * image::kPageSize, *writer));
+  report.pages_written += pages;
   return writer->finish();
 }
 

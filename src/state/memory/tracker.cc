@@ -76,12 +76,22 @@ Result<Tracker> Tracker::install(HostPid pid) {
   }
   FERRY_TRY(const auto text, sys::read_file(fmt::format("/proc/{}/maps", pid)));
   FERRY_TRY(const auto mappings, sys::parse_maps(text));
-  FERRY_TRY(auto uffd, make_inside(process, mappings));
+  auto tracker = install(process, start_time, mappings);
   for (auto& thread : process.threads()) {
     FERRY_CHECK(thread.detach());
   }
+  return tracker;
+}
+
+Result<Tracker> Tracker::install(tracee::Process& stopped, std::uint64_t start_time, const std::vector<sys::Mapping>& mappings) {
+  FERRY_TRY(auto uffd, make_inside(stopped, mappings));
   FERRY_CHECK(sys::uffd_negotiate(uffd.get()));
-  return adopt(pid, start_time, std::move(uffd));
+  return adopt(stopped.pid(), start_time, std::move(uffd));
+}
+
+void Tracker::distrust(const std::vector<sys::PageRange>& pages) {
+  doubtful_.insert(doubtful_.end(), pages.begin(), pages.end());
+  tidy(doubtful_);
 }
 
 Result<Tracker> Tracker::adopt(HostPid pid, std::uint64_t start_time, UniqueFd uffd) {

@@ -31,6 +31,7 @@
 #include "base/unique_fd.h"
 #include "sys/pagemap.h"
 #include "sys/proc.h"
+#include "tracee/process.h"
 
 namespace ferry::state::memory {
 
@@ -55,6 +56,8 @@ class Tracker {
   // Errors: gone; unsupported (this kernel); denied (somebody traces it); os (it does not stop, has no free
   // descriptor).
   static Result<Tracker> install(HostPid pid);
+  // The same in a process that is stopped already, with all its threads.
+  static Result<Tracker> install(tracee::Process& stopped, std::uint64_t start_time, const std::vector<sys::Mapping>& mappings);
   // Around a descriptor that came from an earlier Tracker of the same process.  Errors: gone.
   static Result<Tracker> adopt(HostPid pid, std::uint64_t start_time, UniqueFd uffd);
 
@@ -62,6 +65,10 @@ class Tracker {
   Result<Scan> scan(Then then);
   // With mappings that are known already, of a process that is stopped.
   Result<Scan> scan(Then then, const std::vector<sys::Mapping>& mappings);
+
+  // These pages count as written in the next scan, whatever their marks say.
+  void distrust(const std::vector<sys::PageRange>& pages);
+  [[nodiscard]] const std::vector<sys::PageRange>& distrusted() const { return doubtful_; }
 
   [[nodiscard]] HostPid pid() const { return pid_; }
   [[nodiscard]] std::uint64_t start_time() const { return start_time_; }  // with the pid its identity
