@@ -26,6 +26,7 @@ constexpr __u64 kIsFile = 1 << 2;
 constexpr __u64 kIsPresent = 1 << 3;
 constexpr __u64 kIsSwapped = 1 << 4;
 constexpr __u64 kIsZero = 1 << 5;
+constexpr __u64 kIsGuard = 1 << 8;
 
 constexpr __u64 kProtectMatching = 1 << 0;
 constexpr __u64 kInsistOnAsync = 1 << 1;
@@ -62,7 +63,7 @@ Result<void> own_pages_by_entry(int pagemap, std::uint64_t start, std::uint64_t 
 
 // One whole walk over [start, end); `arg` says what is looked for.
 template <class Use>
-Result<void> walk(int pagemap, std::uint64_t start, std::uint64_t end, PmScanArg arg, Use use) {
+Result<void> walk_once(int pagemap, std::uint64_t start, std::uint64_t end, PmScanArg arg, Use use) {
   std::array<PageRegion, 512> regions;
   arg.size = sizeof arg;
   arg.end = end;
@@ -84,21 +85,38 @@ Result<void> walk(int pagemap, std::uint64_t start, std::uint64_t end, PmScanArg
   return {};
 }
 
-// Pages with content of the process's own.
+// The same on kernels that do not know of guard pages, whose answer to the question is EINVAL, at once.
+template <class Use>
+Result<void> walk(int pagemap, std::uint64_t start, std::uint64_t end, PmScanArg arg, Use use) {
+  auto walked = walk_once(pagemap, start, end, arg, use);
+  if (!walked.has_value() && walked.error().os_errno == EINVAL && (arg.return_mask & kIsGuard) != 0) {
+    arg.return_mask &= ~kIsGuard;
+    return walk_once(pagemap, start, end, arg, use);
+  }
+  return walked;
+}
+
+// Pages with content of the process's own, and guard pages, which count as swapped out.
 PmScanArg own_content() {
   PmScanArg arg{};
   arg.category_inverted = kIsFile | kIsZero;
   arg.category_mask = kIsFile | kIsZero;
   arg.category_anyof_mask = kIsPresent | kIsSwapped;
-  arg.return_mask = kIsPresent;
+  arg.return_mask = kIsPresent | kIsGuard;
   return arg;
 }
 
 }  // namespace
 
-Result<void> own_pages(int pagemap, std::uint64_t start, std::uint64_t end, std::vector<PageRange>& out) {
-  auto walked = walk(pagemap, start, end, own_content(),
-                     [&](const PageRegion& region) { append(out, region.start, region.end); });
+Result<void> own_pages(int pagemap, std::uint64_t start, std::uint64_t end, std::vector<PageRange>& out,
+                       std::vector<PageRange>* guards) {
+  auto walked = walk(pagemap, start, end, own_content(), [&](const PageRegion& region) {
+    if ((region.categories & kIsGuard) == 0) {
+      append(out, region.start, region.end);
+    } else if (guards != nullptr) {
+      append(*guards, region.start, region.end);
+    }
+  });
   if (!walked.has_value() && walked.error().os_errno == ENOTTY) {
     return own_pages_by_entry(pagemap, start, end, out);
   }
@@ -110,9 +128,11 @@ Result<void> scan_written(int pagemap, std::uint64_t start, std::uint64_t end, b
   PmScanArg arg = own_content();
   // CHECK_WPASYNC: without it mappings that are not watched would be passed over in silence.
   arg.flags = kInsistOnAsync | (protect == Protect::yes ? kProtectMatching : 0);
-  arg.return_mask = kIsWritten | kIsPresent;
+  arg.return_mask = kIsWritten | kIsPresent | kIsGuard;
   auto walked = walk(pagemap, start, end, arg, [&](const PageRegion& region) {
-    if (file && (region.categories & kIsPresent) == 0) {
+    if ((region.categories & kIsGuard) != 0) {
+      append(out.guards, region.start, region.end);
+    } else if (file && (region.categories & kIsPresent) == 0) {
       append(out.absent, region.start, region.end);
     } else {
       append((region.categories & kIsWritten) != 0 ? out.written : out.unchanged, region.start, region.end);

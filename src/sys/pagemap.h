@@ -18,8 +18,10 @@ struct PageRange {
 // Anonymous pages (also those that private file mappings have copied on write) that are present or
 // swapped out and are not the zero page, within [start, end).  Appends; ranges are sorted and merged.
 // `pagemap`: an open /proc/PID/pagemap.  Without PAGEMAP_SCAN the entries are read one by one, and
-// zero pages are not told apart.
-Result<void> own_pages(int pagemap, std::uint64_t start, std::uint64_t end, std::vector<PageRange>& out);
+// zero pages are not told apart.  Guard pages (madvise(2), MADV_GUARD_INSTALL), which nobody can read, go into
+// `guards` since Linux 6.15; before, they cannot be told from pages that are swapped out.
+Result<void> own_pages(int pagemap, std::uint64_t start, std::uint64_t end, std::vector<PageRange>& out,
+                       std::vector<PageRange>* guards = nullptr);
 
 // The same pages, told apart by whether they were written since they were last protected (userfaultfd.h).
 struct WrittenPages {
@@ -27,6 +29,7 @@ struct WrittenPages {
   // Of private file mappings only, and not present: swapped out, or a mere mark of the protection that the
   // kernel left behind when the page was given up (MADV_DONTNEED, truncation).  A look at the content tells.
   std::vector<PageRange> absent;
+  std::vector<PageRange> guards;  // as in own_pages
 };
 enum class Protect : bool { no, yes };  // what was found written, so that the next scan finds what came after
 

@@ -31,6 +31,11 @@ std::vector<sys::PageRange> all_private(const std::vector<sys::Mapping>& mapping
 Result<bool> has_direct_files(int proc) {
   FERRY_TRY(const auto numbers, sys::numeric_entries(proc, "fd"));
   for (const int fd : numbers) {
+    // Of ten thousand connections only their links are read.
+    const auto link = sys::read_link_at(proc, fmt::format("fd/{}", fd));
+    if (!link.has_value() || !link->starts_with("/")) {
+      continue;
+    }
     const auto text = sys::read_file_at(proc, fmt::format("fdinfo/{}", fd));
     const auto info = text.has_value() ? sys::parse_fdinfo(*text) : Result<sys::FdInfo>();
     if (info.has_value() && (info->flags & O_DIRECT) != 0 && (info->flags & O_ACCMODE) != O_WRONLY) {

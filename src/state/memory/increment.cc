@@ -57,6 +57,7 @@ Result<Increment::Parts> Increment::divide(HostPid pid, const std::vector<sys::M
   FERRY_TRY(auto scan, mappings != nullptr ? task.tracker.scan(then_, *mappings) : task.tracker.scan(then_));
   Parts out;
   out.renewed = scan.renewed;
+  out.guards = std::move(scan.guards);
   out.in_parent = common(scan.unchanged, task.in_parent);
   out.data = std::move(scan.written);
   const auto missing = without(scan.unchanged, out.in_parent);

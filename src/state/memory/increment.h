@@ -48,6 +48,7 @@ class Increment {
   struct Parts {
     std::vector<sys::PageRange> data;       // to be saved
     std::vector<sys::PageRange> in_parent;  // to be left to the parent
+    std::vector<sys::PageRange> guards;
     bool renewed = false;
   };
   // Of a tracked process.  `mappings`: of a stopped one; nullptr: read from /proc.

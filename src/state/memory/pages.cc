@@ -38,12 +38,13 @@ Kept kept(const pb::VmaEntry& vma) {
   return own ? Kept::own_pages : Kept::nothing;
 }
 
-Result<void> add_kept(Kept what, int pagemap, std::uint64_t start, std::uint64_t end, std::vector<sys::PageRange>& out) {
+Result<void> add_kept(Kept what, int pagemap, std::uint64_t start, std::uint64_t end, std::vector<sys::PageRange>& out,
+                      std::vector<sys::PageRange>* guards) {
   switch (what) {
     case Kept::nothing:
       return {};
     case Kept::own_pages:
-      return sys::own_pages(pagemap, start, end, out);
+      return sys::own_pages(pagemap, start, end, out, guards);
     case Kept::everything:
       append(out, start, end);
       return {};

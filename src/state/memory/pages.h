@@ -18,8 +18,10 @@ enum class Kept : std::uint8_t {
 Kept kept(const sys::Mapping& mapping);
 Kept kept(const pb::VmaEntry& vma);
 
-// Appends the pages of [start, end) that belong to a checkpoint, sorted.
-Result<void> add_kept(Kept what, int pagemap, std::uint64_t start, std::uint64_t end, std::vector<sys::PageRange>& out);
+// Appends the pages of [start, end) that belong to a checkpoint, sorted; guard pages, which have no content, to
+// `guards`.
+Result<void> add_kept(Kept what, int pagemap, std::uint64_t start, std::uint64_t end, std::vector<sys::PageRange>& out,
+                      std::vector<sys::PageRange>* guards = nullptr);
 
 // The parts of `a` that `b` covers, and those that it does not.  Both sorted.
 std::vector<sys::PageRange> common(const std::vector<sys::PageRange>& a, const std::vector<sys::PageRange>& b);

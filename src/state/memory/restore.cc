@@ -21,6 +21,7 @@ namespace ferry::state::memory {
 namespace {
 
 constexpr std::uint64_t kPage = 4096;
+constexpr int kInstallGuard = 102;                    // MADV_GUARD_INSTALL, Linux 6.13; older headers lack it
 constexpr std::uint64_t kLowest = 0x100000000;        // above what 32-bit leftovers use
 constexpr std::uint64_t kUserEnd = 0x7ffffffff000;    // end of a 47-bit address space
 constexpr std::uint64_t kWorthAThread = 16U << 20;    // bytes
@@ -38,6 +39,9 @@ Result<void> check(const pb::MmEntry& mm) {
   std::uint64_t last = 0;
   for (const pb::VmaEntry& vma : mm.vmas()) {
     if ((vma.status() & kGuard) != 0) {
+      if (vma.start() % kPage != 0 || vma.end() % kPage != 0 || vma.start() >= vma.end() || vma.end() > kUserEnd) {
+        return fail(Kind::corrupt, "guard pages {:x}-{:x} are no range of pages", vma.start(), vma.end());
+      }
       continue;
     }
     if ((vma.status() & kVsyscall) != 0) {
@@ -428,6 +432,12 @@ Result<void> finish(RestoreTask& task, RestoreContext& context, tracee::Batch& b
   for (const pb::VmaEntry& vma : mm.vmas()) {
     if (is_mapped_anew(vma) && (vma.flags() & MAP_LOCKED) != 0) {
       batch.must("mlock", SYS_mlock, {vma.start(), vma.end() - vma.start()});
+    }
+  }
+  // Behind mlock, which would find that it cannot bring them in.
+  for (const pb::VmaEntry& vma : mm.vmas()) {
+    if ((vma.status() & kGuard) != 0) {
+      batch.must("madvise(MADV_GUARD_INSTALL)", SYS_madvise, {vma.start(), vma.end() - vma.start(), kInstallGuard});
     }
   }
   std::vector<std::uint64_t> auxv(mm.ferry_auxv().begin(), mm.ferry_auxv().end());

@@ -132,6 +132,7 @@ Result<Scan> Tracker::scan(Then then, const std::vector<sys::Mapping>& mappings)
   }
   tidy(out.written);
   tidy(out.unchanged);
+  tidy(out.guards);
   if (!doubtful_.empty()) {
     const auto late = common(out.unchanged, doubtful_);
     out.unchanged = without(out.unchanged, late);
@@ -154,6 +155,7 @@ Result<void> Tracker::scan_mapping(int pagemap, const sys::Mapping& m, Then then
     FERRY_CHECK(sys::scan_written(pagemap, m.start, m.end, file, protect, pages));
     out.written.insert(out.written.end(), pages.written.begin(), pages.written.end());
     out.unchanged.insert(out.unchanged.end(), pages.unchanged.begin(), pages.unchanged.end());
+    out.guards.insert(out.guards.end(), pages.guards.begin(), pages.guards.end());
     return add_absent(pagemap, pages.absent, out);
   };
   auto done = look();
@@ -175,7 +177,7 @@ Result<void> Tracker::scan_mapping(int pagemap, const sys::Mapping& m, Then then
       log::debug("pid {} mapping {:x}-{:x} counts as written: {}", pid_, m.start, m.end, watched.error().message());
     }
   }
-  return sys::own_pages(pagemap, m.start, m.end, out.written);
+  return sys::own_pages(pagemap, m.start, m.end, out.written, &out.guards);
 }
 
 Result<void> Tracker::add_absent(int pagemap, const std::vector<sys::PageRange>& absent, Scan& out) const {

@@ -40,6 +40,7 @@ namespace ferry::state::memory {
 struct Scan {
   std::vector<sys::PageRange> written;    // since the last scan; all of them in the first one
   std::vector<sys::PageRange> unchanged;  // as the last scan left them
+  std::vector<sys::PageRange> guards;     // nobody can read them (MADV_GUARD_INSTALL); in neither of the others
   // The process has another address space than the one that was watched: everything is in written, and
   // nothing can be watched until a Tracker is installed anew.
   bool renewed = false;
