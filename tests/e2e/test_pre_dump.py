@@ -40,15 +40,16 @@ while True:
 
 
 def keepers():
-    return [int(n) for n in os.listdir("/proc") if n.isdigit() and comm_of(n) == "ferry-tracker"]
+    return [int(n) for n in os.listdir("/proc") if n.isdigit() and is_keeper(n)]
 
 
-def comm_of(pid):
+def is_keeper(pid):
+    """Not one that has ended and waits for its parent to notice."""
     try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8") as f:
-            return f.read().strip()
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
+            return re.match(r"\d+ \(ferry-tracker\) [^ZX]", f.read()) is not None
     except OSError:
-        return ""
+        return False
 
 
 class PreDump(LabCase):
