@@ -1,10 +1,11 @@
-#include <fcntl.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cstdint>
+#include <cstdlib>
 #include <thread>
 #include <vector>
 
@@ -111,7 +112,6 @@ LIVE_TEST(PreDump, FollowsMappingsThatComeAndGo) {
 
   moved.write(7);
   fresh.write(6);
-  ::mprotect(target, 8 * kPage, PROT_READ);
   ::madvise(static_cast<char*>(second) + 32 * kPage, kPage, MADV_DONTNEED);
   given_up.forget(32);
   std::vector<char> heap(1U << 16, 'h');
@@ -124,7 +124,9 @@ LIVE_TEST(PreDump, FollowsMappingsThatComeAndGo) {
 
 LIVE_TEST(PreDump, KnowsFilesFromMemory) {
   constexpr std::size_t kPages = 16;
-  const int fd = ::open("/tmp", O_TMPFILE | O_RDWR, 0600);
+  char path[] = "/tmp/pre-dump-XXXXXX";
+  const int fd = ::mkstemp(path);
+  ::unlink(path);
   const int memory_file = ::memfd_create("pre-dump", 0);
   ASSERT_GE(fd, 0);
   ASSERT_EQ(::ftruncate(fd, kPages * kPage), 0);
@@ -185,11 +187,16 @@ LIVE_TEST(PreDump, LosesNoWriteOfABusyThread) {
   Pattern memory(map(kPages), kPages, 1);
   memory.write_all();
   std::atomic<bool> stop{false};
+  std::atomic<bool> writes{false};
   std::thread writer([&] {
     for (std::uint64_t n = 1; !stop; ++n) {
       memory.write(mix(n) % kPages);
+      writes = true;
     }
   });
+  while (!writes) {
+    ::sched_yield();  // until then pthread_create(3) has its signals blocked
+  }
   pre_dump_here();
   pre_dump_here();
   pre_dump_here();
