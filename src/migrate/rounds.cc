@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "engine/tracker_keeper.h"
 #include "image/page_store.h"
 #include "image/proto/mm.pb.h"
 #include "migrate/message.pb.h"
@@ -67,6 +68,12 @@ bool is_a_zombie(HostPid pid) {
 
 Result<Rounds> Rounds::watch(Link& link, HostPid root, std::set<NsPid> skeletons) {
   Rounds out(link, std::move(skeletons));
+  // A process has one tracker only.  Should the move fail, the next of a row of pre-dumps has all memory again.
+  FERRY_TRY(const auto keepers, engine::TrackerKeeper::find(tree_of(root)));
+  for (const engine::TrackerKeeper& keeper : keepers) {
+    FERRY_CHECK(keeper.void_marks());
+    FERRY_CHECK(keeper.stop());
+  }
   for (const HostPid pid : tree_of(root)) {
     const auto number = innermost_number(pid);
     if (!number.has_value() || !out.skeletons_.contains(*number)) {
@@ -167,7 +174,8 @@ Result<state::memory::Scan> Rounds::last_scan(state::DumpTask& task) {
   FERRY_TRY(const UniqueFd pagemap, sys::open_at(task.proc.get(), "pagemap", O_RDONLY));
   state::memory::Scan scan;
   for (const sys::Mapping& mapping : task.mappings) {
-    FERRY_CHECK(state::memory::add_kept(state::memory::kept(mapping), pagemap.get(), mapping.start, mapping.end, scan.written));
+    FERRY_CHECK(state::memory::add_kept(state::memory::kept(mapping), pagemap.get(), mapping.start, mapping.end, scan.written,
+                                        &scan.guards));
   }
   return scan;
 }
@@ -177,6 +185,7 @@ Result<bool> Rounds::last(state::DumpTask& task, image::Set& set) {
     return false;
   }
   FERRY_TRY(const auto scan, last_scan(task));
+  state::memory::add_guards(scan.guards, *task.mm);
   Round round;
   round.dirty = state::memory::count_pages(scan.written) * kPageSize;
   const auto begin = Clock::now();

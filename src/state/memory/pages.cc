@@ -52,6 +52,20 @@ Result<void> add_kept(Kept what, int pagemap, std::uint64_t start, std::uint64_t
   return {};
 }
 
+void add_guards(const std::vector<sys::PageRange>& guards, pb::MmEntry& mm) {
+  for (const sys::PageRange& range : guards) {
+    pb::VmaEntry& vma = *mm.add_vmas();
+    vma.set_start(range.start);
+    vma.set_end(range.end);
+    vma.set_pgoff(0);
+    vma.set_shmid(0);
+    vma.set_prot(0);
+    vma.set_flags(0);
+    vma.set_status(kGuard);
+    vma.set_fd(-1);
+  }
+}
+
 std::vector<sys::PageRange> common(const std::vector<sys::PageRange>& a, const std::vector<sys::PageRange>& b) {
   std::vector<sys::PageRange> out;
   auto other = b.begin();

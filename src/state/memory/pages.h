@@ -23,6 +23,9 @@ Kept kept(const pb::VmaEntry& vma);
 Result<void> add_kept(Kept what, int pagemap, std::uint64_t start, std::uint64_t end, std::vector<sys::PageRange>& out,
                       std::vector<sys::PageRange>* guards = nullptr);
 
+// Adds guard pages to what is kept of the process: CRIU has them as ranges behind all mappings.
+void add_guards(const std::vector<sys::PageRange>& guards, pb::MmEntry& mm);
+
 // The parts of `a` that `b` covers, and those that it does not.  Both sorted.
 std::vector<sys::PageRange> common(const std::vector<sys::PageRange>& a, const std::vector<sys::PageRange>& b);
 std::vector<sys::PageRange> without(const std::vector<sys::PageRange>& a, const std::vector<sys::PageRange>& b);

@@ -98,21 +98,6 @@ Result<void> copy_out(DumpTask& task, const std::vector<Piece>& all, std::uint64
   return gather.finish();
 }
 
-// CRIU keeps guard pages as ranges behind the mappings in which they are.
-void add_guards(const std::vector<sys::PageRange>& guards, pb::MmEntry& mm) {
-  for (const sys::PageRange& range : guards) {
-    pb::VmaEntry& vma = *mm.add_vmas();
-    vma.set_start(range.start);
-    vma.set_end(range.end);
-    vma.set_pgoff(0);
-    vma.set_shmid(0);
-    vma.set_prot(0);
-    vma.set_flags(0);
-    vma.set_status(kGuard);
-    vma.set_fd(-1);
-  }
-}
-
 }  // namespace
 
 Result<void> save_pages(DumpTask& task, DumpContext& context, DumpReport& report) {
