@@ -10,7 +10,6 @@
 #include <sys/socket.h>
 
 #include <chrono>
-#include <map>
 
 #include "base/log.h"
 #include "image/proto/inventory.pb.h"
@@ -111,16 +110,9 @@ Result<void> TcpCollector::collect(const FdProbe& probe, DumpContext& context, p
   return {};
 }
 
-Result<void> TcpCollector::finish(DumpContext& context) {
+Result<void> TcpCollector::finish(DumpContext& context, const std::map<std::uint32_t, pb::InetSkEntry*>& entries) {
   if (listeners_.empty() && connections_.empty()) {
     return {};
-  }
-  std::map<std::uint32_t, pb::InetSkEntry*> entries;
-  for (const image::Entry& e : context.set.entries({image::Type::files})) {
-    auto& file = static_cast<pb::FileEntry&>(*e.message);
-    if (file.type() == pb::FD_INETSK) {
-      entries[file.id()] = file.mutable_isk();
-    }
   }
   if (context.options.tcp_established) {
     std::vector<pb::InetSkEntry*> connected;

@@ -2,6 +2,7 @@
 // and the network is locked.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -15,7 +16,8 @@ class TcpCollector {
  public:
   // Errors: unsupported for a connection that is neither to be kept (--tcp-established) nor closed (--tcp-close).
   Result<void> collect(const FdProbe& probe, DumpContext& context, pb::InetSkEntry& entry);
-  Result<void> finish(DumpContext& context);
+  // `entries`: all Internet sockets by their ids.
+  Result<void> finish(DumpContext& context, const std::map<std::uint32_t, pb::InetSkEntry*>& entries);
   // The sockets are left in repair mode, so that they end without a word, and the lock stays.
   Result<void> before_end();
   Result<void> before_going_on();

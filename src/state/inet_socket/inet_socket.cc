@@ -1,6 +1,5 @@
 #include "state/inet_socket/inet_socket.h"
 
-#include <fcntl.h>
 #include <net/if.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -11,13 +10,13 @@
 
 #include "base/log.h"
 #include "image/proto/inventory.pb.h"
+#include "state/inet_socket/collect_options.h"
 #include "state/inet_socket/collect_tcp.h"
 #include "state/inet_socket/datagrams.h"
 #include "state/inet_socket/membership.h"
 #include "state/socket/more_options.h"
 #include "state/socket/options.h"
 #include "state/tcp/tcp.h"
-#include "sys/file.h"
 
 namespace ferry::state {
 namespace {
@@ -59,27 +58,35 @@ class InetSocketKind : public FileKind {
       entry.set_ns_id(probe.task.ids->net_ns_id());
     }
     FERRY_CHECK(collect_fown(probe, context, *entry.mutable_fown()));
-    FERRY_CHECK(socket::collect_options(probe.ours, subject, *entry.mutable_opts()));
-    FERRY_CHECK(inet_socket::collect_ip_options(probe.ours, entry).during("{}", subject));
     FERRY_CHECK(collect_addresses(probe, entry));
-    FERRY_TRY(const UniqueFd ns, sys::open_at(context.root().proc.get(), "ns/net", O_RDONLY));
     if (is_tcp(entry.proto())) {
-      FERRY_CHECK(inet_socket::collect_tcp_options(probe.ours, subject, *entry.mutable_tcp_opts()).during("{}", subject));
+      entry.mutable_tcp_opts();
       FERRY_CHECK(tcp_.collect(probe, context, entry));
       const bool connected = entry.state() != TCP_LISTEN &&
                              (entry.state() != TCP_CLOSE || entry.dst_port() != 0 || entry.has_shutdown());
-      return more_.collect(probe.ours, ns.get(), connected, subject, *entry.mutable_ferry_options());
+      options_.add(entry, probe.ours, connected, subject);
+      return {};
     }
     if (type != SOCK_DGRAM && type != SOCK_RAW) {
       return fail(Kind::unsupported, "{}: sockets of type {} and protocol {} cannot be carried over", subject, type,
                   protocol);
     }
-    FERRY_CHECK(more_.collect(probe.ours, ns.get(), false, subject, *entry.mutable_ferry_options()));
+    options_.add(entry, probe.ours, false, subject);
     FERRY_CHECK(memberships_.collect(probe.ours, probe.task.proc.get(), subject, entry));
     return collect_datagrams(probe, context, entry);
   }
 
-  Result<void> finish(DumpContext& context) override { return tcp_.finish(context); }
+  Result<void> finish(DumpContext& context) override {
+    std::map<std::uint32_t, pb::InetSkEntry*> entries;
+    for (const image::Entry& e : context.set.entries({image::Type::files})) {
+      auto& file = static_cast<pb::FileEntry&>(*e.message);
+      if (file.type() == pb::FD_INETSK) {
+        entries[file.id()] = file.mutable_isk();
+      }
+    }
+    FERRY_CHECK(options_.run(context, entries));
+    return tcp_.finish(context, entries);
+  }
   Result<void> before_end(DumpContext&) override { return tcp_.before_end(); }
   Result<void> before_going_on(DumpContext&) override { return tcp_.before_going_on(); }
 
@@ -300,7 +307,7 @@ class InetSocketKind : public FileKind {
   }
 
   inet_socket::TcpCollector tcp_;
-  socket::MoreOptionsReader more_;
+  inet_socket::OptionsCollector options_;
   inet_socket::MembershipReader memberships_;
   inet_socket::Injector injector_;
   tcp::Restorer connections_;

@@ -62,7 +62,8 @@ class NetlinkSocketKind : public FileKind {
     FERRY_TRY(const int type, socket::get_int(probe.ours, SOL_SOCKET, SO_TYPE, "SO_TYPE"));
     entry.set_ferry_type(static_cast<std::uint32_t>(type));
     FERRY_TRY(const UniqueFd ns, sys::open_at(context.root().proc.get(), "ns/net", O_RDONLY));
-    FERRY_CHECK(more_.collect(probe.ours, ns.get(), false, subject, *entry.mutable_ferry_options()));
+    FERRY_CHECK(more_.prepare(probe.ours, ns.get(), subject));
+    FERRY_CHECK(more_.collect(probe.ours, false, *entry.mutable_ferry_options()));
     FERRY_CHECK(collect_fown(probe, context, *entry.mutable_fown()));
     return socket::collect_options(probe.ours, subject, *entry.mutable_opts());
   }

@@ -89,7 +89,8 @@ class PacketSocketKind : public FileKind {
     FERRY_CHECK(collect_fanout(probe, entry));
     warn_of_queue(probe);
     FERRY_CHECK(collect_fown(probe, context, *entry.mutable_fown()));
-    FERRY_CHECK(more_.collect(probe.ours, ns.get(), false, subject, *entry.mutable_ferry_options()));
+    FERRY_CHECK(more_.prepare(probe.ours, ns.get(), subject));
+    FERRY_CHECK(more_.collect(probe.ours, false, *entry.mutable_ferry_options()));
     return socket::collect_options(probe.ours, subject, *entry.mutable_opts());
   }
 

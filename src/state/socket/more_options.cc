@@ -229,26 +229,39 @@ const Option* find(int level, int name) {
 
 }  // namespace
 
-Result<void> MoreOptionsReader::collect(int fd, int ns, bool connected, const std::string& subject, MoreOptions& out) {
+Result<std::tuple<int, int, int>> MoreOptionsReader::sort_of(int fd) {
   FERRY_TRY(const int family, get_int(fd, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN"));
   FERRY_TRY(const int type, get_int(fd, SOL_SOCKET, SO_TYPE, "SO_TYPE"));
   FERRY_TRY(const int protocol, get_int(fd, SOL_SOCKET, SO_PROTOCOL, "SO_PROTOCOL"));
-  const auto all = tables(family, type, protocol);
-  auto& fresh = fresh_[{family, type, protocol}];
-  if (fresh.empty()) {
-    FERRY_TRY(const auto visit, sys::NetNamespaceVisit::enter(ns));
-    const UniqueFd made(::socket(family, type | SOCK_CLOEXEC, protocol));
-    if (!made) {
-      return sys_fail(fmt::format("socket(family {}, type {}, protocol {}), to compare {} with", family, type, protocol, subject));
-    }
-    for (const auto& table : all) {
-      for (const Option& o : table) {
-        fresh.push_back(value_of(made.get(), o));
-      }
+  return Sort(family, type, protocol);
+}
+
+Result<void> MoreOptionsReader::prepare(int fd, int ns, const std::string& subject) {
+  FERRY_TRY(const Sort sort, sort_of(fd));
+  const auto [at, fresh] = fresh_.try_emplace(sort);
+  if (!fresh) {
+    return {};
+  }
+  const auto [family, type, protocol] = sort;
+  FERRY_TRY(const auto visit, sys::NetNamespaceVisit::enter(ns));
+  const UniqueFd made(::socket(family, type | SOCK_CLOEXEC, protocol));
+  if (!made) {
+    return sys_fail(fmt::format("socket(family {}, type {}, protocol {}), to compare {} with", family, type, protocol, subject));
+  }
+  for (const auto& table : tables(family, type, protocol)) {
+    for (const Option& o : table) {
+      at->second.push_back(value_of(made.get(), o));
     }
   }
+  return {};
+}
+
+Result<void> MoreOptionsReader::collect(int fd, bool connected, MoreOptions& out) const {
+  FERRY_TRY(const Sort sort, sort_of(fd));
+  const auto [family, type, protocol] = sort;
+  const std::vector<std::string>& fresh = fresh_.at(sort);
   std::size_t at = 0;
-  for (const auto& table : all) {
+  for (const auto& table : tables(family, type, protocol)) {
     for (const Option& o : table) {
       const std::string& usual = fresh[at++];
       if ((connected && (o.when & kUnconnected) != 0) || (type == SOCK_STREAM && (o.when & kNoStream) != 0)) {

@@ -20,11 +20,15 @@ using MoreOptions = google::protobuf::RepeatedPtrField<pb::FerrySocketOption>;
 
 class MoreOptionsReader {
  public:
+  // Looks at a new socket of the same kind, which the values are compared with; once for each kind.
+  // `ns`: a descriptor of the socket's network namespace.
+  Result<void> prepare(int fd, int ns, const std::string& subject);
   // `connected`: a TCP connection, of which some options show what the kernel has made of them.
-  // `ns`: a descriptor of the socket's network namespace, where a new one is made for comparison.
-  Result<void> collect(int fd, int ns, bool connected, const std::string& subject, MoreOptions& out);
+  // Of a kind that was prepared; may be called by several threads.
+  Result<void> collect(int fd, bool connected, MoreOptions& out) const;
 
  private:
+  static Result<std::tuple<int, int, int>> sort_of(int fd);
   using Sort = std::tuple<int, int, int>;  // family, type, protocol
   std::map<Sort, std::vector<std::string>> fresh_;  // by position in the table
 };
