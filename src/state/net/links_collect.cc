@@ -117,7 +117,7 @@ Result<pb::NetDeviceEntry> describe(Bytes body, const DumpOptions& options, cons
   } else if (kind == "tun") {
     out.set_type(pb::NDTYPE_TUN);
     FERRY_CHECK(describe_tun(data, out));
-  } else if (kind == "bond" || kind == "team" || kind == "wireguard" || kind == "openvswitch") {
+  } else if (kind == "bond" || kind == "team" || kind == "wireguard" || kind == "openvswitch" || kind == "vxlan") {
     return fail(Kind::unsupported, "interface {} is of kind {}, which cannot be carried", out.name(), kind);
   }
   FERRY_CHECK(find_peer(kind, attributes, numbers, options, out));
