@@ -167,6 +167,7 @@ LIVE_TEST(Net, KeepsLinksOfManyKinds) {
   ASSERT_TRUE(wait_until_settled()) << "5 s passed and an address was still tentative";
   const std::string before = state_of_network();
   checkpoint_here();
+  ASSERT_TRUE(wait_until_settled()) << "5 s passed and a restored address was still tentative";
   EXPECT_EQ(state_of_network(), before);
 }
 
