@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "engine/limits.h"
+#include "engine/list_tree.h"
 #include "engine/set_id.h"
 #include "engine/succession.h"
 #include "image/dedup.h"

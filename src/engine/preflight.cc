@@ -4,6 +4,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/list_tree.h"
 #include "engine/rehearsal.h"
 #include "state/creds/creds.h"
 #include "state/limits/limits.h"
@@ -59,19 +60,6 @@ Result<void> look_at(HostPid pid, const DumpOptions& options) {
   return look_at_descriptors(pid);
 }
 
-// Parents before children.
-std::vector<HostPid> tree_of(HostPid root) {
-  std::vector<HostPid> out{root};
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    const auto text = sys::read_file(fmt::format("/proc/{}/task/{}/children", out[i], out[i]));
-    const auto children = text.has_value() ? sys::parse_children(*text) : Result<std::vector<HostPid>>();
-    if (children.has_value()) {
-      out.insert(out.end(), children->begin(), children->end());
-    }
-  }
-  return out;
-}
-
 // 0 where the line is missing: a zombie has no memory.
 std::uint64_t kibibytes(std::string_view status, std::string_view name) {
   const std::size_t at = status.find(name);
@@ -86,7 +74,7 @@ std::uint64_t kibibytes(std::string_view status, std::string_view name) {
 }  // namespace
 
 Result<void> preflight(const DumpOptions& options) {
-  for (const HostPid pid : tree_of(options.pid)) {
+  for (const HostPid pid : list_tree(options.pid)) {
     auto looked = look_at(pid, options);
     if (!looked.has_value() && (pid == options.pid || looked.error().kind != Kind::gone)) {
       return looked;
@@ -97,7 +85,7 @@ Result<void> preflight(const DumpOptions& options) {
 
 std::vector<std::uint64_t> private_memory(HostPid root) {
   std::vector<std::uint64_t> out;
-  for (const HostPid pid : tree_of(root)) {
+  for (const HostPid pid : list_tree(root)) {
     if (const auto status = sys::read_file(fmt::format("/proc/{}/status", pid)); status.has_value()) {
       out.push_back(kibibytes(*status, "RssAnon:") + kibibytes(*status, "VmSwap:"));
       out.back() <<= 10;

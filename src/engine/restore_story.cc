@@ -263,7 +263,7 @@ Result<void> RestoreStory::let_go() {
   FERRY_CHECK(network_lock_.release());
   if (ahead_of_time_ && namespaces_.is_new(state::NsKind::net)) {
     FERRY_TRY(const UniqueFd ns, sys::open(fmt::format("/proc/{}/ns/net", context_.root().pid), O_RDONLY));
-    FERRY_CHECK(state::net_gate::let_pass(ns.get()));
+    FERRY_TRY(opened_by_, state::net_gate::let_pass(ns.get()));
   }
   laps_.add("open the network");
   FERRY_CHECK(files_.resume(context_));
@@ -285,6 +285,7 @@ Result<void> RestoreStory::let_go() {
 }
 
 Result<void> RestoreStory::clean_up() {
+  opened_by_ = {};
   if (ahead_of_time_ && namespaces_.is_new(state::NsKind::net)) {
     FERRY_TRY(const UniqueFd ns, sys::open(fmt::format("/proc/{}/ns/net", context_.root().pid), O_RDONLY));
     return state::net_gate::open(ns.get());

@@ -23,6 +23,7 @@
 #include "state/memory/staged.h"
 #include "state/nsids/nsids.h"
 #include "state/restore.h"
+#include "sys/nftables.h"
 
 namespace ferry::engine {
 
@@ -99,6 +100,7 @@ class RestoreStory {
   state::NamespaceIds namespaces_;
   Layout layout_;
   std::map<const state::RestoreTask*, state::memory::KernelMappings> kernel_;  // where each task's vDSO is now
+  sys::Nftables opened_by_;  // until clean_up()
   bool ahead_of_time_ = false;  // its namespace's network is shut from the beginning (state/net_gate)
   Laps laps_;
   struct Ahead {

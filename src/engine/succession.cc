@@ -1,5 +1,7 @@
 #include "engine/succession.h"
 
+#include "engine/list_tree.h"
+
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -42,24 +44,6 @@ Result<NsPid> inner_number(HostPid pid) {
 }
 
 }  // namespace
-
-std::vector<HostPid> list_tree(HostPid root) {
-  std::vector<HostPid> out{root};
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    const auto tids = sys::numeric_entries(AT_FDCWD, fmt::format("/proc/{}/task", out[i]));
-    if (!tids.has_value()) {
-      continue;  // it has just ended
-    }
-    for (const int tid : *tids) {
-      const auto text = sys::read_file(fmt::format("/proc/{}/task/{}/children", out[i], tid));
-      const auto children = text.has_value() ? sys::parse_children(*text) : Result<std::vector<HostPid>>();
-      if (children.has_value()) {
-        out.insert(out.end(), children->begin(), children->end());
-      }
-    }
-  }
-  return out;
-}
 
 Result<void> Succession::begin(const DumpOptions& options, bool followed) {
   followed_ = followed;

@@ -13,9 +13,6 @@
 
 namespace ferry::engine {
 
-// The processes of a tree as they are now: parents first.
-std::vector<HostPid> list_tree(HostPid root);
-
 class Succession {
  public:
   // Before anything is stopped.  Links the parent set (options.parent_images) and finds who has tracked the

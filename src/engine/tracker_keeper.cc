@@ -111,11 +111,12 @@ Result<void> TrackerKeeper::start(const std::string& set, const std::vector<cons
   }
   if (child == 0) {
     ::setsid();
+    (void)::chdir("/");
+    // Here and not in the keeper, which inherits it all: whoever looks once we return has to find it.
+    ::prctl(PR_SET_NAME, kName);
+    close_others(keep);
     const pid_t keeper = ::fork();
     if (keeper == 0) {
-      (void)::chdir("/");
-      ::prctl(PR_SET_NAME, kName);
-      close_others(keep);
       hold(std::move(processes));
     }
     ::_exit(keeper < 0 ? errno : 0);

@@ -48,7 +48,12 @@ Result<std::vector<std::string>> Door::arrived() {
   return out;
 }
 
-Result<void> Door::shut() { return exists() ? net_gate::shut(ns_.get()) : Result<void>(); }
+Result<void> Door::shut() {
+  if (exists()) {
+    FERRY_TRY(shut_by_, net_gate::shut(ns_.get()));
+  }
+  return {};
+}
 
 void Door::reopen() {
   if (!exists()) {

@@ -24,6 +24,9 @@ namespace ferry::migrate {
 // For a look at the tree: keeps the images and drops the pages.
 class LookKeeper : public engine::Keeper {
  public:
+  // `door`: what arrives during the look waits.
+  explicit LookKeeper(Door& door) : door_(door) {}
+  Result<void> about_to_stop() override { return door_.withhold(); }
   Result<bool> memory(state::DumpTask&, image::Set&) override { return true; }
   Result<std::unique_ptr<image::PageSink>> pages(image::Set& set, image::Name pagemap) override;
   Result<void> images(const image::Set& set) override;
@@ -33,6 +36,7 @@ class LookKeeper : public engine::Keeper {
   [[nodiscard]] const std::set<NsPid>& processes() const { return processes_; }
 
  private:
+  Door& door_;
   std::string encoded_;
   std::set<NsPid> processes_;
 };

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "engine/list_tree.h"
 #include "engine/tracker_keeper.h"
 #include "image/page_store.h"
 #include "image/proto/mm.pb.h"
@@ -30,25 +31,6 @@ double ms_since(Clock::time_point begin) {
   return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
 }
 
-// Parents before children.
-std::vector<HostPid> tree_of(HostPid root) {
-  std::vector<HostPid> out{root};
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    const auto tids = [&]() -> Result<std::vector<int>> {
-      FERRY_TRY(const UniqueFd proc, sys::open_proc(out[i]));
-      return sys::numeric_entries(proc.get(), "task");
-    }();
-    for (const int tid : tids.has_value() ? *tids : std::vector<int>{}) {
-      const auto text = sys::read_file(fmt::format("/proc/{}/task/{}/children", out[i], tid));
-      const auto children = text.has_value() ? sys::parse_children(*text) : Result<std::vector<HostPid>>();
-      if (children.has_value()) {
-        out.insert(out.end(), children->begin(), children->end());
-      }
-    }
-  }
-  return out;
-}
-
 Result<NsPid> innermost_number(HostPid pid) {
   FERRY_TRY(const auto text, sys::read_file(fmt::format("/proc/{}/status", pid)));
   FERRY_TRY(const auto status, sys::parse_status(text));
@@ -69,12 +51,12 @@ bool is_a_zombie(HostPid pid) {
 Result<Rounds> Rounds::watch(Link& link, HostPid root, std::set<NsPid> skeletons) {
   Rounds out(link, std::move(skeletons));
   // A process has one tracker only.  Should the move fail, the next of a row of pre-dumps has all memory again.
-  FERRY_TRY(const auto keepers, engine::TrackerKeeper::find(tree_of(root)));
+  FERRY_TRY(const auto keepers, engine::TrackerKeeper::find(engine::list_tree(root)));
   for (const engine::TrackerKeeper& keeper : keepers) {
     FERRY_CHECK(keeper.void_marks());
     FERRY_CHECK(keeper.stop());
   }
-  for (const HostPid pid : tree_of(root)) {
+  for (const HostPid pid : engine::list_tree(root)) {
     const auto number = innermost_number(pid);
     if (!number.has_value() || !out.skeletons_.contains(*number)) {
       continue;

@@ -110,12 +110,9 @@ class Sender {
 
   Result<SendReport> run() {
     FERRY_CHECK(reach());
-    FERRY_CHECK(offer());
-    FERRY_CHECK(send_image());
-    FERRY_CHECK(create());
-    FERRY_CHECK(send_files());
-    FERRY_CHECK(start());
-    FERRY_CHECK(copy_ahead());
+    if (auto ready = prepare(); !ready) {
+      return tl::unexpected<Error>(explained(std::move(ready).error()));
+    }
     FERRY_CHECK(hand_over());
     finish();
     progress_.end();
@@ -125,6 +122,17 @@ class Sender {
   }
 
  private:
+  // Everything that is done while the container runs on here.
+  Result<void> prepare() {
+    FERRY_TRY(clocks_, relate_clocks(link_));
+    FERRY_CHECK(offer());
+    FERRY_CHECK(send_image());
+    FERRY_CHECK(create());
+    FERRY_CHECK(send_files());
+    FERRY_CHECK(start());
+    return copy_ahead();
+  }
+
   Result<void> reach() {
     progress_.begin("reach " + options_.destination);
     FERRY_TRY(here_, facts_of_this_host());
@@ -138,7 +146,6 @@ class Sender {
     }
     FERRY_TRY(there_, std::move(greeted));
     shell_.show_errors();
-    FERRY_TRY(clocks_, relate_clocks(link_));
     return {};
   }
 
@@ -290,6 +297,15 @@ class Sender {
     return out;
   }
 
+  // It does better than the engine's lock, behind which packets are lost.
+  Result<Door> door_for(engine::DumpOptions& options) const {
+    FERRY_TRY(Door door, Door::of(departure_.container().pid));
+    if (door.exists()) {
+      options.network_lock = engine::NetworkLock::skip;
+    }
+    return door;
+  }
+
   // The runtime needs to know what the tree looks like; a short look at it, without its memory.
   Result<void> start() {
     progress_.begin("start the twin");
@@ -297,8 +313,11 @@ class Sender {
     options.leave_running = true;
     options.skip_memory = true;
     Silent listener;
-    LookKeeper look;
-    FERRY_CHECK(engine::checkpoint(options, listener, look).during("looking at container {}", name()));
+    FERRY_TRY(Door door, door_for(options));
+    LookKeeper look(door);
+    auto looked = engine::checkpoint(options, listener, look);
+    door.reopen();
+    FERRY_CHECK(std::move(looked).during("looking at container {}", name()));
     skeletons_ = look.processes();
     Message message;
     for (const std::string& descriptor : departure_.facts().descriptors) {
@@ -353,12 +372,9 @@ class Sender {
     record_.restart_policy = container.restart_policy.name;
     record_.restart_retries = container.restart_policy.maximum_retries;
     record_.keep_source = options_.keep_source;
-    FERRY_TRY(Door door, Door::of(container.pid));
     engine::DumpOptions options = dump_options();
-    if (door.exists()) {
-      options.network_lock = engine::NetworkLock::skip;  // the door does better: nothing is lost
-      FERRY_CHECK(door.prepare());
-    }
+    FERRY_TRY(Door door, door_for(options));
+    FERRY_CHECK(door.prepare());
     HandOver keeper(link_, departure_, guard_, record_, rounds_.has_value() ? &*rounds_ : nullptr, door);
     Silent listener;
     const std::uint64_t sent_before = link_.sent();

@@ -80,13 +80,21 @@ class Migrate(FerryCase):
         """Names of the hosts on which the container lives."""
         return [h.name for h in (self.h1, self.h2) if self.exists(name, h) and self.running(name, h)]
 
+    def assert_door_open(self, name, host):
+        """Nothing of a move is left in the container's network namespace."""
+        pid = host.inspect(name)["State"]["Pid"]
+        tables = host.run(["nsenter", "-t", str(pid), "-n", "nft", "list", "tables"]).stdout
+        self.assertNotIn("ferry", tables)
+
     def assert_arrived(self, name, before):
         self.assertEqual(self.runs_on(name), ["h2"])
+        self.assert_door_open(name, self.h2)
         self.assert_seamless(self.wait_for_count(name, before[-1] + 5, host=self.h2))
 
     def assert_stayed(self, name):
         self.assertEqual(self.runs_on(name), ["h1"])
         self.assertFalse(self.exists(name, self.h2), "a failed move left a twin behind")
+        self.assert_door_open(name, self.h1)
         self.assert_seamless(self.wait_for_count(name, self.counted(name)[-1] + 5))
 
     # ---- moves ----

@@ -107,9 +107,6 @@ Result<void> save_pages(DumpTask& task, DumpContext& context, DumpReport& report
   for (const pb::VmaEntry& vma : task.mm->vmas()) {
     report.pages_scanned += kept(vma) == Kept::nothing ? 0 : (vma.end() - vma.start()) / image::kPageSize;
   }
-  if (context.options.skip_memory) {
-    return writer->finish();
-  }
   FERRY_TRY(const auto parts, parts_of(task, context, pagemap.get()));
   const auto pieces = pieces_of(parts, *task.mm);
   std::uint64_t pages = 0;

@@ -29,10 +29,11 @@ constexpr std::uint32_t kEgress = 1;        // NF_NETDEV_EGRESS
 constexpr std::uint32_t kMostWaiting = 65536;
 constexpr std::uint8_t kSyn = 2, kAck = 16, kFlagsAt = 13;  // in a TCP header
 
-Result<void> commit(int ns, const NftTransaction& transaction, std::string_view what) {
+Result<Nftables> commit(int ns, const NftTransaction& transaction, std::string_view what) {
   FERRY_TRY(const auto visit, sys::NetNamespaceVisit::enter(ns));
   FERRY_TRY(Nftables nft, Nftables::open());
-  return nft.commit(transaction, what);
+  FERRY_CHECK(nft.commit(transaction, what));
+  return nft;
 }
 
 // There afterwards, and empty.
@@ -77,10 +78,11 @@ void remove(NftTransaction& to, std::uint8_t family) {
 Result<void> prepare(int ns) {
   NftTransaction t;
   make_chains(t);
-  return commit(ns, t, "preparing to shut a network namespace");
+  FERRY_CHECK(commit(ns, t, "preparing to shut a network namespace"));
+  return {};
 }
 
-Result<void> shut(int ns) {
+Result<Nftables> shut(int ns) {
   NftTransaction t;
   make_chains(t);
   for (const Chain& c : kChains) {
@@ -97,10 +99,11 @@ Result<void> shut_device(int ns, std::string_view interface) {
   t.add_chain(NFPROTO_NETDEV, kShut, chain, kEgress, kFirst, Verdict::accept, interface);
   t.flush_chain(NFPROTO_NETDEV, kShut, chain);
   add_bolts(t, NFPROTO_NETDEV, chain.c_str());
-  return commit(ns, t, fmt::format("shutting interface {}", interface));
+  FERRY_CHECK(commit(ns, t, fmt::format("shutting interface {}", interface)));
+  return {};
 }
 
-Result<void> let_pass(int ns) {
+Result<Nftables> let_pass(int ns) {
   NftTransaction t;
   make_chains(t);
   for (const Chain& c : kChains) {
@@ -114,7 +117,8 @@ Result<void> open(int ns) {
   remove(t, NFPROTO_INET);
   remove(t, NFPROTO_ARP);
   remove(t, NFPROTO_NETDEV);
-  return commit(ns, t, "opening a network namespace");
+  FERRY_CHECK(commit(ns, t, "opening a network namespace"));
+  return {};
 }
 
 Result<Withheld> Withheld::begin(int ns, What what) {
