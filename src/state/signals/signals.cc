@@ -49,7 +49,13 @@ Result<void> peek(HostPid tid, std::uint32_t flags, pb::SignalQueueEntry& out) {
       return sys_fail(fmt::format("ptrace(PEEKSIGINFO, {})", tid));
     }
     for (std::size_t i = 0; i < static_cast<std::size_t>(got); ++i) {
-      out.add_signals()->set_siginfo(infos[i].data(), kInfoSize);
+      int signal = 0;
+      std::memcpy(&signal, infos[i].data(), sizeof signal);
+      // One that was sent to a process that is stopped already waits for nothing but to be thrown away by
+      // SIGCONT (prepare_signal in kernel/signal.c).
+      if (signal != SIGSTOP) {
+        out.add_signals()->set_siginfo(infos[i].data(), kInfoSize);
+      }
     }
     if (static_cast<std::size_t>(got) < infos.size()) {
       return {};
