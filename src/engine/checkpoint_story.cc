@@ -18,6 +18,7 @@
 #include "state/cgroup/cgroup.h"
 #include "state/cgroup/frozen.h"
 #include "state/cpu/cpu.h"
+#include "state/cpu/cpuinfo.h"
 #include "state/creds/creds.h"
 #include "state/dump.h"
 #include "state/file_kind.h"
@@ -72,7 +73,7 @@ Result<void> ask_task(DumpTask& task) {
   const state::Answers process_answers[] = {
       state::memory::ask(task, of_process), state::signals::ask(task, of_process),
       state::timers::ask(task, of_process), state::creds::ask(task, of_process),
-      state::limits::ask(task, of_process)};
+      state::limits::ask(task, of_process), state::cpu::ask(task, of_process)};
   FERRY_TRY(const auto replies, task.process.run(task.process.leader(), of_process));
   for (const auto& answer : process_answers) {
     FERRY_CHECK(answer(replies));
@@ -207,6 +208,9 @@ Result<void> CheckpointStory::describe_tree() {
   inventory.set_ferry_id(id);
   inventory.set_ferry_version(FERRY_VERSION);
   set_.add(Name{Type::inventory, 0}, std::move(inventory));
+  if ((options_.cpu_capability & static_cast<std::uint32_t>(state::CpuCapability::image)) != 0) {
+    FERRY_CHECK(state::cpu::collect_cpuinfo(set_));
+  }
   FERRY_TRY(tasks_, build_dump_tree(std::move(stopped_), options_, set_));
   FERRY_CHECK(state::collect_ids(context_));
   std::size_t threads = 0;
@@ -278,6 +282,7 @@ Result<void> CheckpointStory::collect_tasks() {
       FERRY_CHECK(collect_task(*task).during("saving pid {}", task->pid));
     }
   }
+  add_ended_leaders(tasks_, set_);
   return files_.collect_all(context_);
 }
 
