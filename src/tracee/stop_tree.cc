@@ -19,6 +19,13 @@
 namespace ferry::tracee {
 namespace {
 
+// ptrace(2) says EPERM of a thread that has just ended, as of one that it may not touch.
+bool has_ended(int proc, int tid) {
+  const auto text = sys::read_file_at(proc, fmt::format("task/{}/stat", tid));
+  const auto stat = text.has_value() ? sys::parse_stat(*text) : Result<sys::Stat>(tl::unexpect, text.error());
+  return !stat.has_value() || stat->state == 'Z' || stat->state == 'X';
+}
+
 constexpr Deadline::Clock::duration kSoon = std::chrono::milliseconds(10);
 
 class Stopper {
@@ -111,7 +118,8 @@ class Stopper {
       }
       auto seized = Thread::seize(HostPid(tid), PTRACE_O_TRACESYSGOOD);
       if (!seized.has_value()) {
-        if (seized.error().os_errno == ESRCH) {
+        if (seized.error().os_errno == ESRCH || has_ended(proc->get(), tid)) {
+          task.zombie = tid == pid.value && tids->size() == 1;
           continue;
         }
         const auto status = sys::read_file_at(proc->get(), "status");
