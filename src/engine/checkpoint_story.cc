@@ -65,8 +65,8 @@ Result<void> ask_task(DumpTask& task) {
       return suspended;
     }
   }
-  task.process.set_end_signal(tracee::quiet_signal(task.status.sig_caught | task.status.sig_pending |
-                                                   task.status.shared_pending));
+  task.process.set_end_signal(
+      state::signals::end_of_batch(task.status.sig_pending | task.status.shared_pending, task.status.sig_caught));
   const auto kernel = state::memory::find_kernel_mappings(task.mappings);
   FERRY_CHECK(task.process.map_area(kAreaSize, 0, kernel.vdso.start, kernel.vdso.size));
   tracee::Batch of_process;

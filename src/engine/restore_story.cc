@@ -49,18 +49,6 @@ std::vector<sys::PageRange> pages_of(const image::Set& set, const RestoreTask& t
   return out;
 }
 
-// One that is not pending, which would be taken for it.  What it does to who is not traced does not matter: a
-// skeleton dies with us anyway.
-int end_signal(std::uint64_t pending) {
-  const int quiet = tracee::quiet_signal(pending);
-  for (const int signal : {quiet, SIGUSR1, SIGUSR2, SIGHUP, SIGTERM, SIGIO, SIGPROF, SIGRTMIN, SIGRTMAX}) {
-    if ((pending >> (signal - 1) & 1) == 0) {
-      return signal;
-    }
-  }
-  return quiet;
-}
-
 // For a main thread that had ended: the first thing it does is to end again.
 tracee::Registers exit_at(std::uint64_t syscall_instruction, std::uint32_t exit_code) {
   tracee::Registers regs = state::cpu::load_registers(pb::UserX86RegsEntry());
@@ -211,7 +199,7 @@ Result<void> RestoreStory::dress(int images_dir) {
   laps_.add("memory");
   FERRY_CHECK(state::ipc::finish(context_));
   const auto place = [&](RestoreTask& task, tracee::Batch& batch) -> Result<void> {
-    task.process.set_end_signal(end_signal(state::signals::pending_in(task)));
+    task.process.set_end_signal(state::signals::end_of_batch(state::signals::pending_in(task), 0));
     FERRY_CHECK(state::memory::finish(task, context_, batch));
     return state::fs::restore(task, context_, batch);
   };

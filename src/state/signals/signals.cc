@@ -201,6 +201,22 @@ std::uint64_t pending_in(const RestoreTask& task) {
   return set;
 }
 
+int end_of_batch(std::uint64_t pending, std::uint64_t caught) {
+  const auto is_in = [](std::uint64_t set, int signal) { return (set >> (signal - 1) & 1) != 0; };
+  if (const int quiet = tracee::quiet_signal(pending | caught); !is_in(pending | caught, quiet)) {
+    return quiet;
+  }
+  if (const int quiet = tracee::quiet_signal(pending); !is_in(pending, quiet)) {
+    return quiet;
+  }
+  for (const int signal : {SIGUSR1, SIGUSR2, SIGHUP, SIGTERM, SIGIO, SIGPROF, SIGRTMIN, SIGRTMAX}) {
+    if (!is_in(pending, signal)) {
+      return signal;
+    }
+  }
+  return SIGURG;
+}
+
 std::uint64_t blocked_by(const RestoreTask& task, const RestoreThread& thread) {
   return thread.index == 0 ? task.core->tc().blk_sigset() : thread.core->thread_core().blk_sigset();
 }
