@@ -18,6 +18,7 @@
 #include "state/cgroup/cgroup.h"
 #include "state/cgroup/frozen.h"
 #include "state/cpu/cpu.h"
+#include "state/cpu/cpuinfo.h"
 #include "state/creds/creds.h"
 #include "state/dump.h"
 #include "state/file_kind.h"
@@ -64,15 +65,15 @@ Result<void> ask_task(DumpTask& task) {
       return suspended;
     }
   }
-  task.process.set_end_signal(tracee::quiet_signal(task.status.sig_caught | task.status.sig_pending |
-                                                   task.status.shared_pending));
+  task.process.set_end_signal(
+      state::signals::end_of_batch(task.status.sig_pending | task.status.shared_pending, task.status.sig_caught));
   const auto kernel = state::memory::find_kernel_mappings(task.mappings);
   FERRY_CHECK(task.process.map_area(kAreaSize, 0, kernel.vdso.start, kernel.vdso.size));
   tracee::Batch of_process;
   const state::Answers process_answers[] = {
       state::memory::ask(task, of_process), state::signals::ask(task, of_process),
       state::timers::ask(task, of_process), state::creds::ask(task, of_process),
-      state::limits::ask(task, of_process)};
+      state::limits::ask(task, of_process), state::cpu::ask(task, of_process)};
   FERRY_TRY(const auto replies, task.process.run(task.process.leader(), of_process));
   for (const auto& answer : process_answers) {
     FERRY_CHECK(answer(replies));
@@ -197,6 +198,9 @@ Result<void> CheckpointStory::describe_tree() {
   inventory.set_ferry_id(id);
   inventory.set_ferry_version(FERRY_VERSION);
   set_.add(Name{Type::inventory, 0}, std::move(inventory));
+  if ((options_.cpu_capability & static_cast<std::uint32_t>(state::CpuCapability::image)) != 0) {
+    FERRY_CHECK(state::cpu::collect_cpuinfo(set_));
+  }
   FERRY_TRY(tasks_, build_dump_tree(std::move(stopped_), options_, set_));
   FERRY_CHECK(state::collect_ids(context_));
   std::size_t threads = 0;
@@ -268,6 +272,7 @@ Result<void> CheckpointStory::collect_tasks() {
       FERRY_CHECK(collect_task(*task).during("saving pid {}", task->pid));
     }
   }
+  add_ended_leaders(tasks_, set_);
   return files_.collect_all(context_);
 }
 

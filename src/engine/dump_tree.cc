@@ -1,12 +1,15 @@
 #include "engine/dump_tree.h"
 
-#include <linux/kcmp.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <map>
 #include <set>
 
+#include "engine/shared_objects.h"
 #include "sys/file.h"
 
 namespace ferry::engine {
@@ -19,10 +22,18 @@ using state::DumpThread;
 
 NsPid innermost(const std::vector<pid_t>& levels) { return NsPid(levels.empty() ? 0 : levels.back()); }
 
-Result<void> read_procfs(DumpTask& task) {
+// `leader`: the number of the process, also if its main thread has ended.
+Result<void> read_procfs(DumpTask& task, HostPid leader) {
   FERRY_TRY(task.proc, sys::open_proc(task.pid));
   FERRY_TRY(const auto stat, sys::read_file_at(task.proc.get(), "stat"));
   FERRY_TRY(task.stat, sys::parse_stat(stat));
+  if (task.leader_ended) {  // whose memory is gone, but not how it was born and ended
+    FERRY_TRY(const auto text, sys::read_file(fmt::format("/proc/{}/stat", leader)));
+    FERRY_TRY(const auto ended, sys::parse_stat(text));
+    task.stat.exit_signal = ended.exit_signal;
+    task.stat.exit_code = ended.exit_code;
+    task.stat.comm = ended.comm;
+  }
   FERRY_TRY(const auto status, sys::read_file_at(task.proc.get(), "status"));
   FERRY_TRY(task.status, sys::parse_status(status));
   task.ns_pid = innermost(task.status.ns_tgid);
@@ -31,7 +42,8 @@ Result<void> read_procfs(DumpTask& task) {
   if (task.zombie) {
     return {};
   }
-  const long pidfd = ::syscall(SYS_pidfd_open, task.pid.value, 0);
+  // The dead main thread has no descriptors that could be fetched; PIDFD_THREAD is O_EXCL (since Linux 6.9).
+  const long pidfd = ::syscall(SYS_pidfd_open, task.pid.value, task.leader_ended ? O_EXCL : 0);
   if (pidfd < 0) {
     return sys_fail(fmt::format("pidfd_open({})", task.pid));
   }
@@ -49,7 +61,7 @@ Result<void> read_threads(DumpTask& task) {
     thread.index = i;
     thread.ns_tid = NsPid(thread.tid.value);
     if (i == 0) {
-      thread.ns_tid = task.ns_pid;
+      thread.ns_tid = innermost(task.status.ns_pid);
     } else if (task.status.ns_tgid.size() > 1) {
       FERRY_TRY(const auto text, sys::read_file_at(task.proc.get(), fmt::format("task/{}/status", thread.tid)));
       FERRY_TRY(thread.status, sys::parse_status(text));
@@ -65,43 +77,15 @@ Result<void> read_threads(DumpTask& task) {
   return {};
 }
 
-bool shares(const DumpTask& a, const DumpTask& b, int what) {
-  return ::syscall(SYS_kcmp, a.pid.value, b.pid.value, what, 0, 0) == 0;
+// Whether a session or group (our number) lives on outside of the tree, so that nobody of us can found it.
+bool is_from_outside(pid_t leader, const std::set<pid_t>& tree) {
+  return leader > 0 && !tree.contains(leader) && ::getsid(leader) >= 0;
 }
 
-// One counter for each kind of object; 1 is the dumper's own, as in CRIU's sets.
-Result<void> number_objects(std::vector<std::unique_ptr<DumpTask>>& tasks) {
-  std::uint32_t next = 1;
-  std::uint32_t next_files = 1;
-  for (auto& task : tasks) {
-    if (task->zombie) {
-      continue;
-    }
-    ++next;
-    task->ids->set_vm_id(next);
-    task->ids->set_fs_id(next);
-    task->ids->set_sighand_id(next);
-    const DumpTask* parent = task->parent;
-    if (parent != nullptr && !parent->zombie) {
-      struct Shared {
-        int what;
-        const char* name;
-      };
-      for (const Shared s : {Shared{KCMP_VM, "memory"}, Shared{KCMP_FS, "working directory and root"},
-                             Shared{KCMP_SIGHAND, "signal handlers"}}) {
-        if (shares(*parent, *task, s.what)) {
-          return fail(Kind::unsupported, "pid {} and its parent {} are processes that share their {} (clone(2) or vfork(2))",
-                      task->pid, parent->pid, s.name);
-        }
-      }
-      if (shares(*parent, *task, KCMP_FILES)) {
-        task->ids->set_files_id(parent->ids->files_id());
-        continue;
-      }
-    }
-    task->ids->set_files_id(++next_files);
+void keep_exit_signal(const DumpTask& task, pb::TaskCoreEntry& tc) {
+  if (task.parent != nullptr && task.stat.exit_signal != SIGCHLD) {
+    tc.set_ferry_exit_signal(task.stat.exit_signal);
   }
-  return {};
 }
 
 void add_core(DumpTask& task, image::Set& set) {
@@ -115,6 +99,7 @@ void add_core(DumpTask& task, image::Set& set) {
     tc.set_flags(task.stat.flags);
     tc.set_blk_sigset(0);
     tc.set_comm(task.stat.comm);
+    keep_exit_signal(task, tc);
     task.core = &set.add(Name{Type::core, static_cast<std::uint64_t>(task.ns_pid.value)}, std::move(core));
     return;
   }
@@ -133,6 +118,7 @@ void add_core(DumpTask& task, image::Set& set) {
       tc.set_flags(task.stat.flags);
       tc.set_blk_sigset(thread.signal_mask);
       tc.set_comm(task.stat.comm);
+      keep_exit_signal(task, tc);
     }
     thread.core = &set.add(Name{Type::core, static_cast<std::uint64_t>(thread.ns_tid.value)}, std::move(core));
   }
@@ -156,32 +142,49 @@ Result<void> read_thread_statuses(DumpTask& task) {
 Result<std::vector<std::unique_ptr<DumpTask>>> build_dump_tree(std::vector<tracee::StoppedTask> stopped,
                                                                const state::DumpOptions& options, image::Set& set) {
   std::vector<std::unique_ptr<DumpTask>> tasks;
+  std::map<HostPid, DumpTask*> by_pid;
+  std::set<pid_t> own;
   for (tracee::StoppedTask& from : stopped) {
+    own.insert(from.pid.value);
     auto task = std::make_unique<DumpTask>();
     task->pid = from.pid;
-    task->zombie = from.zombie;
+    task->zombie = from.zombie || from.threads.empty();
     task->job_stopped = from.job_stopped;
     task->stop_signal = from.stop_signal;
-    for (const auto& other : tasks) {
-      if (other->pid == from.parent) {
-        task->parent = other.get();
-      }
+    if (const auto parent = by_pid.find(from.parent); parent != by_pid.end()) {
+      task->parent = parent->second;
     }
-    FERRY_CHECK(read_procfs(*task).during("reading /proc of pid {}", from.pid));
-    if (!from.zombie) {
-      FERRY_TRY(task->process, tracee::Process::of(from.pid, std::move(from.threads)));
+    by_pid.emplace(from.pid, task.get());
+    if (from.leader_ended && !task->zombie) {
+      task->leader_ended = true;
+      task->pid = from.threads.front().tid();
+    }
+    FERRY_CHECK(read_procfs(*task, from.pid).during("reading /proc of pid {}", from.pid));
+    if (!task->zombie) {
+      FERRY_TRY(task->process, tracee::Process::of(task->pid, std::move(from.threads)));
       FERRY_CHECK(read_threads(*task));
     }
     tasks.push_back(std::move(task));
   }
-  std::set<NsPid> sessions;
   for (auto& task : tasks) {
-    sessions.insert(task->ns_pid);
+    const bool outer_session = is_from_outside(task->stat.session, own);
+    if (outer_session && !options.shell_job) {
+      return fail(Kind::unsupported,
+                  "pid {} belongs to the session of a shell (session {}) outside of the tree; start it with setsid(1), "
+                  "or use --shell-job",
+                  task->pid, task->stat.session);
+    }
     pb::PstreeEntry entry;
     entry.set_pid(static_cast<std::uint32_t>(task->ns_pid.value));
     entry.set_ppid(task->parent == nullptr ? 0 : static_cast<std::uint32_t>(task->parent->ns_pid.value));
-    entry.set_pgid(static_cast<std::uint32_t>(task->ns_pgid.value));
-    entry.set_sid(static_cast<std::uint32_t>(task->ns_sid.value));
+    // What the root has from outside is known by its number; 0 is anything else from there.
+    const DumpTask& root = *tasks.front();
+    const bool outer_group = outer_session && task->ns_pgid != root.ns_pgid && is_from_outside(task->stat.pgrp, own);
+    entry.set_pgid(outer_group ? 0 : static_cast<std::uint32_t>(task->ns_pgid.value));
+    entry.set_sid(outer_session && task->ns_sid != root.ns_sid ? 0 : static_cast<std::uint32_t>(task->ns_sid.value));
+    if (task->leader_ended) {
+      entry.add_threads(static_cast<std::uint32_t>(task->ns_pid.value));
+    }
     for (const DumpThread& thread : task->threads) {
       entry.add_threads(static_cast<std::uint32_t>(thread.ns_tid.value));
     }
@@ -205,6 +208,31 @@ Result<std::vector<std::unique_ptr<DumpTask>>> build_dump_tree(std::vector<trace
   }
   FERRY_CHECK(number_objects(tasks));
   return tasks;
+}
+
+void add_ended_leaders(const std::vector<std::unique_ptr<DumpTask>>& tasks, image::Set& set) {
+  for (const auto& task : tasks) {
+    if (!task->leader_ended || task->zombie) {
+      continue;
+    }
+    // It has what another thread has, as far as anything needs it to have something.
+    pb::CoreEntry core = *task->core;
+    core.mutable_tc()->set_ferry_leader_ended(true);
+    core.mutable_tc()->set_exit_code(static_cast<std::uint32_t>(task->stat.exit_code));
+    core.mutable_thread_info()->set_clear_tid_addr(0);
+    pb::ThreadCoreEntry& thread = *core.mutable_thread_core();
+    thread.set_futex_rla(0);
+    thread.clear_rseq_entry();
+    thread.clear_sas();
+    thread.clear_signals_p();
+    thread.clear_ferry_restart();
+    thread.clear_ferry_syscall_dispatch();
+    thread.set_comm(task->stat.comm);
+    core.mutable_tc()->set_comm(task->stat.comm);
+    task->core->mutable_thread_core()->set_blk_sigset(task->core->tc().blk_sigset());
+    task->core->clear_tc();
+    task->core = &set.add(Name{Type::core, static_cast<std::uint64_t>(task->ns_pid.value)}, std::move(core));
+  }
 }
 
 }  // namespace ferry::engine

@@ -18,5 +18,7 @@ Result<std::vector<std::unique_ptr<state::DumpTask>>> build_dump_tree(std::vecto
 
 // Fills DumpThread::status of every thread.  Only reads procfs, so it may run beside everything else.
 Result<void> read_thread_statuses(state::DumpTask& task);
+// After the threads were saved: an entry for every main thread that has ended while others go on.
+void add_ended_leaders(const std::vector<std::unique_ptr<state::DumpTask>>& tasks, image::Set& set);
 
 }  // namespace ferry::engine

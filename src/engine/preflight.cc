@@ -1,5 +1,9 @@
 #include "engine/preflight.h"
 
+#include <linux/kcmp.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <charconv>
 #include <string_view>
 #include <vector>
@@ -7,7 +11,6 @@
 #include "engine/list_tree.h"
 #include "engine/rehearsal.h"
 #include "state/creds/creds.h"
-#include "state/limits/limits.h"
 #include "sys/file.h"
 #include "sys/proc.h"
 
@@ -32,6 +35,12 @@ constexpr Impossible kImpossible[] = {
     {"anon_inode:[fscontext]", "a file system that is being mounted"},
 };
 
+bool leader_has_ended(int proc) {
+  const auto text = sys::read_file_at(proc, "stat");
+  const auto stat = text.has_value() ? sys::parse_stat(*text) : Result<sys::Stat>(tl::unexpect, text.error());
+  return !stat.has_value() || stat->state == 'Z';
+}
+
 Result<void> look_at_descriptors(HostPid pid) {
   const auto proc = sys::open_proc(pid);
   if (!proc.has_value()) {
@@ -53,10 +62,39 @@ Result<void> look_at_descriptors(HostPid pid) {
   return {};
 }
 
+// What only unshare(2) in a thread makes; nothing in the images could say so.
+Result<void> look_at_threads(HostPid pid) {
+  const auto proc = sys::open_proc(pid);
+  if (!proc.has_value()) {
+    return {};
+  }
+  const auto tids = sys::numeric_entries(proc->get(), "task");
+  if (!tids.has_value()) {
+    return {};
+  }
+  for (const int tid : *tids) {
+    // 0: the same; an error: the thread has just ended.
+    const auto differ = [&](int what) { return tid != pid.value && ::syscall(SYS_kcmp, pid.value, tid, what, 0, 0) > 0; };
+    const char* own = differ(KCMP_FILES) ? "descriptor table" : differ(KCMP_FS) ? "working directory" : nullptr;
+    const auto text = own == nullptr ? Result<std::string>(std::string())
+                                     : sys::read_file_at(proc->get(), fmt::format("task/{}/stat", tid));
+    if (own == nullptr || !text.has_value()) {
+      continue;
+    }
+    const auto stat = sys::parse_stat(*text);
+    constexpr std::uint32_t kExiting = 4;  // PF_EXITING: it has given up what it had
+    if (stat.has_value() && (stat->flags & kExiting) == 0 && !leader_has_ended(proc->get())) {
+      return fail(Kind::unsupported, "thread {} of pid {} has a {} of its own (unshare(2)), which cannot be carried", tid,
+                  pid, own);
+    }
+  }
+  return {};
+}
+
 Result<void> look_at(HostPid pid, const DumpOptions& options) {
   warm_procfs(pid);
   FERRY_CHECK(state::creds::preflight(pid, options));
-  FERRY_CHECK(state::limits::preflight(pid, options));
+  FERRY_CHECK(look_at_threads(pid));
   return look_at_descriptors(pid);
 }
 

@@ -1,3 +1,4 @@
+#include <map>
 #include <set>
 
 #include "engine/restore_tree.h"
@@ -48,6 +49,7 @@ Result<void> read_task(const image::Set& set, RestoreTask& task) {
 Result<std::vector<std::unique_ptr<RestoreTask>>> read_tree(const image::Set& set) {
   std::vector<std::unique_ptr<RestoreTask>> tasks;
   std::set<std::uint32_t> numbers;
+  std::map<std::uint32_t, RestoreTask*> by_pid;
   for (const auto* entry : set.list<pb::PstreeEntry>({Type::pstree, 0})) {
     auto task = std::make_unique<RestoreTask>();
     task->entry = entry;
@@ -62,11 +64,10 @@ Result<std::vector<std::unique_ptr<RestoreTask>>> read_tree(const image::Set& se
         return fail(Kind::corrupt, "pstree lists thread {} twice or out of range", thread.ns_tid);
       }
     }
-    for (const auto& other : tasks) {
-      if (other->entry->pid() == entry->ppid()) {
-        task->parent = other.get();
-      }
+    if (const auto parent = by_pid.find(entry->ppid()); parent != by_pid.end()) {
+      task->parent = parent->second;
     }
+    by_pid.emplace(entry->pid(), task.get());
     if ((task->parent == nullptr) != tasks.empty()) {
       return fail(Kind::corrupt, "pstree: pid {} has parent {}, which is not listed before it", entry->pid(), entry->ppid());
     }

@@ -5,9 +5,13 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <deque>
+#include <set>
 
+#include "base/log.h"
 #include "state/cgroup/cgroup.h"
 #include "state/cpu/cpu.h"
+#include "state/cpu/cpuinfo.h"
 #include "state/creds/creds.h"
 #include "state/files/fs.h"
 #include "state/inet_socket/inet_socket.h"
@@ -45,11 +49,28 @@ std::vector<sys::PageRange> pages_of(const image::Set& set, const RestoreTask& t
   return out;
 }
 
+// For a main thread that had ended: the first thing it does is to end again.
+tracee::Registers exit_at(std::uint64_t syscall_instruction, std::uint32_t exit_code) {
+  tracee::Registers regs = state::cpu::load_registers(pb::UserX86RegsEntry());
+  regs.cs = 0x33;  // __USER_CS and __USER_DS of x86-64
+  regs.ss = 0x2b;
+  regs.eflags = 0x202;
+  regs.rip = syscall_instruction;
+  regs.orig_rax = ~0ULL;
+  regs.rax = SYS_exit;
+  regs.rdi = exit_code >> 8 & 0xff;
+  return regs;
+}
+
 Result<void> set_cpu(RestoreTask& task, const RestoreThread& thread, const tracee::Registers& registers) {
   const tracee::Thread& traced = task.process.threads().at(thread.index);
   FERRY_TRY(const auto area, state::cpu::load_extended(thread.core->thread_info().fpregs()));
   FERRY_CHECK(traced.set_extended_state(area));
   FERRY_CHECK(traced.set_registers(registers));
+  FERRY_CHECK(state::limits::restore_dispatch(task, thread));
+  if (thread.index == 0 && task.core->tc().ferry_leader_ended()) {
+    return traced.set_signal_mask(~std::uint64_t{0});  // it has no stack for a handler
+  }
   return traced.set_signal_mask(state::signals::blocked_by(task, thread));
 }
 
@@ -73,6 +94,7 @@ Result<void> RestoreStory::tell(Stage stage, bool with_pid) {
 
 Result<void> RestoreStory::read(image::Set set) {
   set_ = std::move(set);
+  FERRY_CHECK(state::cpu::check_cpuinfo(set_, options_.cpu_capability));
   FERRY_TRY(tasks_, read_tree(set_));
   FERRY_TRY(namespaces_, state::NamespaceIds::of(set_));
   FERRY_CHECK(files_.prepare(context_));
@@ -90,7 +112,18 @@ Result<void> RestoreStory::make_root_world(int controller) {
   if (controller >= 0) {
     FERRY_CHECK(state::Nested::check_single(set_));
   }
+  if (namespaces_.is_new(state::NsKind::user)) {
+    if (controller >= 0) {
+      return fail(Kind::unsupported, "a tree with a user namespace of its own cannot be restored ahead of time");
+    }
+    FERRY_TRY(deputy_, state::userns::Deputy::make());
+    request.controller = deputy_.pidfd();
+  }
   FERRY_CHECK(make_root(request, context_.root()));
+  if (namespaces_.is_new(state::NsKind::user)) {
+    FERRY_CHECK(state::userns::restore(context_));
+    FERRY_CHECK(deputy_.enter(context_.root().pid));
+  }
   FERRY_TRY(layout_, clear_root(context_));
   FERRY_CHECK(state::timens::restore(context_));
   FERRY_CHECK(nested_.make(context_));
@@ -162,93 +195,140 @@ Result<void> RestoreStory::dress(int images_dir) {
   FERRY_CHECK(files_.open_all(context_));
   FERRY_CHECK(state::mount::finish(context_));
   laps_.add("open files");
-  for (auto& task : tasks_) {
-    if (task->mm != nullptr) {
-      FERRY_CHECK(build_memory(*task).during("restoring pid {}", task->ns_pid()));
-    }
-  }
+  FERRY_CHECK(build_memory());
   laps_.add("memory");
   FERRY_CHECK(state::ipc::finish(context_));
+  const auto place = [&](RestoreTask& task, tracee::Batch& batch) -> Result<void> {
+    task.process.set_end_signal(state::signals::end_of_batch(state::signals::pending_in(task), 0));
+    FERRY_CHECK(state::memory::finish(task, context_, batch));
+    return state::fs::restore(task, context_, batch);
+  };
+  FERRY_CHECK(side_by_side("program and directories", place));
+  // A shared table once all have fetched from it what they needed: only one of them can fill it.
+  std::set<std::uint32_t> tables;
   for (auto& task : tasks_) {
-    if (task->mm != nullptr) {
-      FERRY_CHECK(dress_task(*task).during("restoring pid {}", task->ns_pid()));
+    if (task->mm != nullptr && tables.insert(task->ids->files_id()).second) {
+      FERRY_CHECK(files_.install(context_, *task).during("restoring pid {}", task->ns_pid()));
     }
   }
+  FERRY_CHECK(dress_tasks());
   laps_.add("attributes");
   return {};
 }
 
-Result<void> RestoreStory::build_memory(RestoreTask& task) {
-  auto kernel = layout_.kernel;
-  tracee::Batch mappings;
-  const auto ahead = ahead_.find(task.ns_pid());
-  state::memory::Staged* staged = ahead == ahead_.end() ? nullptr : &ahead->second.memory;
-  if (staged != nullptr) {
-    FERRY_CHECK(staged->settle(*task.mm, pages_of(set_, task), mappings).during("memory that was sent ahead"));
+// One batch in every process that is not a zombie.
+Result<void> RestoreStory::side_by_side(const char* what,
+                                        const std::function<Result<void>(RestoreTask&, tracee::Batch&)>& prepare) {
+  std::deque<tracee::Batch> batches;
+  std::vector<tracee::Process::Work> work;
+  for (auto& task : tasks_) {
+    if (task->mm == nullptr) {
+      continue;
+    }
+    FERRY_CHECK(prepare(*task, batches.emplace_back()).during("restoring pid {}", task->ns_pid()));
+    if (!batches.back().empty()) {
+      work.push_back({&task->process, &batches.back()});
+    }
   }
-  FERRY_CHECK(state::memory::add_mappings(task, context_, kernel, layout_.park, mappings, staged));
-  FERRY_CHECK(task.process.run(task.leader(), mappings).during("mappings"));
-  FERRY_TRY(const std::uint64_t filled, staged != nullptr ? state::memory::fill(task, staged->to_write())
-                                                          : state::memory::fill(task, *pages_));
-  pages_restored_ += filled;
-  kernel_[&task] = kernel;
+  return tracee::Process::run_side_by_side(work).during("{}", what);
+}
+
+state::memory::Staged* RestoreStory::staged_for(const RestoreTask& task) {
+  const auto ahead = ahead_.find(task.ns_pid());
+  return ahead == ahead_.end() ? nullptr : &ahead->second.memory;
+}
+
+Result<void> RestoreStory::build_memory() {
+  const auto map = [&](RestoreTask& task, tracee::Batch& batch) -> Result<void> {
+    auto& kernel = kernel_.emplace(&task, layout_.kernel).first->second;
+    state::memory::Staged* staged = staged_for(task);
+    if (staged != nullptr) {
+      FERRY_CHECK(staged->settle(*task.mm, pages_of(set_, task), batch).during("memory that was sent ahead"));
+    }
+    return state::memory::add_mappings(task, context_, kernel, layout_.park, batch, staged);
+  };
+  FERRY_CHECK(side_by_side("mappings", map));
+  for (auto& task : tasks_) {
+    if (task->mm != nullptr) {
+      const state::memory::Staged* staged = staged_for(*task);
+      auto fill = staged != nullptr ? state::memory::fill(*task, staged->to_write()) : state::memory::fill(*task, *pages_);
+      FERRY_TRY(const std::uint64_t filled, std::move(fill).during("restoring pid {}", task->ns_pid()));
+      pages_restored_ += filled;
+    }
+  }
   return {};
 }
 
 // In this order: what needs privileges before they go, what takes effect at once after what it would
 // hinder, timers last because they run from then on.
-Result<void> RestoreStory::dress_task(RestoreTask& task) {
-  task.process.set_end_signal(tracee::quiet_signal(state::signals::pending_in(task)));
-  tracee::Batch early;
-  FERRY_CHECK(state::memory::finish(task, context_, early));
-  FERRY_CHECK(state::fs::restore(task, context_, early));
-  FERRY_CHECK(task.process.run(task.leader(), early).during("program and directories"));
-  FERRY_CHECK(files_.install(context_, task));
+Result<void> RestoreStory::dress_tasks() {
+  const auto attributes = [&](RestoreTask& task, tracee::Batch& batch) -> Result<void> {
+    FERRY_CHECK(state::signals::restore(task, context_, batch));
+    FERRY_CHECK(state::limits::restore(task, context_, batch));
+    FERRY_CHECK(state::cpu::restore(task, batch));
+    // One thread does everything in one go.
+    return task.threads.size() == 1 ? dress_thread(task, task.threads.front(), batch) : Result<void>();
+  };
+  FERRY_CHECK(side_by_side("process attributes", attributes));
+  for (auto& task : tasks_) {
+    if (task->mm != nullptr && task->threads.size() > 1) {
+      FERRY_CHECK(dress_threads(*task).during("restoring pid {}", task->ns_pid()));
+    }
+  }
+  const auto timers = [&](RestoreTask& task, tracee::Batch& batch) -> Result<void> {
+    FERRY_CHECK(state::creds::restore_dumpable(task, batch));
+    return state::timers::restore(task, context_, batch);
+  };
+  return side_by_side("timers", timers);
+}
 
-  tracee::Batch of_process;
-  FERRY_CHECK(state::signals::restore(task, context_, of_process));
-  FERRY_CHECK(state::limits::restore(task, context_, of_process));
-  FERRY_CHECK(task.process.run(task.leader(), of_process).during("process attributes"));
+Result<void> RestoreStory::dress_thread(RestoreTask& task, RestoreThread& thread, tracee::Batch& batch) {
+  FERRY_CHECK(state::thread_area::restore_thread(task, thread, context_, batch));
+  FERRY_CHECK(state::signals::restore_thread(task, thread, context_, batch));
+  FERRY_CHECK(state::limits::restore_thread(task, thread, context_, batch));
+  FERRY_CHECK(state::seccomp::restore_thread(task, thread, context_, batch));
+  return state::creds::restore_thread(task, thread, context_, batch);
+}
 
+Result<void> RestoreStory::dress_threads(RestoreTask& task) {
   std::vector<tracee::Batch> of_threads(task.threads.size());
   std::vector<tracee::Process::Job> jobs;
   for (RestoreThread& thread : task.threads) {
     tracee::Batch& batch = of_threads[thread.index];
-    FERRY_CHECK(state::thread_area::restore_thread(task, thread, context_, batch));
-    FERRY_CHECK(state::signals::restore_thread(task, thread, context_, batch));
-    FERRY_CHECK(state::limits::restore_thread(task, thread, context_, batch));
-    FERRY_CHECK(state::seccomp::restore_thread(task, thread, context_, batch));
-    FERRY_CHECK(state::creds::restore_thread(task, thread, context_, batch));
+    FERRY_CHECK(dress_thread(task, thread, batch));
     jobs.push_back({&task.process.threads().at(thread.index), &batch});
   }
   FERRY_CHECK(task.process.run_all(jobs).during("thread attributes"));
-
-  tracee::Batch last;
-  FERRY_CHECK(state::creds::restore_dumpable(task, last));
-  FERRY_CHECK(state::timers::restore(task, context_, last));
-  FERRY_CHECK(task.process.run(task.leader(), last).during("timers"));
   return {};
 }
 
 // Calls to continue are primed while the batch areas are there; then these go, and the threads get their
 // registers.
 Result<void> RestoreStory::finish_threads() {
+  std::vector<tracee::Process::Unmapping> unmapping;
+  std::map<const RestoreTask*, std::vector<tracee::Registers>> registers;
   for (auto& task : tasks_) {
     if (task->mm == nullptr) {
       continue;
     }
-    std::vector<tracee::Registers> registers;
+    const auto& kernel = kernel_.at(task.get());
+    FERRY_TRY(const std::uint64_t at, task->process.find_syscall(kernel.vdso.start, kernel.vdso.size));
+    unmapping.push_back({&task->process, at});
     for (RestoreThread& thread : task->threads) {
+      if (thread.index == 0 && task->core->tc().ferry_leader_ended()) {
+        registers[task.get()].push_back(exit_at(at, task->core->tc().exit_code()));
+        continue;
+      }
       const auto saved = state::cpu::load_registers(thread.core->thread_info().gpregs());
       FERRY_TRY(auto regs, state::interrupted::prime(*task, thread, saved));
       FERRY_CHECK(state::thread_area::settle_rseq(*task, thread, regs));
-      registers.push_back(regs);
+      registers[task.get()].push_back(regs);
     }
-    const auto& kernel = kernel_.at(task.get());
-    FERRY_TRY(const std::uint64_t at, task->process.find_syscall(kernel.vdso.start, kernel.vdso.size));
-    FERRY_CHECK(task->process.unmap_area(task->leader(), at));
+  }
+  FERRY_CHECK(tracee::Process::unmap_side_by_side(unmapping));
+  for (auto& task : tasks_) {
     for (RestoreThread& thread : task->threads) {
-      FERRY_CHECK(set_cpu(*task, thread, registers[thread.index]).during("registers of thread {}", thread.ns_tid));
+      FERRY_CHECK(set_cpu(*task, thread, registers[task.get()][thread.index]).during("registers of thread {}", thread.ns_tid));
     }
   }
   laps_.add("registers");

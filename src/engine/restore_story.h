@@ -2,6 +2,7 @@
 // them, by make_skeleton() and Twin (twin.cc).
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -24,6 +25,7 @@
 #include "state/nsids/nsids.h"
 #include "state/restore.h"
 #include "sys/nftables.h"
+#include "state/userns/userns.h"
 
 namespace ferry::engine {
 
@@ -83,8 +85,12 @@ class RestoreStory {
   Result<void> evacuate_children_of_root();
   Result<void> forget_children_of_root();
   Result<void> clear_new_ones();
-  Result<void> build_memory(state::RestoreTask& task);
-  Result<void> dress_task(state::RestoreTask& task);
+  state::memory::Staged* staged_for(const state::RestoreTask& task);
+  Result<void> build_memory();
+  Result<void> dress_tasks();
+  Result<void> dress_threads(state::RestoreTask& task);
+  Result<void> dress_thread(state::RestoreTask& task, state::RestoreThread& thread, tracee::Batch& batch);
+  Result<void> side_by_side(const char* what, const std::function<Result<void>(state::RestoreTask&, tracee::Batch&)>& prepare);
 
   const RestoreOptions& options_;
   Listener& listener_;
@@ -99,6 +105,7 @@ class RestoreStory {
   state::network_lock::Lock network_lock_;
   state::NamespaceIds namespaces_;
   Layout layout_;
+  state::userns::Deputy deputy_;  // if the tree has a user namespace of its own
   std::map<const state::RestoreTask*, state::memory::KernelMappings> kernel_;  // where each task's vDSO is now
   sys::Nftables opened_by_;  // until clean_up()
   bool ahead_of_time_ = false;  // its namespace's network is shut from the beginning (state/net_gate)

@@ -40,7 +40,8 @@ struct DumpThread {
 };
 
 struct DumpTask {
-  HostPid pid;
+  HostPid pid;  // if the main thread has ended: of the first that lives, under which procfs shows the process
+  bool leader_ended = false;
   NsPid ns_pid, ns_pgid, ns_sid;  // 0: outside of the pid namespace of the tree
   DumpTask* parent = nullptr;     // nullptr: the root
   bool zombie = false;            // then everything below is empty, apart from stat and core

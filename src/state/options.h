@@ -99,7 +99,7 @@ struct CommonOptions {
   std::string cgroup_yard;                      // where the hierarchies are mounted; empty: where they are found
   std::vector<std::string> cgroup_controllers;  // whose properties are saved; empty: all
   std::vector<std::string> cgroup_properties;   // saved beside those that are known
-  std::uint32_t cpu_capability = 0xffffffff;
+  std::uint32_t cpu_capability = 5;  // fpu and instructions, for a set that says what its processor had
 };
 
 struct DumpOptions : CommonOptions {

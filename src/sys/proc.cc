@@ -100,6 +100,7 @@ Result<Stat> parse_stat(std::string_view text) {
   s.start_code = number(26);
   s.end_code = number(27);
   s.start_stack = number(28);
+  s.exit_signal = static_cast<int>(number(38));
   s.start_data = number(45);
   s.end_data = number(46);
   s.start_brk = number(47);

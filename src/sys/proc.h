@@ -32,6 +32,7 @@ struct Stat {  // /proc/PID/stat
   std::uint64_t start_code = 0, end_code = 0, start_stack = 0;
   std::uint64_t start_data = 0, end_data = 0, start_brk = 0;
   std::uint64_t arg_start = 0, arg_end = 0, env_start = 0, env_end = 0;
+  int exit_signal = 0;  // what its end sends to the parent
   int exit_code = 0;
 };
 Result<Stat> parse_stat(std::string_view text);

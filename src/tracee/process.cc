@@ -20,6 +20,8 @@ namespace ferry::tracee {
 namespace {
 
 constexpr std::size_t kPage = 4096;
+constexpr std::size_t kFrameRoom = 4096;  // a signal frame, rounded up to keep the next one aligned
+constexpr std::size_t kSideBySide = 64;   // processes: enough that nobody waits for the slowest
 constexpr std::chrono::seconds kCallTime{30};  // a call on a dead network file system must not hold us for ever
 std::uint64_t all_but(int signal) { return ~(std::uint64_t{1} << (signal - 1)); }
 
@@ -296,7 +298,6 @@ Result<void> Process::await_batch(Running& running, const Deadline& deadline) co
 }
 
 Result<std::vector<Replies>> Process::run_all(std::span<const Job> jobs) {
-  constexpr std::size_t kFrameRoom = 4096;  // a signal frame, rounded up to keep the next one aligned
   std::vector<Replies> out;
   out.reserve(jobs.size());
   const Deadline deadline(kCallTime);
@@ -332,6 +333,75 @@ Result<std::vector<Replies>> Process::run_all(std::span<const Job> jobs) {
     }
   }
   return out;
+}
+
+Result<void> Process::run_side_by_side(std::span<const Work> work) {
+  const Deadline deadline(kCallTime);
+  for (std::size_t first = 0; first < work.size(); first += kSideBySide) {
+    const auto some = work.subspan(first, std::min(kSideBySide, work.size() - first));
+    std::vector<Job> jobs;
+    jobs.reserve(some.size());
+    std::vector<std::unique_ptr<Running>> running;
+    for (const Work& w : some) {
+      Process& p = *w.process;
+      const std::size_t extra = p.disposable_ ? 0 : kFrameRoom;
+      if (w.batch->size() + extra > p.area_.size - kPage) {
+        return fail(Kind::invalid, "a batch of {} bytes does not fit into the area of {}", w.batch->size(), p.area_.size);
+      }
+      jobs.push_back({&p.leader(), w.batch});
+      running.push_back(std::make_unique<Running>(jobs.back(), all_but(p.end_signal_)));
+      std::vector<std::byte> image;
+      FERRY_CHECK(p.launch(jobs.back(), *running.back(), p.area_.base + kPage, image));
+      FERRY_CHECK(sys::write_memory(p.pid_, p.area_.base + kPage, image));
+      FERRY_CHECK(p.leader().resume(PTRACE_CONT));
+    }
+    for (std::size_t i = 0; i < some.size(); ++i) {
+      Process& p = *some[i].process;
+      FERRY_CHECK(p.await_batch(*running[i], deadline).during("running {} calls in task {}", some[i].batch->calls(), p.leader().tid()));
+      if (running[i]->failed != 0) {
+        std::vector<std::byte> image(some[i].batch->size());
+        FERRY_CHECK(sys::read_memory(p.pid_, p.area_.base + kPage, image));
+        FERRY_CHECK(p.collect(*running[i], image));  // which says what failed
+      }
+    }
+  }
+  return {};
+}
+
+Result<void> Process::unmap_side_by_side(std::span<const Unmapping> work) {
+  const Deadline deadline(kCallTime);
+  for (std::size_t first = 0; first < work.size(); first += kSideBySide) {
+    const auto some = work.subspan(first, std::min(kSideBySide, work.size() - first));
+    std::vector<std::unique_ptr<Borrowed>> borrowed;
+    for (const Unmapping& u : some) {
+      Thread& leader = u.process->leader();
+      borrowed.push_back(std::make_unique<Borrowed>(leader, ~std::uint64_t{0}));
+      FERRY_CHECK(borrowed.back()->take());
+      Registers regs = clean(borrowed.back()->registers());
+      const Area area = std::exchange(u.process->area_, {});
+      regs.rip = u.syscall_at;
+      regs.rax = SYS_munmap;
+      regs.rdi = area.base;
+      regs.rsi = area.size;
+      FERRY_CHECK(leader.set_registers(regs));
+      FERRY_CHECK(leader.resume(PTRACE_SYSCALL));
+    }
+    for (const Unmapping& u : some) {  // the entries
+      FERRY_CHECK(wait_for_syscall_stop(u.process->leader(), deadline));
+      FERRY_CHECK(u.process->leader().resume(PTRACE_SYSCALL));
+    }
+    for (std::size_t i = 0; i < some.size(); ++i) {
+      Thread& leader = some[i].process->leader();
+      FERRY_CHECK(wait_for_syscall_stop(leader, deadline));
+      FERRY_TRY(const Registers after, leader.registers());
+      FERRY_CHECK(borrowed[i]->give_back());
+      if (after.rax != 0) {
+        return sys_fail(static_cast<int>(-static_cast<std::int64_t>(after.rax)),
+                        fmt::format("unmapping the batch area of pid {}", some[i].process->pid_));
+      }
+    }
+  }
+  return {};
 }
 
 Result<Replies> Process::collect(const Running& running, std::span<const std::byte> image) const {

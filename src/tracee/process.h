@@ -88,6 +88,18 @@ class Process {
   // All at once, each thread its own batch.
   Result<std::vector<Replies>> run_all(std::span<const Job> jobs);
 
+  // Skeletons side by side, each its own batch: while one runs, the next is prepared.  Answers are not kept.
+  struct Work {
+    Process* process;
+    const Batch* batch;  // for the leader
+  };
+  static Result<void> run_side_by_side(std::span<const Work> work);
+  struct Unmapping {
+    Process* process;
+    std::uint64_t syscall_at;  // as unmap_area wants it
+  };
+  static Result<void> unmap_side_by_side(std::span<const Unmapping> work);
+
  private:
   // Places a batch and points the thread at it.
   Result<void> aim(Thread& thread, const Batch& batch);

@@ -1,10 +1,14 @@
 #include "tracee/stop_tree.h"
 
+#include <linux/kcmp.h>
 #include <signal.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <map>
 #include <set>
 
@@ -21,6 +25,8 @@ bool has_ended(int proc, int tid) {
   const auto stat = text.has_value() ? sys::parse_stat(*text) : Result<sys::Stat>(tl::unexpect, text.error());
   return !stat.has_value() || stat->state == 'Z' || stat->state == 'X';
 }
+
+constexpr Deadline::Clock::duration kSoon = std::chrono::milliseconds(10);
 
 class Stopper {
  public:
@@ -52,7 +58,7 @@ class Stopper {
     std::vector<StoppedTask> out;
     for (const HostPid pid : order_) {
       StoppedTask& task = tasks_.at(pid);
-      std::sort(task.threads.begin() + (task.threads.empty() ? 0 : 1), task.threads.end(),
+      std::sort(task.threads.begin() + (task.threads.empty() || task.leader_ended ? 0 : 1), task.threads.end(),
                 [](const Thread& a, const Thread& b) { return a.tid() < b.tid(); });
       out.push_back(std::move(task));
     }
@@ -92,12 +98,13 @@ class Stopper {
     }
     order_.push_back(pid);
     auto tids = sys::numeric_entries(proc->get(), "task");
-    if (stat.state == 'Z' || !tids.has_value()) {
-      if (tids.has_value() && tids->size() > 1) {
-        return fail(Kind::unsupported, "the main thread of pid {} has ended while others go on", pid);
-      }
+    task.leader_ended = stat.state == 'Z' && tids.has_value() && tids->size() > 1;
+    if ((stat.state == 'Z' && !task.leader_ended) || !tids.has_value()) {
       task.zombie = true;
       return {};
+    }
+    if (task.leader_ended) {
+      std::erase(*tids, pid.value);  // ptrace(2) does not attach to the dead
     }
     // Leader first; the kernel lists it so, but nothing promises it.
     std::sort(tids->begin(), tids->end(), [&](int a, int b) {
@@ -144,10 +151,64 @@ class Stopper {
     return {};
   }
 
+  // A thread inside vfork(2) does not stop before its child has left the memory that they share, so the
+  // child, stopped or about to be, has to go on until it executes a program or ends.
+  Result<void> free_vfork_child(HostPid parent, HostPid tid) {
+    const auto text = sys::read_file(fmt::format("/proc/{}/task/{}/children", parent, tid));
+    if (!text.has_value()) {
+      return {};
+    }
+    FERRY_TRY(const auto children, sys::parse_children(*text));
+    for (const HostPid child : children) {
+      const auto known = tasks_.find(child);
+      if (known == tasks_.end() || ::syscall(SYS_kcmp, parent.value, child.value, KCMP_VM, 0, 0) != 0) {
+        continue;
+      }
+      for (Thread& thread : known->second.threads) {
+        if (thread.tid().value == 0 || running_again_.contains(thread.tid())) {
+          continue;
+        }
+        const HostPid of_child = thread.tid();
+        const auto stop = thread.poll();
+        if (!stop.has_value()) {
+          continue;  // it has just ended
+        }
+        if (!stop->has_value()) {
+          FERRY_CHECK(free_vfork_child(child, of_child));
+          continue;
+        }
+        log::debug("task {} is in vfork: its child {} goes on", tid, of_child);
+        FERRY_CHECK(thread.resume(PTRACE_CONT, (*stop)->why == Stop::Why::signal ? (*stop)->signal : 0));
+        running_again_.insert(of_child);
+      }
+    }
+    return {};
+  }
+
+  // Waits for a stop, and does what it takes for it to come.
+  Result<Stop> next_stop(const StoppedTask& task, Thread& thread) {
+    if (running_again_.erase(thread.tid()) != 0) {
+      (void)thread.interrupt();  // if it has ended, the wait says so
+    }
+    for (;;) {
+      auto stop = thread.wait(Deadline(std::min(kSoon, deadline_.left())));
+      if (stop.has_value() || stop.error().os_errno != ETIMEDOUT) {
+        return stop;
+      }
+      if (deadline_.passed()) {
+        return running_again_.empty() ? std::move(stop)
+                                      : fail(Kind::unsupported,
+                                             "task {} is in vfork(2), and its child {} neither executes a program nor ends",
+                                             thread.tid(), *running_again_.begin());
+      }
+      FERRY_CHECK(free_vfork_child(task.pid, thread.tid()));
+    }
+  }
+
   Result<void> await(StoppedTask& task, std::size_t index) {
     Thread& thread = task.threads.at(index);
-    for (;;) {
-      auto stop = thread.wait(deadline_);
+    while (thread.tid().value != 0) {  // 0: it ended while it was a vfork child that went on
+      auto stop = next_stop(task, thread);
       if (!stop.has_value()) {
         if (stop.error().kind == Kind::gone || stop.error().os_errno == ECHILD) {
           thread.forget();
@@ -172,6 +233,7 @@ class Stopper {
           break;
       }
     }
+    return {};
   }
 
   void forget_dead() {
@@ -186,6 +248,7 @@ class Stopper {
   std::map<HostPid, StoppedTask> tasks_;
   std::vector<HostPid> order_;
   std::vector<std::pair<HostPid, std::size_t>> fresh_;
+  std::set<HostPid> running_again_;  // threads that were let go once more
 };
 
 }  // namespace

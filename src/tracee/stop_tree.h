@@ -20,6 +20,7 @@ struct StoppedTask {
   bool zombie = false;           // then there are no threads
   bool job_stopped = false;      // was in a job control stop (SIGSTOP…) before
   int stop_signal = 0;           // which one
+  bool leader_ended = false;     // its main thread is a zombie, and not among the threads
   std::vector<Thread> threads;   // leader first, then ascending
 };
 

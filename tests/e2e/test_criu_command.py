@@ -25,10 +25,11 @@ class CriuCase(LabCase):
         os.mkdir(self.images)
         self.log = os.path.join(self.scratch, "log")
 
-    def start(self, argv=("busybox", "sh", "-c", COUNT_TO_FILE)):
-        """A process tree in a session of its own, its output in a file; its pid."""
+    def start(self, argv=("busybox", "sh", "-c", COUNT_TO_FILE), new_session=True):
+        """A process tree, usually in a session of its own, its output in a file; its pid."""
         with open(self.log, "wb") as log:
-            child = self.h1.popen(list(argv), stdout=log, stderr=log, start_new_session=True, cwd="/")
+            child = self.h1.popen(list(argv), stdout=log, stderr=log, cwd="/", start_new_session=new_session,
+                                  process_group=-1 if new_session else 0)
         self.addCleanup(child.wait)
         self.addCleanup(self.kill_tree, child.pid)
         self.lab.children.append(child)
@@ -115,6 +116,36 @@ class CriuCommand(CriuCase):
         self.assert_seamless(self.wait_for_lines(len(before) + 5))
 
     # ---- bad ----
+
+    def test_shell_job(self):
+        """A job of a shell that is not in the tree: refused without the option, and born into the session of
+        who restores it with it, in the process group it had."""
+        pid = self.start(("busybox", "sh", "-c", "busybox sh -c '" + COUNT_TO_FILE + "' & wait"), new_session=False)
+        self.wait_for_lines(3)
+        self.assertEqual(os.getsid(pid), os.getsid(0))
+        self.refused(self.dump(pid, check=False), f"pid {pid}", "session", "--shell-job")
+        self.dump(pid, "--shell-job")
+        self.reaped(pid)
+        before = len(self.counted())
+        self.restore("--shell-job")
+        self.wait_for_lines(before + 3)
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as f:
+            child = int(f.read())
+        self.assertNotEqual(os.getsid(pid), pid)
+        self.assertEqual(os.getsid(child), os.getsid(pid))
+        self.assertEqual([os.getpgid(pid), os.getpgid(child)], [pid, pid])
+
+    def test_processor_features(self):
+        """A set that says what its processor offered is compared with the one it is restored on."""
+        pid = self.start()
+        self.wait_for_lines(3)
+        self.dump(pid, "--cpu-cap")
+        self.reaped(pid)
+        path = os.path.join(self.images, "cpuinfo.img")
+        self.assertTrue(os.path.exists(path))
+        before = len(self.counted())
+        self.restore("--cpu-cap")
+        self.wait_for_lines(before + 3)
 
     def test_no_such_process(self):
         pid = self.start()

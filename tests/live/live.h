@@ -12,6 +12,8 @@
 //   host            the tree lives in our namespaces; dumped, killed, restored
 //   pid_namespace   pid 1 of a pid namespace with a mount namespace and a root of its own, as in a container
 //   leave_running   dumped without being killed; the source has to pass, and then the restored copy as well
+//   user_namespace  as pid_namespace, below a user namespace whose root is nobody on the host; what fails there
+//                   before its first checkpoint, for want of privileges, is skipped
 // In each of them what /proc shows of the tree is compared before and after (outside.h).
 // Expectations (EXPECT_*, ASSERT_*, FAIL, GTEST_SKIP) work in the body as in any test, before and
 // after the checkpoint, also without privileges or descriptors: the harness reads them from memory.
@@ -39,6 +41,8 @@ struct Options {
   bool host = true;
   bool pid_namespace = true;
   bool leave_running = true;
+  bool user_namespace = true;
+  bool changes = false;  // the tree does not stand still: what /proc shows is not compared
 };
 
 // Returns once the harness has checkpointed and restored this process.  May be called again.

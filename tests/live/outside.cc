@@ -109,6 +109,7 @@ std::string mappings(const std::string& smaps) {
 }
 
 std::string status_lines(const std::string& status, std::string& ns_pid) {
+  const bool zombie = status.find("State:\tZ") != std::string::npos;  // it will not handle a signal any more
   static constexpr std::array kKept = {"Name",   "Umask",  "Uid",    "Gid",    "Groups", "NStgid",     "NSpid",
                                        "NSpgid", "NSsid",  "SigPnd", "ShdPnd", "SigBlk", "SigIgn",     "SigCgt",
                                        "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp",
@@ -116,7 +117,7 @@ std::string status_lines(const std::string& status, std::string& ns_pid) {
   std::string out;
   for (const std::string& line : lines_of(status)) {
     const std::string key = line.substr(0, line.find(':'));
-    if (std::find(kKept.begin(), kKept.end(), key) == kKept.end()) {
+    if (std::find(kKept.begin(), kKept.end(), key) == kKept.end() || (zombie && (key.rfind("Sig", 0) == 0 || key == "ShdPnd"))) {
       continue;
     }
     if (key.rfind("NS", 0) == 0) {
@@ -190,11 +191,16 @@ std::string namespaces(const std::string& proc) {
   return out;
 }
 
-// proc(5) /proc/PID/timers, without the host's number of the notified task
-std::string posix_timers(const std::string& timers) {
+// proc(5) /proc/PID/timers, without the host's number of the notified task; one that has ended is not told.
+std::string posix_timers(const std::string& proc) {
   std::string out;
-  for (const std::string& line : lines_of(timers)) {
-    out += (line.rfind("notify:", 0) == 0 ? line.substr(0, line.rfind('.')) : line) + "\n";
+  for (std::string line : lines_of(read(proc + "/timers"))) {
+    if (line.rfind("notify:", 0) == 0) {
+      const std::string number = line.substr(line.rfind('.') + 1);
+      const bool dead = line.find("/tid.") != std::string::npos && ::access((proc + "/task/" + number).c_str(), F_OK) != 0;
+      line = dead || line.find("none/") != std::string::npos ? "notify: none" : line.substr(0, line.rfind('.'));
+    }
+    out += line + "\n";
   }
   return out;
 }
@@ -211,11 +217,12 @@ std::string in_hex(const std::string& bytes) {
   return out;
 }
 
-void look(pid_t pid, Renamer& rename, View& view) {
+void look(pid_t pid, const std::string& parent, Renamer& rename, View& view) {
   const std::string proc = "/proc/" + std::to_string(pid);
   std::string ns_pid;
   (void)status_lines(read(proc + "/status"), ns_pid);
   const std::string me = "pid " + ns_pid + " ";
+  view[me + "parent"] = parent;
   view[me + "mappings"] = mappings(read(proc + "/smaps"));
   view[me + "descriptors"] = descriptors(proc, rename);
   view[me + "namespaces"] = namespaces(proc);
@@ -230,7 +237,7 @@ void look(pid_t pid, Renamer& rename, View& view) {
                            "coredump_filter"}) {
     view[me + name] = read(proc + "/" + name);
   }
-  view[me + "timers"] = posix_timers(read(proc + "/timers"));
+  view[me + "timers"] = posix_timers(proc);
   for (const long tid : numbers_in(proc + "/task")) {
     const std::string task = proc + "/task/" + std::to_string(tid);
     std::string ns_tid;
@@ -240,7 +247,7 @@ void look(pid_t pid, Renamer& rename, View& view) {
     view[me + "tid " + ns_tid + " timer slack"] = read("/proc/" + std::to_string(tid) + "/timerslack_ns");
     std::istringstream children(read(task + "/children"));
     for (pid_t child = 0; children >> child;) {
-      look(child, rename, view);
+      look(child, ns_pid, rename, view);
     }
   }
 }
@@ -250,7 +257,7 @@ void look(pid_t pid, Renamer& rename, View& view) {
 View look_at(pid_t root) {
   View view;
   Renamer rename;
-  look(root, rename, view);
+  look(root, "", rename, view);
   return view;
 }
 

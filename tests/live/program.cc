@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <linux/mount.h>
 #include <poll.h>
 #include <sched.h>
@@ -20,6 +21,7 @@
 #include <filesystem>
 #include <fstream>
 #include <stdexcept>
+#include <tuple>
 
 #include "live/gate.h"
 
@@ -64,18 +66,37 @@ void make_device(const char* path, unsigned minor_number, unsigned major_number 
   must(::mknod(path, S_IFCHR | 0666, makedev(major_number, minor_number)) == 0 && ::chmod(path, 0666) == 0, path);
 }
 
+constexpr char kUidMap[] = "0 100000 1000000\n";
+
+// Where mknod(2) is forbidden, devices are bound from a directory that was made outside.
+void bind_device(const std::string& devices, const char* path) {
+  const int fd = ::open(path, O_CREAT | O_WRONLY, 0666);
+  must(fd >= 0 && ::close(fd) == 0, path);
+  const std::string source = devices + std::string(path).substr(3);  // without "dev"
+  must(sys_mount(source.c_str(), path, nullptr, MS_BIND, nullptr) == 0, source.c_str());
+}
+
 // The mounts of a small container: "/" bound, proc, and a /dev as runc makes it.
-void enter_own_root(const std::string& root) {
+void enter_own_root(const std::string& root, const std::string& devices) {
   must(sys_mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0, "making / private");
+  // In a user namespace the mounts that came along are locked, but not one that is bound anew.
+  must(devices.empty() || sys_mount(root.c_str(), root.c_str(), nullptr, MS_BIND, nullptr) == 0, "binding the root");
   must(::chdir(root.c_str()) == 0, root.c_str());
   must(sys_mount("proc", "proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr) == 0, "mounting proc");
   must(sys_mount("tmpfs", "dev", "tmpfs", MS_NOSUID, "mode=755,size=65536k") == 0, "mounting tmpfs on dev");
-  make_device("dev/null", 3);
-  make_device("dev/zero", 5);
-  make_device("dev/full", 7);
-  make_device("dev/random", 8);
-  make_device("dev/urandom", 9);
-  make_device("dev/tty", 0, 5);
+  const auto device = [&](const char* path, unsigned minor_number, unsigned major_number = 1) {
+    if (devices.empty()) {
+      make_device(path, minor_number, major_number);
+    } else {
+      bind_device(devices, path);
+    }
+  };
+  device("dev/null", 3);
+  device("dev/zero", 5);
+  device("dev/full", 7);
+  device("dev/random", 8);
+  device("dev/urandom", 9);
+  device("dev/tty", 0, 5);
   must(::mkdir("dev/pts", 0755) == 0 && ::mkdir("dev/shm", 01777) == 0, "mkdir in dev");
   must(sys_mount("devpts", "dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620") == 0,
        "mounting devpts");
@@ -126,14 +147,37 @@ Program::Program(const Scratch& scratch, const std::string& test, Where where) :
   UniqueFd write_end(ends[1]);
   const std::string exe = scratch.path("body"), output = scratch.path("output"), root = scratch.root();
   const std::string body = "--live-body=" + test, announce = "--live-announce=9";
-  const auto flags = static_cast<unsigned long>(where == Where::own_namespaces ? CLONE_NEWPID | CLONE_NEWNS : 0);
+  const bool user = where == Where::own_user_namespace;
+  const auto flags = static_cast<unsigned long>(where == Where::our_namespaces ? 0
+                                                : user ? CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS
+                                                       : CLONE_NEWPID | CLONE_NEWNS);
+  const std::string devices = user ? scratch.path("devices") : "";
+  int mapped[2];
+  check(::pipe2(mapped, O_CLOEXEC) == 0, "pipe2");
+  const UniqueFd is_mapped(mapped[0]);
+  UniqueFd tell_mapped(mapped[1]);
+  if (user) {
+    fs::create_directory(devices);
+    for (const auto& [name, major_number, minor_number] : std::initializer_list<std::tuple<const char*, unsigned, unsigned>>{
+             {"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}}) {
+      make_device((devices + "/" + name).c_str(), minor_number, major_number);
+    }
+    std::ofstream(output).flush();
+    check(::chmod(output.c_str(), 0666) == 0, "chmod(" + output + ")");
+  }
   pid_ = static_cast<pid_t>(::syscall(SYS_clone, flags | SIGCHLD, nullptr, nullptr, nullptr, 0UL));
   check(pid_ >= 0, "clone");
   if (pid_ == 0) {
     must(::setsid() >= 0, "setsid");
     must(::dup3(write_end.get(), 9, 0) == 9, "dup3");
-    if (where == Where::own_namespaces) {
-      enter_own_root(root);
+    if (user) {
+      char byte = 0;
+      must(::read(is_mapped.get(), &byte, 1) == 1, "waiting for the map of ids");
+      must(::setgroups(0, nullptr) == 0 && ::setresgid(0, 0, 0) == 0 && ::setresuid(0, 0, 0) == 0, "becoming root");
+      must(::prctl(PR_SET_DUMPABLE, 1) == 0, "prctl(PR_SET_DUMPABLE)");
+    }
+    if (where != Where::our_namespaces) {
+      enter_own_root(root, devices);
     } else {
       must(::chdir("/") == 0, "chdir");
     }
@@ -151,6 +195,12 @@ Program::Program(const Scratch& scratch, const std::string& test, Where where) :
     must(false, "execve of the body");
   }
   write_end.reset();
+  if (user) {
+    const std::string proc = "/proc/" + std::to_string(pid_);
+    std::ofstream(proc + "/gid_map") << kUidMap;
+    std::ofstream(proc + "/uid_map") << kUidMap;
+    check(::write(tell_mapped.get(), "m", 1) == 1, "telling that ids are mapped");
+  }
   watch();
   pollfd waiting{read_end.get(), POLLIN, 0};
   if (::poll(&waiting, 1, 20'000) != 1 || ::read(read_end.get(), &gate_, sizeof gate_) != sizeof gate_) {

@@ -31,7 +31,11 @@ class Scratch {
 // Gives this process a mount namespace of its own, so that nobody else sees the mounts of the tests.
 void make_mounts_private();
 
-enum class Where { our_namespaces, own_namespaces };
+enum class Where {
+  our_namespaces,
+  own_namespaces,      // pid and mnt, with a root of its own
+  own_user_namespace,  // the same below a user namespace, whose root is nobody on the host
+};
 
 // The body's process.  All failures are exceptions (std::runtime_error) whose text says what was waited for.
 class Program {

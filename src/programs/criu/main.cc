@@ -13,10 +13,10 @@
 #include "engine/restore.h"
 #include "image/dedup.h"
 #include "programs/criu/command_line.h"
-#include "programs/criu/cpuinfo.h"
 #include "programs/criu/operation.h"
 #include "programs/criu/swrk.h"
 #include "tracee/thread.h"
+#include "state/cpu/cpuinfo.h"
 
 namespace ferry::criu {
 namespace {
@@ -165,8 +165,8 @@ int in_workplace(const Engine& engine, const Invocation& run) {
     return restore(engine, run.settings, *place);
   }
   const Result<void> result = run.command == Command::cpuinfo_dump
-                                  ? dump_cpuinfo(place->images())
-                                  : check_cpuinfo(place->images(), run.settings.common.cpu_capability);
+                                  ? state::cpu::dump_cpuinfo(place->images())
+                                  : state::cpu::check_cpuinfo(place->images(), run.settings.common.cpu_capability);
   if (!result.has_value()) {
     log::error(result.error());
     return kFailed;

@@ -8,11 +8,11 @@
 #include "base/log.h"
 #include "engine/check.h"
 #include "programs/criu/config_file.h"
-#include "programs/criu/cpuinfo.h"
 #include "programs/criu/option_table.h"
 #include "programs/criu/rpc_channel.h"
 #include "programs/criu/rpc_options.h"
 #include "rpc.pb.h"
+#include "state/cpu/cpuinfo.h"
 
 namespace ferry::criu {
 namespace {
@@ -173,8 +173,8 @@ rpc::criu_resp Worker::cpuinfo(const rpc::criu_req& request) {
     return bad_options(request.type(), ready.error());
   }
   const Result<void> result = request.type() == rpc::CPUINFO_DUMP
-                                  ? dump_cpuinfo(prepared.place->images())
-                                  : check_cpuinfo(prepared.place->images(), prepared.settings.common.cpu_capability);
+                                  ? state::cpu::dump_cpuinfo(prepared.place->images())
+                                  : state::cpu::check_cpuinfo(prepared.place->images(), prepared.settings.common.cpu_capability);
   if (!result.has_value()) {
     log::error(result.error());
     return answer(request.type(), result.error());

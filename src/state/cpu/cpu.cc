@@ -1,6 +1,7 @@
 #include "state/cpu/cpu.h"
 
 #include <cpuid.h>
+#include <sys/syscall.h>
 
 #include <array>
 #include <cstring>
@@ -23,6 +24,7 @@ enum Component : unsigned {
   kTileConfig = 17,
   kTileData = 18,
 };
+constexpr int kGetPermission = 0x1022, kAskPermission = 0x1023;  // ARCH_GET_XCOMP_PERM, ARCH_REQ_XCOMP_PERM
 constexpr std::size_t kLegacySize = 512;
 constexpr std::size_t kHeaderSize = 64;
 constexpr std::size_t kMaxArea = 16384;
@@ -183,7 +185,10 @@ Result<void> save_extended(std::span<const std::byte> area, pb::UserX86FpregsEnt
   save_words<std::uint64_t>(area, kZmmUpper, 64, *x.mutable_zmm_upper());
   save_words<std::uint64_t>(area, kHi16Zmm, 128, *x.mutable_hi16_zmm());
   save_words<std::uint32_t>(area, kPkru, 2, *x.mutable_pkru());
-  for (const unsigned component : {unsigned{kTileConfig}, unsigned{kTileData}}) {
+  if ((in_use >> kTileData & 1) != 0) {
+    return fail(Kind::unsupported, "a thread has data in its AMX tiles, which cannot be carried; checkpoint it between two uses");
+  }
+  for (const unsigned component : {unsigned{kTileConfig}}) {
     if ((in_use >> component & 1) != 0) {
       const Layout& l = layout();
       if (l.offset[component] + l.size[component] > area.size()) {
@@ -244,6 +249,9 @@ Result<std::vector<std::byte>> load_extended(const pb::UserX86FpregsEntry& e) {
     load_words<std::uint32_t>(x.pkru(), kPkru, area);
     for (const auto& own : x.ferry_components()) {
       const unsigned component = own.component();
+      if (own.content().empty()) {
+        continue;  // a permission
+      }
       if (component >= 63 || own.content().size() != l.size[component] ||
           l.offset[component] + l.size[component] > area.size()) {
         return fail(Kind::corrupt, "processor state component {} of {} bytes", component, own.content().size());
@@ -255,8 +263,26 @@ Result<std::vector<std::byte>> load_extended(const pb::UserX86FpregsEntry& e) {
   return area;
 }
 
-bool needs_permission(const pb::UserX86FpregsEntry& entry) {
-  return entry.has_xsave() && (entry.xsave().xstate_bv() >> kTileData & 1) != 0;
+Answers ask(DumpTask& task, tracee::Batch& batch) {
+  const tracee::Data room = batch.room(sizeof(std::uint64_t));
+  const tracee::Value got = batch.may(SYS_arch_prctl, {kGetPermission, room});
+  return [&task, room, got](const tracee::Replies& replies) -> Result<void> {
+    if (replies[got] == 0 && (replies.object<std::uint64_t>(room) >> kTileData & 1) != 0) {
+      auto& own = *task.core->mutable_thread_info()->mutable_fpregs()->mutable_xsave()->add_ferry_components();
+      own.set_component(kTileData);
+      own.set_content("");
+    }
+    return {};
+  };
+}
+
+Result<void> restore(RestoreTask& task, tracee::Batch& batch) {
+  for (const auto& own : task.core->thread_info().fpregs().xsave().ferry_components()) {
+    if (own.component() == kTileData && own.content().empty()) {
+      batch.must("arch_prctl(ARCH_REQ_XCOMP_PERM): this processor has no AMX", SYS_arch_prctl, {kAskPermission, kTileData});
+    }
+  }
+  return {};
 }
 
 }  // namespace ferry::state::cpu

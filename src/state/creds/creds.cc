@@ -8,6 +8,7 @@
 
 #include <array>
 
+#include "state/userns/userns.h"
 #include "sys/file.h"
 
 namespace ferry::state::creds {
@@ -48,6 +49,48 @@ const Result<sys::Status>& own_status() {
   return kOwn;
 }
 
+// Where nobody needs to look: what create_user_ns in kernel/user_namespace.c gives the first process of a user
+// namespace, whose children inherit it.  Its ids are ours, so they have to be set whatever is wanted.
+Result<sys::Status> status_in_user_namespace(const sys::Status& own) {
+  FERRY_TRY(const std::string text, sys::read_file("/proc/sys/kernel/cap_last_cap"));
+  const auto last = sys::parse_number(std::string_view(text).substr(0, text.find('\n')));
+  if (!last || *last > 63) {
+    return fail(Kind::corrupt, "/proc/sys/kernel/cap_last_cap holds \"{}\"", text);
+  }
+  sys::Status out = own;
+  out.cap_prm = out.cap_eff = out.cap_bnd = *last == 63 ? ~0ULL : (1ULL << (*last + 1)) - 1;
+  out.cap_inh = out.cap_amb = 0;
+  out.uid.fill(~0U);
+  out.gid.fill(~0U);
+  out.groups.assign(1, ~0U);
+  return out;
+}
+
+// The ids of a task of a user namespace, as it sees them itself.
+Result<void> see_from_inside(const pb::UsernsEntry& maps, HostPid tid, sys::Status& status) {
+  const auto translate = [&](const userns::Extents& map, std::uint32_t& id) -> Result<void> {
+    const auto found = userns::inside(map, id);
+    if (!found) {
+      return fail(Kind::unsupported, "task {} has the id {}, which its user namespace does not map", tid, id);
+    }
+    id = *found;
+    return {};
+  };
+  for (std::uint32_t& id : status.uid) {
+    FERRY_CHECK(translate(maps.uid_map(), id));
+  }
+  for (std::uint32_t& id : status.gid) {
+    FERRY_CHECK(translate(maps.gid_map(), id));
+  }
+  if (maps.ferry_setgroups_denied()) {
+    status.groups.clear();  // from outside of the namespace, and nobody inside can have them again
+  }
+  for (std::uint32_t& id : status.groups) {
+    FERRY_CHECK(translate(maps.gid_map(), id));
+  }
+  return {};
+}
+
 // The AppArmor profile in the text of attr/current: "docker-default (enforce)\n".
 std::string profile_in(std::string text) {
   text = text.substr(0, text.find_first_of(std::string("\n\0", 2)));
@@ -77,12 +120,12 @@ std::string selinux_label(const std::string& proc) {
   return text.has_value() ? text->substr(0, text->find_first_of(std::string("\n\0", 2))) : std::string();
 }
 
-Result<void> restore_ids(const pb::CredsEntry& want, const sys::Status& have, std::uint32_t& securebits,
-                         tracee::Batch& batch) {
+Result<void> restore_ids(const pb::CredsEntry& want, const sys::Status& have, bool may_set_groups,
+                         std::uint32_t& securebits, tracee::Batch& batch) {
   const std::array<std::uint32_t, 4> uid = {want.uid(), want.euid(), want.suid(), want.fsuid()};
   const std::array<std::uint32_t, 4> gid = {want.gid(), want.egid(), want.sgid(), want.fsgid()};
   const std::vector<std::uint32_t> groups(want.groups().begin(), want.groups().end());
-  if (groups != have.groups) {
+  if (groups != have.groups && may_set_groups) {
     batch.must("setgroups", SYS_setgroups,
                {groups.size(), batch.bytes(std::as_bytes(std::span(groups.data(), groups.size())))});
   }
@@ -215,8 +258,13 @@ Answers ask_thread(DumpTask&, DumpThread& thread, tracee::Batch& batch) {
   };
 }
 
-Result<void> collect_thread(DumpTask& task, DumpThread& thread, DumpContext&) {
-  const sys::Status& status = *thread.status;
+Result<void> collect_thread(DumpTask& task, DumpThread& thread, DumpContext& context) {
+  std::optional<sys::Status> from_inside;
+  if (const pb::UsernsEntry* maps = userns::maps_of(context.set, *task.ids); maps != nullptr) {
+    from_inside = *thread.status;
+    FERRY_CHECK(see_from_inside(*maps, thread.tid, *from_inside));
+  }
+  const sys::Status& status = from_inside ? *from_inside : *thread.status;
   auto& out = *thread.core->mutable_thread_core()->mutable_creds();
   out.set_uid(status.uid[0]);
   out.set_euid(status.uid[1]);
@@ -239,14 +287,18 @@ Result<void> collect_thread(DumpTask& task, DumpThread& thread, DumpContext&) {
   return {};
 }
 
-Result<void> restore_thread(RestoreTask&, RestoreThread& thread, RestoreContext& context, tracee::Batch& batch) {
+Result<void> restore_thread(RestoreTask& task, RestoreThread& thread, RestoreContext& context, tracee::Batch& batch) {
   const auto& core = thread.core->thread_core();
   const pb::CredsEntry& want = core.creds();
   const auto& own = own_status();
   if (!own.has_value()) {
     return tl::unexpected<Error>(own.error());
   }
-  const sys::Status& have = *own;
+  const pb::UsernsEntry* maps = userns::maps_of(context.set, *task.ids);
+  sys::Status have = *own;
+  if (maps != nullptr) {
+    FERRY_TRY(have, status_in_user_namespace(*own));
+  }
   if (want.has_lsm_sockcreate() || want.has_apparmor_data()) {
     return fail(Kind::unsupported, "task {} has SELinux or stacked AppArmor data, which ferry cannot restore", thread.ns_tid);
   }
@@ -260,8 +312,8 @@ Result<void> restore_thread(RestoreTask&, RestoreThread& thread, RestoreContext&
   if (own_bits < 0) {
     return sys_fail("prctl(PR_GET_SECUREBITS)");
   }
-  auto bits = static_cast<std::uint32_t>(own_bits);
-  FERRY_CHECK(restore_ids(want, have, bits, batch));
+  auto bits = maps != nullptr ? std::uint32_t{SECUREBITS_DEFAULT} : static_cast<std::uint32_t>(own_bits);
+  FERRY_CHECK(restore_ids(want, have, maps == nullptr || !maps->ferry_setgroups_denied(), bits, batch));
   Wanted caps;
   FERRY_TRY(caps.caps.effective, capabilities(want.cap_eff(), "cap_eff"));
   FERRY_TRY(caps.caps.permitted, capabilities(want.cap_prm(), "cap_prm"));

@@ -2,9 +2,13 @@
 #include <linux/capability.h>
 #include <linux/securebits.h>
 #include <sys/fsuid.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include <fstream>
+#include <string>
 
 #include "live/live.h"
 
@@ -114,6 +118,66 @@ LIVE_TEST(Creds, AUserWhoIsDumpableStaysSo) {
   ASSERT_EQ(::prctl(PR_SET_DUMPABLE, 1), 0);
   checkpoint_here();
   EXPECT_EQ(::prctl(PR_GET_DUMPABLE), 1);
+}
+
+LIVE_TEST(Creds, AUserKeepsWhatRootHadLocked) {
+  constexpr std::size_t kSize = 32 * 4096;
+  void* memory = ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  ASSERT_EQ(::mlock(memory, kSize), 0);
+  ASSERT_EQ(::setresuid(2001, 2001, 2001), 0);
+  checkpoint_here();
+  std::ifstream file("/proc/self/status");
+  std::string line;
+  while (std::getline(file, line) && line.rfind("VmLck:", 0) != 0) {
+  }
+  EXPECT_NE(line.find(" 128 kB"), std::string::npos) << line;
+}
+
+LIVE_TEST(Creds, EveryThreadHasItsOwnFiveSets) {
+  std::atomic<int> stage{0};
+  Caps caps{};
+  bool bounded = false, raised = false;
+  uid_t uid = 0;
+  std::thread thread([&] {
+    Caps wanted = own_caps();
+    wanted.low.inheritable |= 1U << CAP_CHOWN | 1U << CAP_KILL;
+    bool done = set_caps(wanted);
+    done = done && ::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_KILL, 0, 0) == 0;
+    done = done && ::prctl(PR_CAPBSET_DROP, CAP_SYS_BOOT) == 0;
+    wanted.low.effective &= ~(1U << CAP_NET_RAW);
+    wanted.low.permitted &= ~(1U << CAP_SYS_RAWIO);
+    wanted.low.effective &= ~(1U << CAP_SYS_RAWIO);
+    done = done && set_caps(wanted);
+    done = done && ::syscall(SYS_setresuid, 5, 0, 0) == 0;
+    stage = done ? 1 : 3;
+    while (stage == 1) {
+      ::sched_yield();
+    }
+    caps = own_caps();
+    bounded = ::prctl(PR_CAPBSET_READ, CAP_SYS_BOOT) == 0;
+    raised = ::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, CAP_KILL, 0, 0) == 1;
+    uid = static_cast<uid_t>(::syscall(SYS_getuid));
+  });
+  while (stage == 0) {
+    ::sched_yield();
+  }
+  ASSERT_EQ(stage, 1);
+  const Caps mine = own_caps();
+  checkpoint_here();
+  stage = 2;
+  thread.join();
+  EXPECT_EQ(uid, 5U);
+  EXPECT_TRUE(bounded);
+  EXPECT_TRUE(raised);
+  EXPECT_EQ(caps.low.inheritable & (1U << CAP_CHOWN | 1U << CAP_KILL), 1U << CAP_CHOWN | 1U << CAP_KILL);
+  EXPECT_EQ(caps.low.effective & (1U << CAP_NET_RAW | 1U << CAP_SYS_RAWIO), 0U);
+  EXPECT_NE(caps.low.permitted & 1U << CAP_NET_RAW, 0U);
+  EXPECT_EQ(caps.low.permitted & 1U << CAP_SYS_RAWIO, 0U);
+  const Caps now = own_caps();
+  EXPECT_EQ(now.low.permitted, mine.low.permitted);
+  EXPECT_EQ(::prctl(PR_CAPBSET_READ, CAP_SYS_BOOT), 1);
+  EXPECT_EQ(::getuid(), 0U);
 }
 
 }  // namespace

@@ -3,13 +3,12 @@
 // Source: prlimit(2), sched_setattr(2), ioprio_set(2), proc(5), prctl(2), membarrier(2).
 #pragma once
 
+#include <string_view>
+
 #include "state/dump.h"
 #include "state/restore.h"
 
 namespace ferry::state::limits {
-
-// SCHED_DEADLINE is refused: its admission depends on what else runs on the host.
-Result<void> preflight(HostPid pid, const DumpOptions& options);
 
 Answers ask(DumpTask& task, tracee::Batch& batch);
 Answers ask_thread(DumpTask& task, DumpThread& thread, tracee::Batch& batch);
@@ -21,5 +20,10 @@ Result<void> collect_thread(DumpTask& task, DumpThread& thread, DumpContext& con
 Result<void> restore(RestoreTask& task, RestoreContext& context, tracee::Batch& batch);
 // Scheduling takes effect at once, from outside; name, personality and timer slack with the batch.
 Result<void> restore_thread(RestoreTask& task, RestoreThread& thread, RestoreContext& context, tracee::Batch& batch);
+// Last of all: from then on the thread's system calls may go to the program instead of the kernel.
+Result<void> restore_dispatch(RestoreTask& task, const RestoreThread& thread);
+
+// The nice value in the text of /proc/PID/autogroup: "/autogroup-25 nice 5\n".
+Result<int> parse_autogroup(std::string_view text);
 
 }  // namespace ferry::state::limits

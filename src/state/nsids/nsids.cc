@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "image/proto/inventory.pb.h"
+#include "state/userns/userns.h"
 #include "sys/file.h"
 
 #ifndef CLONE_NEWTIME
@@ -189,10 +190,6 @@ Result<void> collect_ids(DumpContext& context) {
     FERRY_TRY(const Inodes inodes, inodes_at(task->proc.get(), "", task->subject()));
     if (!root.has_value()) {
       root = inodes;
-      if (inodes[index_of(NsKind::user)] != own[index_of(NsKind::user)]) {
-        return fail(Kind::unsupported, "{} lives in a user namespace; ferry does not carry user namespaces",
-                    task->subject());
-      }
     }
     for (const NsKind kind : kAllNsKinds) {
       const std::uint64_t inode = inodes[index_of(kind)];
@@ -211,7 +208,17 @@ Result<void> collect_ids(DumpContext& context) {
     }
     FERRY_CHECK(check_namespaces_for_children(*task));
   }
-  return {};
+  const auto is_new = [&](NsKind kind) { return (*root)[index_of(kind)] != own[index_of(kind)]; };
+  if (!is_new(NsKind::user)) {
+    return {};
+  }
+  if (!is_new(NsKind::pid)) {
+    // There its processes could not be given their numbers again: that takes privileges over the pid
+    // namespace (clone(2), set_tid).
+    return fail(Kind::unsupported, "{} lives in a user namespace of its own, but not in a pid namespace of its own",
+                context.root().subject());
+  }
+  return userns::collect(context);
 }
 
 Result<void> check_threads(const DumpTask& task) {

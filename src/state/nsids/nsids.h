@@ -30,8 +30,7 @@ std::uint64_t ns_clone_flag(NsKind kind);
 // Fills the namespace numbers of every task's ids and of inventory.root_ids.
 // Tasks may have other network, mount, uts and cgroup namespaces than the root of their tree.
 // Errors: unsupported, for what neither CRIU nor ferry carries: other kinds that differ within the tree,
-// namespaces chosen for children that are not yet born, and user
-// namespaces.
+// namespaces chosen for children that are not yet born, and a user namespace without a pid namespace.
 Result<void> collect_ids(DumpContext& context);
 
 // Refuses a task one of whose threads has moved on its own (setns(2), unshare(2)): nothing in the images

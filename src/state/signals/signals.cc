@@ -49,7 +49,13 @@ Result<void> peek(HostPid tid, std::uint32_t flags, pb::SignalQueueEntry& out) {
       return sys_fail(fmt::format("ptrace(PEEKSIGINFO, {})", tid));
     }
     for (std::size_t i = 0; i < static_cast<std::size_t>(got); ++i) {
-      out.add_signals()->set_siginfo(infos[i].data(), kInfoSize);
+      int signal = 0;
+      std::memcpy(&signal, infos[i].data(), sizeof signal);
+      // One that was sent to a process that is stopped already waits for nothing but to be thrown away by
+      // SIGCONT (prepare_signal in kernel/signal.c).
+      if (signal != SIGSTOP) {
+        out.add_signals()->set_siginfo(infos[i].data(), kInfoSize);
+      }
     }
     if (static_cast<std::size_t>(got) < infos.size()) {
       return {};
@@ -193,6 +199,22 @@ std::uint64_t pending_in(const RestoreTask& task) {
     add(thread.core->thread_core().signals_p());
   }
   return set;
+}
+
+int end_of_batch(std::uint64_t pending, std::uint64_t caught) {
+  const auto is_in = [](std::uint64_t set, int signal) { return (set >> (signal - 1) & 1) != 0; };
+  if (const int quiet = tracee::quiet_signal(pending | caught); !is_in(pending | caught, quiet)) {
+    return quiet;
+  }
+  if (const int quiet = tracee::quiet_signal(pending); !is_in(pending, quiet)) {
+    return quiet;
+  }
+  for (const int signal : {SIGUSR1, SIGUSR2, SIGHUP, SIGTERM, SIGIO, SIGPROF, SIGRTMIN, SIGRTMAX}) {
+    if (!is_in(pending, signal)) {
+      return signal;
+    }
+  }
+  return SIGURG;
 }
 
 std::uint64_t blocked_by(const RestoreTask& task, const RestoreThread& thread) {

@@ -18,6 +18,10 @@ Result<void> restore(RestoreTask& task, RestoreContext& context, tracee::Batch& 
 Result<void> restore_thread(RestoreTask& task, RestoreThread& thread, RestoreContext& context, tracee::Batch& batch);
 // Signals that are pending for the process or one of its threads, bit signo-1.
 std::uint64_t pending_in(const RestoreTask& task);
+// The signal by which a batch is to say that it is at its end: none that is pending, because that one would be
+// taken for it and be lost; if there is a choice, one that is ignored by default and not `caught`, so that it does
+// nothing should we die meanwhile.
+int end_of_batch(std::uint64_t pending, std::uint64_t caught);
 // The mask to give the thread last of all.
 std::uint64_t blocked_by(const RestoreTask& task, const RestoreThread& thread);
 

@@ -144,5 +144,140 @@ LIVE_TEST(Signals, KeepsTheParentDeathSignal) {
   EXPECT_EQ(got, SIGUSR1);
 }
 
+volatile int depth_seen = 0;
+bool stack_in_use = false, inner_blocked = false;
+
+LIVE_TEST(Signals, AHandlerInAHandlerOnItsOwnStackGoesOn) {
+  static char memory[256 * 1024];
+  stack_t stack{};
+  stack.ss_sp = memory;
+  stack.ss_size = sizeof memory;
+  ASSERT_EQ(::sigaltstack(&stack, nullptr), 0);
+  struct sigaction outer{}, inner{};
+  outer.sa_flags = SA_ONSTACK;
+  outer.sa_handler = [](int) {
+    volatile int here = 4711;
+    ::raise(SIGUSR2);
+    depth_seen = depth_seen * 10 + (here == 4711 ? 2 : 9);
+  };
+  inner.sa_flags = SA_ONSTACK;
+  sigemptyset(&inner.sa_mask);
+  sigaddset(&inner.sa_mask, SIGHUP);
+  inner.sa_handler = [](int) {
+    checkpoint_here();
+    stack_t now{};
+    sigset_t mask;
+    stack_in_use = ::sigaltstack(nullptr, &now) == 0 && now.ss_flags == SS_ONSTACK;
+    ::sigprocmask(SIG_BLOCK, nullptr, &mask);
+    inner_blocked = sigismember(&mask, SIGUSR1) == 1 && sigismember(&mask, SIGUSR2) == 1 && sigismember(&mask, SIGHUP) == 1;
+    depth_seen = 1;
+  };
+  ASSERT_EQ(::sigaction(SIGUSR1, &outer, nullptr), 0);
+  ASSERT_EQ(::sigaction(SIGUSR2, &inner, nullptr), 0);
+  ::raise(SIGUSR1);
+  EXPECT_EQ(depth_seen, 12);
+  EXPECT_TRUE(stack_in_use);
+  EXPECT_TRUE(inner_blocked);
+  sigset_t mask;
+  ::sigprocmask(SIG_BLOCK, nullptr, &mask);
+  EXPECT_EQ(sigismember(&mask, SIGUSR1), 0);
+  ASSERT_EQ(::sigaltstack(nullptr, &stack), 0);
+  EXPECT_EQ(stack.ss_flags, 0);
+}
+
+LIVE_TEST(Signals, KeepsAStackThatDisarmsItself) {
+  static char memory[64 * 1024];
+  stack_t stack{}, got{};
+  stack.ss_sp = memory;
+  stack.ss_size = sizeof memory;
+  constexpr int kAutodisarm = static_cast<int>(1U << 31);  // SS_AUTODISARM
+  stack.ss_flags = kAutodisarm;
+  ASSERT_EQ(::sigaltstack(&stack, nullptr), 0);
+  checkpoint_here();
+  ASSERT_EQ(::sigaltstack(nullptr, &got), 0);
+  EXPECT_EQ(got.ss_sp, memory);
+  EXPECT_EQ(got.ss_flags, kAutodisarm);
+}
+
+LIVE_TEST(Signals, KeepsEveryKindOfSender) {
+  sigset_t all;
+  sigfillset(&all);
+  ASSERT_EQ(::sigprocmask(SIG_BLOCK, &all, nullptr), 0);
+  // Negative codes anybody may send, others only to itself (rt_sigqueueinfo(2)).
+  const int codes[] = {SI_QUEUE, SI_TIMER, SI_MESGQ, SI_ASYNCIO, SI_SIGIO, SI_ASYNCNL, SI_USER, SI_KERNEL, POLL_IN};
+  int value = 0;
+  for (const int code : codes) {
+    siginfo_t info{};
+    info.si_signo = SIGRTMIN + 5;
+    info.si_code = code;
+    info.si_pid = ::getpid();
+    info.si_value.sival_int = ++value;
+    ASSERT_EQ(::syscall(SYS_rt_sigqueueinfo, ::getpid(), info.si_signo, &info), 0) << code;
+    info.si_signo = SIGRTMIN + 6;
+    ASSERT_EQ(::syscall(SYS_rt_tgsigqueueinfo, ::getpid(), ::gettid(), info.si_signo, &info), 0) << code;
+  }
+  checkpoint_here();
+  const timespec none{};
+  for (const int signal : {SIGRTMIN + 5, SIGRTMIN + 6}) {
+    sigset_t one;
+    sigemptyset(&one);
+    sigaddset(&one, signal);
+    value = 0;
+    for (const int code : codes) {
+      siginfo_t info{};
+      ASSERT_EQ(::syscall(SYS_rt_sigtimedwait, &one, &info, &none, 8), signal);
+      EXPECT_EQ(info.si_code, code);
+      EXPECT_EQ(info.si_value.sival_int, ++value);
+    }
+    EXPECT_EQ(::syscall(SYS_rt_sigtimedwait, &one, nullptr, &none, 8), -1);
+  }
+}
+
+LIVE_TEST(Signals, KeepsALongQueue) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGRTMAX);
+  sigaddset(&set, SIGRTMIN);
+  ASSERT_EQ(::sigprocmask(SIG_BLOCK, &set, nullptr), 0);
+  constexpr int kMany = 200;
+  for (int i = 0; i < kMany; ++i) {
+    sigval value{};
+    value.sival_int = i;
+    ASSERT_EQ(::sigqueue(::getpid(), i % 2 == 0 ? SIGRTMAX : SIGRTMIN, value), 0);
+  }
+  checkpoint_here();
+  const timespec none{};
+  for (const int parity : {1, 0}) {  // the lower number first (signal(7))
+    for (int i = parity; i < kMany; i += 2) {
+      siginfo_t info{};
+      ASSERT_EQ(::sigtimedwait(&set, &info, &none), parity == 0 ? SIGRTMAX : SIGRTMIN);
+      ASSERT_EQ(info.si_value.sival_int, i);
+    }
+  }
+  EXPECT_EQ(::sigtimedwait(&set, nullptr, &none), -1);
+}
+
+LIVE_TEST(Signals, AHandlerWaitsForWhatIsPendingAndIgnored) {
+  // Blocked, ignored by nobody: SIGCHLD, SIGURG, SIGWINCH and SIGCONT are thrown away by default actions only.
+  struct sigaction action{};
+  action.sa_handler = handler;
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int signal : {SIGCHLD, SIGURG, SIGWINCH, SIGCONT, SIGTRAP}) {
+    ASSERT_EQ(::sigaction(signal, &action, nullptr), 0);
+    sigaddset(&set, signal);
+  }
+  ASSERT_EQ(::sigprocmask(SIG_BLOCK, &set, nullptr), 0);
+  for (const int signal : {SIGCHLD, SIGURG, SIGWINCH, SIGCONT, SIGTRAP}) {
+    ASSERT_EQ(::kill(::getpid(), signal), 0);
+  }
+  checkpoint_here();
+  sigset_t pending;
+  ASSERT_EQ(::sigpending(&pending), 0);
+  for (const int signal : {SIGCHLD, SIGURG, SIGWINCH, SIGCONT, SIGTRAP}) {
+    EXPECT_EQ(sigismember(&pending, signal), 1) << signal;
+  }
+}
+
 }  // namespace
 }  // namespace ferry::live

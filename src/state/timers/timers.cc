@@ -130,6 +130,25 @@ void arm(const pb::PosixTimerEntry& entry, tracee::Batch& batch) {
   batch.must("timer_settime", SYS_timer_settime, {entry.it_id(), 0, batch.object(value), 0});
 }
 
+// A timer of a thread's own processor time belongs to who makes it, and who it tells is who made it: so does
+// every profiler.
+tracee::Thread* own_maker(RestoreTask& task, const pb::PosixTimerEntry& timer) {
+  // The kernel shows CLOCK_THREAD_CPUTIME_ID as the clock of thread 0 (kernel/time/posix-cpu-timers.c,
+  // THREAD_CLOCK): a negative number whose upper bits are those of the thread's, inverted.
+  const int clock = static_cast<int>(timer.clock_id());
+  constexpr int kPerThread = 4;
+  const bool own = clock == CLOCK_THREAD_CPUTIME_ID || (clock < 0 && (clock & kPerThread) != 0 && ~(clock >> 3) == 0);
+  if (!own || (timer.it_sigev_notify() & SIGEV_THREAD_ID) == 0) {
+    return nullptr;
+  }
+  for (const RestoreThread& thread : task.threads) {
+    if (thread.index != 0 && thread.ns_tid.value == timer.notify_thread_id()) {
+      return &task.process.threads().at(thread.index);
+    }
+  }
+  return nullptr;
+}
+
 // Ids are given out upwards from 0, so those that lie between are made and deleted again.
 Result<void> count_up(const std::vector<const pb::PosixTimerEntry*>& timers, NsPid pid, tracee::Batch& batch) {
   if (timers.back()->it_id() > kMaxCountedId) {
@@ -230,8 +249,8 @@ Answers ask(DumpTask& task, tracee::Batch& batch) {
         const auto thread = std::find_if(task.threads.begin(), task.threads.end(),
                                          [&](const DumpThread& t) { return t.tid.value == a.timer.thread; });
         if (thread == task.threads.end()) {
-          return fail(Kind::unsupported, "POSIX timer {} of pid {} notifies thread {}, which does not exist", a.timer.id,
-                      task.pid, a.timer.thread);
+          entry.set_it_sigev_notify(SIGEV_NONE);  // its thread has ended, and nobody is told any more
+          continue;
         }
         entry.set_notify_thread_id(thread->ns_tid.value);
       }
@@ -270,7 +289,15 @@ Result<void> restore(RestoreTask& task, RestoreContext&, tracee::Batch& batch) {
     if (::prctl(kCreateRestoreIds, kGet, 0, 0, 0) >= 0) {
       batch.must("prctl(PR_TIMER_CREATE_RESTORE_IDS)", SYS_prctl, {kCreateRestoreIds, kOn, 0, 0, 0});
       for (const auto* timer : sorted) {
-        FERRY_CHECK(create(*timer, task.ns_pid(), batch));
+        if (tracee::Thread* maker = own_maker(task, *timer); maker != nullptr) {
+          tracee::Batch own;
+          own.must("prctl(PR_TIMER_CREATE_RESTORE_IDS)", SYS_prctl, {kCreateRestoreIds, kOn, 0, 0, 0});
+          FERRY_CHECK(create(*timer, task.ns_pid(), own));
+          own.must("prctl(PR_TIMER_CREATE_RESTORE_IDS)", SYS_prctl, {kCreateRestoreIds, kOff, 0, 0, 0});
+          FERRY_CHECK(task.process.run(*maker, own));
+        } else {
+          FERRY_CHECK(create(*timer, task.ns_pid(), batch));
+        }
       }
       batch.must("prctl(PR_TIMER_CREATE_RESTORE_IDS)", SYS_prctl, {kCreateRestoreIds, kOff, 0, 0, 0});
     } else {

@@ -1,11 +1,11 @@
-#include "programs/criu/cpuinfo.h"
+#include "state/cpu/cpuinfo.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "image/proto/cpuinfo.pb.h"
 
-namespace ferry::criu {
+namespace ferry::state::cpu {
 namespace {
 
 using testing::HasSubstr;
@@ -64,4 +64,4 @@ TEST(Cpuinfo, DoesNotTrustTheNumberOfWords) {
 }
 
 }  // namespace
-}  // namespace ferry::criu
+}  // namespace ferry::state::cpu

@@ -1,4 +1,4 @@
-#include "programs/criu/cpuinfo.h"
+#include "state/cpu/cpuinfo.h"
 
 #include <cpuid.h>
 #include <fcntl.h>
@@ -6,12 +6,12 @@
 #include <array>
 #include <cstring>
 
-#include "engine/options.h"
 #include "image/proto/cpuinfo.pb.h"
 #include "image/set.h"
+#include "state/options.h"
 #include "sys/file.h"
 
-namespace ferry::criu {
+namespace ferry::state::cpu {
 namespace {
 
 constexpr image::Name kCpuinfo{image::Type::cpuinfo, 0};
@@ -116,7 +116,7 @@ std::string brand() {
   return text.substr(0, text.find('\0'));
 }
 
-constexpr bool wants(std::uint32_t capability, engine::CpuCapability what) {
+constexpr bool wants(std::uint32_t capability, CpuCapability what) {
   return (capability & static_cast<std::uint32_t>(what)) != 0;
 }
 
@@ -153,7 +153,6 @@ Result<void> read_cpuinfo(pb::CpuinfoX86Entry& out) {
 
 Result<void> compare_cpuinfo(const pb::CpuinfoX86Entry& image, const pb::CpuinfoX86Entry& host,
                              std::uint32_t capability) {
-  using engine::CpuCapability;
   const int words = image.capability_size();
   if (!(image.capability_ver() == 2 && words == kWords) && !(image.capability_ver() == 1 && words == kOldWords)) {
     return fail(Kind::corrupt, "cpuinfo.img: {} feature words of version {}", words, image.capability_ver());
@@ -186,11 +185,29 @@ Result<void> compare_cpuinfo(const pb::CpuinfoX86Entry& image, const pb::Cpuinfo
   return {};
 }
 
-Result<void> dump_cpuinfo(int images_dir) {
+Result<void> collect_cpuinfo(image::Set& set) {
   pb::CpuinfoEntry entry;
   FERRY_CHECK(read_cpuinfo(*entry.add_x86_entry()));
-  image::Set set;
   set.add(kCpuinfo, std::move(entry));
+  return {};
+}
+
+Result<void> check_cpuinfo(const image::Set& set, std::uint32_t capability) {
+  if (capability == 0 || !set.has(kCpuinfo)) {
+    return {};
+  }
+  FERRY_TRY(const auto* const entry, set.one<pb::CpuinfoEntry>(kCpuinfo));
+  if (entry->x86_entry_size() == 0) {
+    return fail(Kind::unsupported, "{} is of another architecture", image::file_name(kCpuinfo));
+  }
+  pb::CpuinfoX86Entry host;
+  FERRY_CHECK(read_cpuinfo(host));
+  return compare_cpuinfo(entry->x86_entry(0), host, capability);
+}
+
+Result<void> dump_cpuinfo(int images_dir) {
+  image::Set set;
+  FERRY_CHECK(collect_cpuinfo(set));
   FERRY_TRY(const std::string bytes, image::encode_file(set, kCpuinfo));
   const std::string file = image::file_name(kCpuinfo);
   FERRY_TRY(const UniqueFd fd, sys::open_at(images_dir, file, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0644));
@@ -202,13 +219,7 @@ Result<void> check_cpuinfo(int images_dir, std::uint32_t capability) {
   FERRY_TRY(std::string bytes, sys::read_file_at(images_dir, file));
   image::Set set;
   FERRY_CHECK(image::decode_file(set, kCpuinfo, std::move(bytes), kWordsImageVersion));
-  FERRY_TRY(const auto* const entry, set.one<pb::CpuinfoEntry>(kCpuinfo));
-  if (entry->x86_entry_size() == 0) {
-    return fail(Kind::unsupported, "{} is of another architecture", file);
-  }
-  pb::CpuinfoX86Entry host;
-  FERRY_CHECK(read_cpuinfo(host));
-  return compare_cpuinfo(entry->x86_entry(0), host, capability);
+  return check_cpuinfo(set, capability);
 }
 
-}  // namespace ferry::criu
+}  // namespace ferry::state::cpu
