@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "state/aio/aio.h"
 #include "state/cgroup/cgroup.h"
 #include "state/cpu/cpu.h"
 #include "state/creds/creds.h"
@@ -175,7 +176,7 @@ Result<void> RestoreStory::dress(int images_dir) {
     }
   }
   laps_.add("attributes");
-  return {};
+  return files_.complete(context_);
 }
 
 Result<void> RestoreStory::build_memory(RestoreTask& task) {
@@ -188,6 +189,7 @@ Result<void> RestoreStory::build_memory(RestoreTask& task) {
   }
   FERRY_CHECK(state::memory::add_mappings(task, context_, kernel, layout_.park, mappings, staged));
   FERRY_CHECK(task.process.run(task.leader(), mappings).during("mappings"));
+  FERRY_CHECK(state::aio::restore(task));
   FERRY_TRY(const std::uint64_t filled, staged != nullptr ? state::memory::fill(task, staged->to_write())
                                                           : state::memory::fill(task, *pages_));
   pages_restored_ += filled;
