@@ -26,6 +26,7 @@ constexpr __u64 kIsFile = 1 << 2;
 constexpr __u64 kIsPresent = 1 << 3;
 constexpr __u64 kIsSwapped = 1 << 4;
 constexpr __u64 kIsZero = 1 << 5;
+constexpr __u64 kIsGuard = 1 << 8;  // Linux 6.15
 
 constexpr __u64 kProtectMatching = 1 << 0;
 constexpr __u64 kInsistOnAsync = 1 << 1;
@@ -84,11 +85,24 @@ Result<void> walk(int pagemap, std::uint64_t start, std::uint64_t end, PmScanArg
   return {};
 }
 
-// Pages with content of the process's own.
-PmScanArg own_content() {
+// Whether the kernel tells guard markers apart: it refuses categories that it does not know.
+bool knows_guards(int pagemap) {
   PmScanArg arg{};
-  arg.category_inverted = kIsFile | kIsZero;
-  arg.category_mask = kIsFile | kIsZero;
+  arg.size = sizeof arg;
+  arg.category_mask = arg.return_mask = kIsGuard;
+  return ::ioctl(pagemap, kPagemapScan, &arg) >= 0;
+}
+
+// Pages with content of the process's own.
+PmScanArg own_content(int pagemap) {
+  static const bool guards = knows_guards(pagemap);
+  PmScanArg arg{};
+  if (guards) {  // a marker passes for something swapped out
+    arg.category_inverted = kIsGuard;
+    arg.category_mask = kIsGuard;
+  }
+  arg.category_inverted |= kIsFile | kIsZero;
+  arg.category_mask |= kIsFile | kIsZero;
   arg.category_anyof_mask = kIsPresent | kIsSwapped;
   arg.return_mask = kIsPresent;
   return arg;
@@ -97,7 +111,7 @@ PmScanArg own_content() {
 }  // namespace
 
 Result<void> own_pages(int pagemap, std::uint64_t start, std::uint64_t end, std::vector<PageRange>& out) {
-  auto walked = walk(pagemap, start, end, own_content(),
+  auto walked = walk(pagemap, start, end, own_content(pagemap),
                      [&](const PageRegion& region) { append(out, region.start, region.end); });
   if (!walked.has_value() && walked.error().os_errno == ENOTTY) {
     return own_pages_by_entry(pagemap, start, end, out);
@@ -105,9 +119,19 @@ Result<void> own_pages(int pagemap, std::uint64_t start, std::uint64_t end, std:
   return walked;
 }
 
+Result<void> guard_ranges(int pagemap, std::uint64_t start, std::uint64_t end, std::vector<PageRange>& out) {
+  PmScanArg arg{};
+  arg.category_mask = arg.return_mask = kIsGuard;
+  auto walked = walk(pagemap, start, end, arg, [&](const PageRegion& region) { append(out, region.start, region.end); });
+  if (!walked.has_value() && (walked.error().os_errno == ENOTTY || walked.error().os_errno == EINVAL)) {
+    return {};
+  }
+  return walked;
+}
+
 Result<void> scan_written(int pagemap, std::uint64_t start, std::uint64_t end, bool file, Protect protect,
                           WrittenPages& out) {
-  PmScanArg arg = own_content();
+  PmScanArg arg = own_content(pagemap);
   // CHECK_WPASYNC: without it mappings that are not watched would be passed over in silence.
   arg.flags = kInsistOnAsync | (protect == Protect::yes ? kProtectMatching : 0);
   arg.return_mask = kIsWritten | kIsPresent;

@@ -21,6 +21,10 @@ struct PageRange {
 // zero pages are not told apart.
 Result<void> own_pages(int pagemap, std::uint64_t start, std::uint64_t end, std::vector<PageRange>& out);
 
+// Guard regions (madvise(2), MADV_GUARD_INSTALL) within [start, end).  Appends, sorted and merged.  Nothing on
+// kernels that do not tell.
+Result<void> guard_ranges(int pagemap, std::uint64_t start, std::uint64_t end, std::vector<PageRange>& out);
+
 // The same pages, told apart by whether they were written since they were last protected (userfaultfd.h).
 struct WrittenPages {
   std::vector<PageRange> written, unchanged;
