@@ -6,10 +6,12 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-#include <set>
+#include <cerrno>
+#include <vector>
 
 #include "base/log.h"
 #include "state/tty/controlling.h"
+#include "state/tty/data.h"
 #include "state/tty/pty.h"
 #include "state/tty/termios.h"
 #include "sys/file.h"
@@ -19,7 +21,9 @@ namespace {
 
 // Documentation/admin-guide/devices.txt
 constexpr unsigned kTtyMajor = 4, kAlternateMajor = 5;
+constexpr unsigned kFirstSlaveMajor = 136;
 constexpr unsigned kCurrentTtyMinor = 0, kPtmxMinor = 2;
+constexpr std::uint32_t kHungUpIndex = 1U << 20;  // and above: terminals without a master, which may share a number
 // tty-info.img numbers terminals "index << 1 | master"; the one behind /dev/tty has this index.
 constexpr std::uint32_t kCurrentTtyIndex = 1006;
 
@@ -27,7 +31,7 @@ std::uint32_t encode_rdev(dev_t dev) {  // as CRIU writes it: the low 32 bits of
   return static_cast<std::uint32_t>(dev);
 }
 
-enum class Role { master, slave, current, other };
+enum class Role { master, slave, hung_up, current, other };
 
 Role role_of(dev_t rdev) {
   if (rdev == makedev(kAlternateMajor, kPtmxMinor)) {
@@ -60,6 +64,9 @@ class TtyKind : public FileKind {
     pb::TtyFileEntry& entry = *out.mutable_tty();
     entry.set_id(out.id());
     entry.set_flags(probe.status_flags());
+    if (unsigned number = 0; role == Role::slave && ::ioctl(probe.ours, TIOCGDEV, &number) != 0 && errno == EIO) {
+      return collect_hung_up(probe, context, entry);
+    }
     FERRY_TRY(const std::uint32_t path,
               context.files.add_path(context, probe.task, probe.ours, probe.link, probe.status_flags()));
     entry.set_regf_id(path);
@@ -94,6 +101,9 @@ class TtyKind : public FileKind {
       return fail(Kind::unsupported, "terminal {} is of a kind ({}) that ferry cannot restore", info->id(),
                   pb::TtyType_Name(info->type()));
     }
+    if ((info->id() & 1) == 0 && !info->has_termios()) {
+      return open_hung_up(*info, entry, context);
+    }
     FERRY_TRY(Pair* pair, pair_of(*info, entry, context));
     if ((info->id() & 1) == 0) {
       return open_slave_of(*pair, flags);
@@ -125,21 +135,34 @@ class TtyKind : public FileKind {
     return restore_fown(fd, entry.fown(), context);
   }
 
-  Result<void> settle(const pb::FileEntry& file, const pb::FdinfoEntry& descriptor, RestoreTask& task,
-                      RestoreContext& context, tracee::Batch& batch) override {
+  // The session leader takes its terminal, whether it has it open or not.
+  Result<void> attach(RestoreTask& task, RestoreContext& context, tracee::Batch& batch) override {
     pairs_.clear();  // our own masters must not keep a terminal alive that the tree has closed
-    FERRY_TRY(const pb::TtyInfoEntry* info, info_of(file.tty().tty_info_id(), context.set));
-    const bool slave = info->type() == pb::TTYTYPE_PTY && (info->id() & 1) == 0;
-    const bool leader = info->sid() != 0 && info->sid() == task.entry->pid() && task.entry->sid() == task.entry->pid();
-    if (!slave || !leader || !sessions_.insert(info->id()).second) {
+    if (task.entry->sid() != task.entry->pid()) {
       return {};
     }
-    batch.must("making a terminal the controlling one", SYS_ioctl, {descriptor.fd(), TIOCSCTTY, 0});
-    if (info->pgrp() != 0 && group_exists(info->pgrp(), context)) {
-      const std::int32_t group = static_cast<std::int32_t>(info->pgrp());
-      batch.must("setting the foreground group of a terminal", SYS_ioctl,
-                 {descriptor.fd(), TIOCSPGRP, batch.object(group)});
+    for (const auto* info : context.set.list<pb::TtyInfoEntry>({image::Type::tty_info})) {
+      if (info->type() != pb::TTYTYPE_PTY || (info->id() & 1) != 0 || info->sid() == 0 ||
+          info->sid() != task.entry->pid()) {
+        continue;
+      }
+      FERRY_TRY(UniqueFd slave, slave_of(*info, context));
+      if (!slave) {
+        continue;
+      }
+      const auto fd = batch.must("fetching a terminal", SYS_pidfd_getfd, {task.controller_pidfd, slave.get(), 0});
+      batch.must("making a terminal the controlling one", SYS_ioctl, {fd, TIOCSCTTY, 0});
+      if (info->pgrp() != 0 && group_exists(info->pgrp(), context)) {
+        const std::int32_t group = static_cast<std::int32_t>(info->pgrp());
+        batch.must("setting the foreground group of a terminal", SYS_ioctl, {fd, TIOCSPGRP, batch.object(group)});
+      }
+      batch.must("closing a terminal", SYS_close, {fd});
+      held_.push_back(std::move(slave));
     }
+    return {};
+  }
+  Result<void> complete(RestoreContext&) override {
+    held_.clear();
     return {};
   }
 
@@ -153,6 +176,43 @@ class TtyKind : public FileKind {
     std::uint32_t sid;
     std::int32_t tty_nr;  // as /proc/PID/stat gives it
   };
+
+  // Its master is closed: every call answers EIO or the end of the file, and the number may be another's by now.
+  Result<void> collect_hung_up(const FdProbe& probe, DumpContext& context, pb::TtyFileEntry& entry) {
+    FERRY_CHECK(collect_fown(probe, context, *entry.mutable_fown()));
+    std::string name = probe.link;
+    if (constexpr std::string_view deleted = " (deleted)"; name.ends_with(deleted)) {
+      name.resize(name.size() - deleted.size());
+    }
+    pb::FileEntry path;
+    path.set_type(pb::FD_REG);
+    path.set_id(context.files.next_id());
+    pb::RegFileEntry& reg = *path.mutable_reg();
+    reg.set_id(path.id());
+    reg.set_flags(probe.status_flags());
+    reg.set_pos(0);
+    reg.set_name(name);
+    reg.set_mnt_id(probe.info.mnt_id);
+    reg.set_mode(probe.stat.st_mode);
+    *reg.mutable_fown() = entry.fown();
+    entry.set_regf_id(path.id());
+    const std::uint32_t id = (kHungUpIndex + static_cast<std::uint32_t>(hung_up_++)) << 1;
+    entry.set_tty_info_id(id);
+    context.set.add({image::Type::files}, std::move(path));
+    pb::TtyInfoEntry info;
+    info.set_id(id);
+    info.set_type(pb::TTYTYPE_PTY);
+    info.set_locked(false);
+    info.set_exclusive(false);
+    info.set_packet_mode(false);
+    info.set_sid(0);
+    info.set_pgrp(0);
+    info.set_rdev(encode_rdev(probe.stat.st_rdev));
+    info.set_dev(encode_rdev(probe.stat.st_dev));
+    info.mutable_pty()->set_index(tty::slave_index(probe.stat.st_rdev));
+    context.set.add({image::Type::tty_info}, std::move(info));
+    return {};
+  }
 
   Result<std::uint32_t> collect_info(const FdProbe& probe, Role role, DumpContext& context) {
     // Behind /dev/tty stands another terminal: TIOCGDEV tells which (ioctl_tty(2), Linux 2.6.33).
@@ -229,22 +289,14 @@ class TtyKind : public FileKind {
     return {};
   }
 
-  // Bytes under way in a pair.  A terminal has no way to look without taking, so what is taken is put
-  // back from the other side.
   static Result<void> collect_data(std::uint32_t id, const Known& known, DumpContext& context) {
-    int unread = 0;
-    if (::ioctl(known.ours, FIONREAD, &unread) != 0 || unread <= 0) {
+    const bool master = known.role == Role::master;
+    FERRY_TRY(std::string bytes, tty::take_data(known.ours, master, known.subject));
+    if (bytes.empty()) {
       return {};
     }
-    const bool master = known.role == Role::master;
-    if (flag(known.ours, TIOCGPKT) && master) {
-      return fail(Kind::unsupported, "{}: a terminal in packet mode has unread output; try again", known.subject);
-    }
     FERRY_TRY(const UniqueFd other, other_side(known, id, context));
-    FERRY_TRY(tty::Quiet quiet, tty::Quiet::make(known.ours, known.subject));
-    FERRY_TRY(std::string bytes, tty::drain(known.ours, known.subject));
-    FERRY_CHECK(sys::write_all(other.get(), bytes.data(), bytes.size(), known.subject));
-    FERRY_CHECK(quiet.end());
+    FERRY_CHECK(tty::write_unchanged(other.get(), known.ours, known.ours, bytes, known.subject));
     pb::TtyDataEntry data;
     data.set_tty_id(id);
     data.set_data(std::move(bytes));
@@ -266,25 +318,51 @@ class TtyKind : public FileKind {
     return fail(Kind::os, "{}: its master is not in the tree", known.subject);
   }
 
-  // A session whose terminal nobody in the tree has open would come back without it.
-  Result<void> check_controlling(const DumpContext& context) const {
+  // A session whose terminal nobody in the tree has open gets it by way of the master.
+  Result<void> check_controlling(DumpContext& context) const {
     for (const auto& task : context.tasks) {
       if (task->zombie || task->stat.tty_nr == 0 || task->ns_sid.value == 0 || task->ns_sid != task->ns_pid) {
         continue;
       }
+      const Known* master = nullptr;
+      std::uint32_t master_id = 0;
       bool open = false;
       for (const auto& [id, known] : known_) {
-        open |= known.tty_nr == task->stat.tty_nr && known.role == Role::slave &&
-                tty::has_terminal(context, *task, id);
+        open |= known.role == Role::slave && known.tty_nr == task->stat.tty_nr;
+        if (known.role == Role::master && slave_number(id >> 1) == task->stat.tty_nr) {
+          master = &known;
+          master_id = id;
+        }
       }
-      if (!open) {
+      if (open) {
+        continue;
+      }
+      if (master == nullptr) {
         return fail(Kind::unsupported,
-                    "pid {} leads a session whose controlling terminal (device {:#x}) it does not have open; "
+                    "pid {} leads a session whose controlling terminal (device {:#x}) nobody in the tree has open; "
                     "ferry cannot give it back",
                     task->pid, task->stat.tty_nr);
       }
+      const tty::Session session = tty::session_of(context, task->stat.tty_nr);
+      pb::TtyInfoEntry info;
+      info.set_id(master_id & ~1U);
+      info.set_type(pb::TTYTYPE_PTY);
+      info.set_locked(false);
+      info.set_exclusive(false);
+      info.set_packet_mode(false);
+      info.set_sid(session.leader);
+      info.set_pgrp(session.foreground);
+      info.set_rdev(encode_rdev(makedev(kFirstSlaveMajor + (master_id >> 1) / 256, (master_id >> 1) % 256)));
+      info.mutable_pty()->set_index(master_id >> 1);
+      FERRY_CHECK(tty::collect_attributes(master->ours, master->subject, info));
+      context.set.add({image::Type::tty_info}, std::move(info));
     }
     return {};
+  }
+
+  // As /proc/PID/stat gives it (proc(5), tty_nr).
+  static std::int32_t slave_number(std::uint32_t index) {
+    return static_cast<std::int32_t>((kFirstSlaveMajor + index / 256) << 8 | index % 256);
   }
 
   // --- restore
@@ -312,6 +390,26 @@ class TtyKind : public FileKind {
     return fail(Kind::corrupt, "/dev/tty is open, but tty-info.img has no terminal of session {}", sid);
   }
 
+  // A descriptor of a terminal of the set: one that the tree has, or one by way of its master.  None if it was
+  // somebody else's and is not open in the tree.
+  static Result<UniqueFd> slave_of(const pb::TtyInfoEntry& info, RestoreContext& context) {
+    const pb::FileEntry* master = nullptr;
+    for (const auto* file : context.set.list<pb::FileEntry>({image::Type::files})) {
+      if (file->has_tty() && file->tty().tty_info_id() == info.id()) {
+        FERRY_TRY(const int ours, context.files.get(file->id()));
+        return sys::duplicate(ours);
+      }
+      if (file->has_tty() && file->tty().tty_info_id() == (info.id() | 1)) {
+        master = file;
+      }
+    }
+    if (master == nullptr) {
+      return UniqueFd();
+    }
+    FERRY_TRY(const int ours, context.files.get(master->id()));
+    return tty::open_slave(ours, O_RDWR);
+  }
+
   static bool group_exists(std::uint32_t group, const RestoreContext& context) {
     for (const auto& task : context.tasks) {
       if (task->entry->pgid() == group) {
@@ -319,6 +417,35 @@ class TtyKind : public FileKind {
       }
     }
     return false;
+  }
+
+  // A master of that number, if it is free; it is given up at once.
+  static Result<UniqueFd> open_hung_up(const pb::TtyInfoEntry& info, const pb::TtyFileEntry& entry,
+                                       RestoreContext& context) {
+    FERRY_TRY(const std::string ptmx, ptmx_of(entry, context));
+    FERRY_TRY(const UniqueFd master, context.inside.get<UniqueFd>([&]() -> Result<UniqueFd> {
+      auto same = tty::open_master(ptmx, info.pty().index());
+      return same.has_value() ? std::move(same) : sys::open(ptmx, O_RDWR | O_NOCTTY);
+    }));
+    const int unlocked = 0;
+    if (::ioctl(master.get(), TIOCSPTLCK, &unlocked) != 0) {
+      return sys_fail(fmt::format("ioctl({}, TIOCSPTLCK)", ptmx));
+    }
+    return tty::open_slave(master.get(), static_cast<int>(entry.flags()));
+  }
+
+  static Result<std::string> ptmx_of(const pb::TtyFileEntry& entry, RestoreContext& context) {
+    const pb::FileEntry* path = context.files.entry(entry.regf_id());
+    if (path == nullptr || !path->has_reg()) {
+      return fail(Kind::corrupt, "terminal {} has no path", entry.id());
+    }
+    // "/dev/pts/0" and "/dev/pts/ptmx" are in one devpts; /dev/ptmx leads to the one of its mount namespace.
+    std::string ptmx = path->reg().name();
+    if (!ptmx.ends_with("/ptmx")) {
+      const std::string folder = ptmx.substr(0, ptmx.rfind('/'));
+      ptmx = folder.ends_with("/pts") ? folder + "/ptmx" : "/dev/pts/ptmx";
+    }
+    return ptmx;
   }
 
   static Result<UniqueFd> open_slave_of(const Pair& pair, int flags) {
@@ -385,16 +512,7 @@ class TtyKind : public FileKind {
 
   static Result<UniqueFd> make_master(const pb::TtyInfoEntry& info, std::uint32_t index, const pb::TtyFileEntry& entry,
                                       UniqueFd prepared, RestoreContext& context) {
-    const pb::FileEntry* path = context.files.entry(entry.regf_id());
-    if (path == nullptr || !path->has_reg()) {
-      return fail(Kind::corrupt, "terminal {} has no path", entry.id());
-    }
-    // "/dev/pts/0" and "/dev/pts/ptmx" are in one devpts; /dev/ptmx leads to the one of its mount namespace.
-    std::string ptmx = path->reg().name();
-    if (!ptmx.ends_with("/ptmx")) {
-      const std::string folder = ptmx.substr(0, ptmx.rfind('/'));
-      ptmx = folder.ends_with("/pts") ? folder + "/ptmx" : "/dev/pts/ptmx";
-    }
+    FERRY_TRY(const std::string ptmx, ptmx_of(entry, context));
     UniqueFd master = std::move(prepared);
     if (!master) {
       FERRY_TRY(master, context.inside.get<UniqueFd>([&] { return tty::open_master(ptmx, index); }));
@@ -423,16 +541,16 @@ class TtyKind : public FileKind {
       // The image says which side would have read it.
       const int writer = (data->tty_id() & 1) != 0 ? slave : master;
       const std::string subject = fmt::format("pseudoterminal {}", index);
-      FERRY_TRY(tty::Quiet quiet, tty::Quiet::make(slave, subject));
-      FERRY_CHECK(sys::write_all(writer, data->data().data(), data->data().size(), subject));
-      FERRY_CHECK(quiet.end());
+      const int reader = writer == slave ? master : slave;
+      FERRY_CHECK(tty::write_unchanged(writer, reader, slave, data->data(), subject));
     }
     return {};
   }
 
   std::map<std::uint32_t, Known> known_;  // checkpoint, by the id in tty-info.img
+  int hung_up_ = 0;                       // checkpoint
   std::map<std::uint32_t, Pair> pairs_;   // restore, by index
-  std::set<std::uint32_t> sessions_;      // restore: terminals that have got their session
+  std::vector<UniqueFd> held_;            // restore: until the batch that fetches them has run
 };
 
 }  // namespace
