@@ -13,6 +13,7 @@
 #include "state/tty/controlling.h"
 #include "state/tty/data.h"
 #include "state/tty/pty.h"
+#include "state/tty/reopen.h"
 #include "state/tty/termios.h"
 #include "sys/file.h"
 
@@ -89,10 +90,10 @@ class TtyKind : public FileKind {
 
   Result<UniqueFd> open(const pb::FileEntry& file, RestoreContext& context) override {
     const pb::TtyFileEntry& entry = file.tty();
-    FERRY_TRY(const pb::TtyInfoEntry* info, info_of(entry.tty_info_id(), context.set));
+    FERRY_TRY(const pb::TtyInfoEntry* info, tty::info_of(entry.tty_info_id(), context.set));
     const int flags = static_cast<int>(entry.flags());
     if (info->type() == pb::TTYTYPE_CTTY) {
-      FERRY_TRY(const pb::TtyInfoEntry* actual, session_terminal(info->sid(), context.set));
+      FERRY_TRY(const pb::TtyInfoEntry* actual, tty::session_terminal(info->sid(), context.set));
       FERRY_TRY(const Pair* pair, pair_of(*actual, entry, context));
       FERRY_TRY(const UniqueFd slave, open_slave_of(*pair, O_RDWR));
       return tty::open_current(context.inside, slave.get(), flags);
@@ -102,7 +103,7 @@ class TtyKind : public FileKind {
                   pb::TtyType_Name(info->type()));
     }
     if ((info->id() & 1) == 0 && !info->has_termios()) {
-      return open_hung_up(*info, entry, context);
+      return tty::open_hung_up(*info, entry, context);
     }
     FERRY_TRY(Pair* pair, pair_of(*info, entry, context));
     if ((info->id() & 1) == 0) {
@@ -120,7 +121,7 @@ class TtyKind : public FileKind {
 
   Result<void> connect(const pb::FileEntry& file, int fd, RestoreContext& context) override {
     const pb::TtyFileEntry& entry = file.tty();
-    FERRY_TRY(const pb::TtyInfoEntry* info, info_of(entry.tty_info_id(), context.set));
+    FERRY_TRY(const pb::TtyInfoEntry* info, tty::info_of(entry.tty_info_id(), context.set));
     // Exclusive only now that everything that opens it is done; CAP_SYS_ADMIN opens it still.
     if (info->exclusive() && ::ioctl(fd, TIOCEXCL) != 0) {
       return sys_fail(fmt::format("ioctl(terminal {}, TIOCEXCL)", info->id()));
@@ -372,24 +373,6 @@ class TtyKind : public FileKind {
     bool master_given = false;
   };
 
-  static Result<const pb::TtyInfoEntry*> info_of(std::uint32_t id, const image::Set& set) {
-    for (const auto* info : set.list<pb::TtyInfoEntry>({image::Type::tty_info})) {
-      if (info->id() == id) {
-        return info;
-      }
-    }
-    return fail(Kind::corrupt, "tty-info.img has no terminal {}", id);
-  }
-
-  static Result<const pb::TtyInfoEntry*> session_terminal(std::uint32_t sid, const image::Set& set) {
-    for (const auto* info : set.list<pb::TtyInfoEntry>({image::Type::tty_info})) {
-      if (info->type() == pb::TTYTYPE_PTY && (info->id() & 1) == 0 && info->sid() == sid) {
-        return info;
-      }
-    }
-    return fail(Kind::corrupt, "/dev/tty is open, but tty-info.img has no terminal of session {}", sid);
-  }
-
   // A descriptor of a terminal of the set: one that the tree has, or one by way of its master.  None if it was
   // somebody else's and is not open in the tree.
   static Result<UniqueFd> slave_of(const pb::TtyInfoEntry& info, RestoreContext& context) {
@@ -419,35 +402,6 @@ class TtyKind : public FileKind {
     return false;
   }
 
-  // A master of that number, if it is free; it is given up at once.
-  static Result<UniqueFd> open_hung_up(const pb::TtyInfoEntry& info, const pb::TtyFileEntry& entry,
-                                       RestoreContext& context) {
-    FERRY_TRY(const std::string ptmx, ptmx_of(entry, context));
-    FERRY_TRY(const UniqueFd master, context.inside.get<UniqueFd>([&]() -> Result<UniqueFd> {
-      auto same = tty::open_master(ptmx, info.pty().index());
-      return same.has_value() ? std::move(same) : sys::open(ptmx, O_RDWR | O_NOCTTY);
-    }));
-    const int unlocked = 0;
-    if (::ioctl(master.get(), TIOCSPTLCK, &unlocked) != 0) {
-      return sys_fail(fmt::format("ioctl({}, TIOCSPTLCK)", ptmx));
-    }
-    return tty::open_slave(master.get(), static_cast<int>(entry.flags()));
-  }
-
-  static Result<std::string> ptmx_of(const pb::TtyFileEntry& entry, RestoreContext& context) {
-    const pb::FileEntry* path = context.files.entry(entry.regf_id());
-    if (path == nullptr || !path->has_reg()) {
-      return fail(Kind::corrupt, "terminal {} has no path", entry.id());
-    }
-    // "/dev/pts/0" and "/dev/pts/ptmx" are in one devpts; /dev/ptmx leads to the one of its mount namespace.
-    std::string ptmx = path->reg().name();
-    if (!ptmx.ends_with("/ptmx")) {
-      const std::string folder = ptmx.substr(0, ptmx.rfind('/'));
-      ptmx = folder.ends_with("/pts") ? folder + "/ptmx" : "/dev/pts/ptmx";
-    }
-    return ptmx;
-  }
-
   static Result<UniqueFd> open_slave_of(const Pair& pair, int flags) {
     if (pair.master) {
       return tty::open_slave(pair.master.get(), flags);
@@ -460,91 +414,21 @@ class TtyKind : public FileKind {
     if (const auto known = pairs_.find(index); known != pairs_.end()) {
       return &known->second;
     }
-    const auto has_master = info_of((index << 1) | 1, context.set).has_value();
+    const auto has_master = tty::info_of((index << 1) | 1, context.set).has_value();
     Pair pair;
     if (!has_master) {
-      FERRY_TRY(pair.external, external_terminal(info, context.options));
+      FERRY_TRY(pair.external, tty::external_terminal(info, context.options));
     }
     if (!pair.external) {
-      FERRY_TRY(UniqueFd prepared, prepared_master(index, context.options));
+      FERRY_TRY(UniqueFd prepared, tty::prepared_master(index, context.options));
       const bool handed_out = static_cast<bool>(prepared);
-      FERRY_TRY(pair.master, make_master(info, index, entry, std::move(prepared), context));
+      FERRY_TRY(pair.master, tty::make_master(info, index, entry, std::move(prepared), context));
       if (!has_master && !handed_out) {
         log::info("terminal {}: handing out its master", index);
         FERRY_CHECK(context.listener.on({Stage::orphan_pts_master, {}, pair.master.get()}));
       }
     }
     return &pairs_.emplace(index, std::move(pair)).first->second;
-  }
-
-  // Whose terminal takes the place of one whose master was outside of the tree.
-  static Result<UniqueFd> external_terminal(const pb::TtyInfoEntry& info, const RestoreOptions& options) {
-    const std::string key = fmt::format("tty[{:x}:{:x}]", info.rdev(), info.dev());
-    for (const InheritFd& inherited : options.inherit_fds) {
-      if (inherited.key == key) {
-        return sys::duplicate(inherited.fd);
-      }
-    }
-    if (options.orphan_pts_master) {
-      return UniqueFd();
-    }
-    if (options.shell_job) {
-      for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
-        if (::isatty(fd) == 1) {
-          return sys::duplicate(fd);
-        }
-      }
-      return fail(Kind::invalid, "--shell-job: standard input is not a terminal that terminal {} could become", key);
-    }
-    return fail(Kind::unsupported,
-                "terminal {}: its other side was outside of the tree; give --shell-job or --inherit-fd fd[N]:{}",
-                info.pty().index(), key);
-  }
-
-  static Result<UniqueFd> prepared_master(std::uint32_t index, const RestoreOptions& options) {
-    for (const InheritFd& inherited : options.inherit_fds) {
-      if (inherited.key == prepared_master_key(index)) {
-        return sys::duplicate(inherited.fd);
-      }
-    }
-    return UniqueFd();
-  }
-
-  static Result<UniqueFd> make_master(const pb::TtyInfoEntry& info, std::uint32_t index, const pb::TtyFileEntry& entry,
-                                      UniqueFd prepared, RestoreContext& context) {
-    FERRY_TRY(const std::string ptmx, ptmx_of(entry, context));
-    UniqueFd master = std::move(prepared);
-    if (!master) {
-      FERRY_TRY(master, context.inside.get<UniqueFd>([&] { return tty::open_master(ptmx, index); }));
-    }
-    const int unlocked = 0;
-    if (::ioctl(master.get(), TIOCSPTLCK, &unlocked) != 0) {
-      return sys_fail(fmt::format("ioctl({}, TIOCSPTLCK)", ptmx));
-    }
-    FERRY_TRY(const UniqueFd slave, tty::open_slave(master.get(), O_RDWR));
-    FERRY_CHECK(tty::restore_modes(slave.get(), info));
-    FERRY_CHECK(tty::restore_window_size(master.get(), info));
-    if (const auto owner = info_of(index << 1, context.set); owner.has_value() && (*owner)->has_uid()) {
-      if (::fchown(slave.get(), (*owner)->uid(), (*owner)->gid()) != 0) {
-        return sys_fail(fmt::format("fchown(pseudoterminal {}, {}, {})", index, (*owner)->uid(), (*owner)->gid()));
-      }
-    }
-    FERRY_CHECK(restore_data(index, master.get(), slave.get(), context.set));
-    return master;
-  }
-
-  static Result<void> restore_data(std::uint32_t index, int master, int slave, const image::Set& set) {
-    for (const auto* data : set.list<pb::TtyDataEntry>({image::Type::tty_data})) {
-      if (data->tty_id() >> 1 != index) {
-        continue;
-      }
-      // The image says which side would have read it.
-      const int writer = (data->tty_id() & 1) != 0 ? slave : master;
-      const std::string subject = fmt::format("pseudoterminal {}", index);
-      const int reader = writer == slave ? master : slave;
-      FERRY_CHECK(tty::write_unchanged(writer, reader, slave, data->data(), subject));
-    }
-    return {};
   }
 
   std::map<std::uint32_t, Known> known_;  // checkpoint, by the id in tty-info.img
