@@ -57,21 +57,25 @@ LIVE_TEST(PipeStates, ClosedEnds) {
 }
 
 LIVE_TEST(PipeStates, SharedByProcessesAndReopened) {
-  int ends[2], go[2];
+  int ends[2], go[2], say[2];
   ASSERT_EQ(::pipe(ends), 0);
   ASSERT_EQ(::pipe(go), 0);
+  ASSERT_EQ(::pipe(say), 0);
   const int both = ::open(("/proc/self/fd/" + std::to_string(ends[0])).c_str(), O_RDWR | O_NONBLOCK);
   ASSERT_GE(both, 0);
   const pid_t child = ::fork();
   if (child == 0) {
     ::close(ends[0]);
     ::close(both);
-    char byte = 0;
+    char byte = 'r';
+    (void)!::write(say[1], &byte, 1);
     (void)!::read(go[0], &byte, 1);
     (void)!::write(ends[1], "from the child", 14);
     ::_exit(0);
   }
   ::close(ends[1]);
+  char ready = 0;
+  ASSERT_EQ(::read(say[0], &ready, 1), 1);
   checkpoint_here();
   ASSERT_EQ(::write(both, "self ", 5), 5);
   ASSERT_EQ(::write(go[1], "x", 1), 1);
