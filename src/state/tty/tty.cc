@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "state/tty/controlling.h"
 #include "state/tty/data.h"
+#include "state/tty/described.h"
 #include "state/tty/pty.h"
 #include "state/tty/reopen.h"
 #include "state/tty/termios.h"
@@ -27,10 +28,6 @@ constexpr unsigned kCurrentTtyMinor = 0, kPtmxMinor = 2;
 constexpr std::uint32_t kHungUpIndex = 1U << 20;  // and above: terminals without a master, which may share a number
 // tty-info.img numbers terminals "index << 1 | master"; the one behind /dev/tty has this index.
 constexpr std::uint32_t kCurrentTtyIndex = 1006;
-
-std::uint32_t encode_rdev(dev_t dev) {  // as CRIU writes it: the low 32 bits of glibc's dev_t
-  return static_cast<std::uint32_t>(dev);
-}
 
 enum class Role { master, slave, hung_up, current, other };
 
@@ -66,7 +63,7 @@ class TtyKind : public FileKind {
     entry.set_id(out.id());
     entry.set_flags(probe.status_flags());
     if (unsigned number = 0; role == Role::slave && ::ioctl(probe.ours, TIOCGDEV, &number) != 0 && errno == EIO) {
-      return collect_hung_up(probe, context, entry);
+      return tty::collect_hung_up(probe, kHungUpIndex + static_cast<std::uint32_t>(hung_up_++), context, entry);
     }
     FERRY_TRY(const std::uint32_t path,
               context.files.add_path(context, probe.task, probe.ours, probe.link, probe.status_flags()));
@@ -178,43 +175,6 @@ class TtyKind : public FileKind {
     std::int32_t tty_nr;  // as /proc/PID/stat gives it
   };
 
-  // Its master is closed: every call answers EIO or the end of the file, and the number may be another's by now.
-  Result<void> collect_hung_up(const FdProbe& probe, DumpContext& context, pb::TtyFileEntry& entry) {
-    FERRY_CHECK(collect_fown(probe, context, *entry.mutable_fown()));
-    std::string name = probe.link;
-    if (constexpr std::string_view deleted = " (deleted)"; name.ends_with(deleted)) {
-      name.resize(name.size() - deleted.size());
-    }
-    pb::FileEntry path;
-    path.set_type(pb::FD_REG);
-    path.set_id(context.files.next_id());
-    pb::RegFileEntry& reg = *path.mutable_reg();
-    reg.set_id(path.id());
-    reg.set_flags(probe.status_flags());
-    reg.set_pos(0);
-    reg.set_name(name);
-    reg.set_mnt_id(probe.info.mnt_id);
-    reg.set_mode(probe.stat.st_mode);
-    *reg.mutable_fown() = entry.fown();
-    entry.set_regf_id(path.id());
-    const std::uint32_t id = (kHungUpIndex + static_cast<std::uint32_t>(hung_up_++)) << 1;
-    entry.set_tty_info_id(id);
-    context.set.add({image::Type::files}, std::move(path));
-    pb::TtyInfoEntry info;
-    info.set_id(id);
-    info.set_type(pb::TTYTYPE_PTY);
-    info.set_locked(false);
-    info.set_exclusive(false);
-    info.set_packet_mode(false);
-    info.set_sid(0);
-    info.set_pgrp(0);
-    info.set_rdev(encode_rdev(probe.stat.st_rdev));
-    info.set_dev(encode_rdev(probe.stat.st_dev));
-    info.mutable_pty()->set_index(tty::slave_index(probe.stat.st_rdev));
-    context.set.add({image::Type::tty_info}, std::move(info));
-    return {};
-  }
-
   Result<std::uint32_t> collect_info(const FdProbe& probe, Role role, DumpContext& context) {
     // Behind /dev/tty stands another terminal: TIOCGDEV tells which (ioctl_tty(2), Linux 2.6.33).
     unsigned actual = 0;
@@ -253,8 +213,8 @@ class TtyKind : public FileKind {
     }
     info.set_sid(session.leader);
     info.set_pgrp(session.foreground);
-    info.set_rdev(encode_rdev(probe.stat.st_rdev));
-    info.set_dev(encode_rdev(probe.stat.st_dev));
+    info.set_rdev(tty::encode_rdev(probe.stat.st_rdev));
+    info.set_dev(tty::encode_rdev(probe.stat.st_dev));
     info.set_uid(probe.stat.st_uid);
     info.set_gid(probe.stat.st_gid);
     if (role != Role::current) {
@@ -271,7 +231,7 @@ class TtyKind : public FileKind {
   }
 
   static Result<void> check_orphan(const Known& known, const DumpOptions& options) {
-    const std::string key = fmt::format("tty[{:x}:{:x}]", encode_rdev(known.device), encode_rdev(known.node));
+    const std::string key = fmt::format("tty[{:x}:{:x}]", tty::encode_rdev(known.device), tty::encode_rdev(known.node));
     for (const std::string& external : options.external) {
       if (external == key) {
         return {};
@@ -344,19 +304,7 @@ class TtyKind : public FileKind {
                     "ferry cannot give it back",
                     task->pid, task->stat.tty_nr);
       }
-      const tty::Session session = tty::session_of(context, task->stat.tty_nr);
-      pb::TtyInfoEntry info;
-      info.set_id(master_id & ~1U);
-      info.set_type(pb::TTYTYPE_PTY);
-      info.set_locked(false);
-      info.set_exclusive(false);
-      info.set_packet_mode(false);
-      info.set_sid(session.leader);
-      info.set_pgrp(session.foreground);
-      info.set_rdev(encode_rdev(makedev(kFirstSlaveMajor + (master_id >> 1) / 256, (master_id >> 1) % 256)));
-      info.mutable_pty()->set_index(master_id >> 1);
-      FERRY_CHECK(tty::collect_attributes(master->ours, master->subject, info));
-      context.set.add({image::Type::tty_info}, std::move(info));
+      FERRY_CHECK(tty::add_session(master->ours, master_id >> 1, task->stat.tty_nr, master->subject, context));
     }
     return {};
   }
