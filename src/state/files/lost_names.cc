@@ -142,8 +142,12 @@ Result<void> LostNames::make(const Object& object) {
         made.path = fmt::format("{}.cr.{:x}.ghost", reg->name(), object.number);
         done = make_at(made.path);
       }
-      if (!done.has_value() && done.error().os_errno == EXDEV) {
+      if (!done.has_value() && (done.error().os_errno == EXDEV || (directory && done.error().os_errno == EPERM))) {
         // The same file by way of another mount: what it is called there cannot be had again.
+        if (first == nullptr) {
+          FERRY_TRY(UniqueFd helper, open_path(existing));
+          first = std::make_shared<UniqueFd>(std::move(helper));
+        }
         known = first;
         found_[reg->id()] = known;
         continue;
@@ -162,9 +166,9 @@ Result<void> LostNames::make(const Object& object) {
       made_at[reg->name()] = made.path;
     }
     found_[reg->id()] = known;
-    if ((reg->flags() & O_PATH) != 0) {
+    if (const auto at = made_at.find(reg->name()); (reg->flags() & O_PATH) != 0 && at != made_at.end()) {
       // O_NOFOLLOW, which a link needs, would mean the link of procfs if it were opened by its number.
-      FERRY_TRY(first_[reg->id()], sys::open(made_at.at(reg->name()), static_cast<int>(reg->flags())));
+      FERRY_TRY(first_[reg->id()], sys::open(at->second, static_cast<int>(reg->flags())));
     }
   }
   return {};
