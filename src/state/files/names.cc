@@ -104,7 +104,11 @@ Result<void> Names::describe(DumpContext& context, DumpTask& task, int ours, con
     return add_ghost(context, ours, stat, link, subject, out.id());
   }
   FERRY_TRY(const bool found, leads_to(task, link, stat));
-  if (found) {
+  // A device is its number, under whatever name it was opened: a container's standard input is often the
+  // /dev/null or the terminal of its host.  FIFOs and sockets may be the host's as well.
+  const bool any_will_do = !S_ISREG(stat.st_mode) && !S_ISDIR(stat.st_mode) &&
+                           (!said_deleted || S_ISCHR(stat.st_mode) || S_ISBLK(stat.st_mode));
+  if (found || any_will_do) {
     return {};
   }
   // "(deleted)" may as well be the end of a name that exists.
