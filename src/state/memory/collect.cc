@@ -212,7 +212,7 @@ class Collector {
       FERRY_TRY(const std::uint32_t id, memfd::add_mapping(context_, task_, m));
       vma.set_shmid(id);
       vma.set_status(kRegular | kMemfd | (m.shared ? kFileShared : kFilePrivate));
-      vma.set_fdflags(O_RDWR);
+      vma.set_fdflags(m.shared && !m.has_flag("mw") ? O_RDONLY : O_RDWR);
       return {};
     }
     if (m.has_flag("ht")) {
