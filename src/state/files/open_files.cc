@@ -124,7 +124,11 @@ Result<void> OpenFiles::install(RestoreContext& context, RestoreTask& task) {
   tracee::Batch batch;
   int controller = task.controller_pidfd;
   if (wanted.contains(static_cast<std::uint32_t>(controller))) {
-    const int spare = rows.empty() ? controller : static_cast<int>(rows.back()->fd()) + 1;
+    // The lowest number that is free: the highest of the program may be the last that its limit allows.
+    int spare = 0;
+    while (wanted.contains(static_cast<std::uint32_t>(spare))) {
+      ++spare;
+    }
     batch.must("moving the controller's pidfd", SYS_dup3, {controller, spare, 0});
     controller = spare;
   }
