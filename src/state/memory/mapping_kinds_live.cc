@@ -1,6 +1,5 @@
 // Mappings of every kind: what they hold, how they are shared, and what the kernel was told about them.
 #include <fcntl.h>
-#include <linux/mempolicy.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/ipc.h>
