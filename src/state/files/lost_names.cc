@@ -6,9 +6,12 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <set>
+#include <utility>
 
 #include "state/file_kind.h"
 #include "state/files/ghost.h"
+#include "state/nested/nested.h"
 #include "sys/file.h"
 
 namespace ferry::state::files {
@@ -30,11 +33,7 @@ std::size_t depth_of(const std::string& path) {
 
 }  // namespace
 
-Result<void> LostNames::prepare(RestoreContext& context) {
-  if (prepared_) {
-    return {};
-  }
-  prepared_ = true;
+Result<void> LostNames::index(RestoreContext& context) {
   for (const auto* remap : context.set.list<pb::RemapFilePathEntry>(Name{Type::remap_fpath, 0})) {
     const pb::FileEntry* file = context.files.entry(remap->orig_id());
     if (file == nullptr || !file->has_reg()) {
@@ -59,23 +58,35 @@ Result<void> LostNames::prepare(RestoreContext& context) {
       FERRY_TRY(object.ghost, context.set.one<pb::GhostFileEntry>({Type::ghost_file, number}));
     }
   }
-  if (objects_.empty()) {
+  return {};
+}
+
+Result<void> LostNames::prepare(RestoreContext& context) {
+  if (std::exchange(prepared_, true)) {
     return {};
   }
-  auto made_all = context.inside.run([&]() -> Result<void> {
-    auto made = make_all();
-    // Whatever happened: nothing of what was made may stay.
-    Result<void> cleared;
-    for (; !made_.empty(); made_.pop_back()) {
-      auto gone = take_away(made_.back());
-      if (!gone.has_value() && cleared.has_value()) {
-        cleared = std::move(gone);
+  FERRY_CHECK(index(context));
+  std::set<Inside*> insides;
+  for (auto& [number, object] : objects_) {
+    FERRY_TRY(object.inside, context.nested.inside_of_mount(context, object.files.front()->mnt_id()));
+    insides.insert(object.inside);
+  }
+  for (Inside* inside : insides) {
+    auto made_all = inside->run([&]() -> Result<void> {
+      auto made = make_all(inside);
+      // Whatever happened: nothing of what was made may stay.
+      Result<void> cleared;
+      for (; !made_.empty(); made_.pop_back()) {
+        auto gone = take_away(made_.back());
+        if (!gone.has_value() && cleared.has_value()) {
+          cleared = std::move(gone);
+        }
       }
-    }
-    FERRY_CHECK(std::move(made));
-    return cleared;
-  });
-  FERRY_CHECK(std::move(made_all));
+      FERRY_CHECK(std::move(made));
+      return cleared;
+    });
+    FERRY_CHECK(std::move(made_all));
+  }
   // By number, where our own procfs is.
   for (const ToFill& f : to_fill_) {
     FERRY_CHECK(ghost::fill(context.set, f.number, f.file->get(), f.name));
@@ -84,10 +95,12 @@ Result<void> LostNames::prepare(RestoreContext& context) {
   return {};
 }
 
-Result<void> LostNames::make_all() {
+Result<void> LostNames::make_all(const Inside* inside) {
   std::vector<const Object*> order;
   for (const auto& [number, object] : objects_) {
-    order.push_back(&object);
+    if (object.inside == inside) {
+      order.push_back(&object);
+    }
   }
   // A deleted directory before what was in it.
   std::stable_sort(order.begin(), order.end(), [](const Object* a, const Object* b) {
@@ -218,11 +231,13 @@ Result<UniqueFd> LostNames::open(RestoreContext& context, const pb::RegFileEntry
   if (const auto pid = dead_pids_.find(reg.id()); pid != dead_pids_.end()) {
     FERRY_TRY(const pid_t there, dead_.make(context.root().pid, static_cast<pid_t>(pid->second)));
     const std::string path = proc_file::with_pid(reg.name(), static_cast<pid_t>(pid->second), there);
-    return context.inside.get<UniqueFd>([&] { return sys::open(path, flags | O_NOCTTY); });
+    FERRY_TRY(Inside* const inside, context.nested.inside_of_mount(context, reg.mnt_id()));
+    return inside->get<UniqueFd>([&] { return sys::open(path, flags | O_NOCTTY); });
   }
   const auto found = found_.find(reg.id());
   if (found == found_.end()) {
-    return context.inside.get<UniqueFd>([&] { return sys::open(reg.name(), flags | O_NOCTTY); });
+    FERRY_TRY(Inside* const inside, context.nested.inside_of_mount(context, reg.mnt_id()));
+    return inside->get<UniqueFd>([&] { return sys::open(reg.name(), flags | O_NOCTTY); });
   }
   if (const auto first = first_.find(reg.id()); first != first_.end()) {
     UniqueFd fd = std::move(first->second);
@@ -245,15 +260,19 @@ Result<std::vector<std::uint32_t>> LostNames::of_dead_processes(RestoreContext& 
   return out;
 }
 
-Result<void> LostNames::remove_helper_links(RestoreContext& context) {
-  return context.inside.run([&]() -> Result<void> {
-    for (const auto& [number, object] : objects_) {
-      if (!object.helper.empty() && ::unlink(object.helper.c_str()) != 0 && errno != ENOENT) {
-        return sys_fail(fmt::format("unlink({})", object.helper));
-      }
+Result<void> LostNames::remove_helper_links() {
+  for (const auto& [number, object] : objects_) {
+    if (object.helper.empty()) {
+      continue;
     }
-    return {};
-  });
+    FERRY_CHECK(object.inside->run([&, &helper = object.helper]() -> Result<void> {
+      if (::unlink(helper.c_str()) != 0 && errno != ENOENT) {
+        return sys_fail(fmt::format("unlink({})", helper));
+      }
+      return {};
+    }));
+  }
+  return {};
 }
 
 }  // namespace ferry::state::files

@@ -30,7 +30,7 @@ class LostNames {
   Result<std::vector<std::uint32_t>> of_dead_processes(RestoreContext& context);
   Result<void> end_dead_processes() { return dead_.end(); }
   // The tree is restored: helper names of --link-remap go.
-  Result<void> remove_helper_links(RestoreContext& context);
+  Result<void> remove_helper_links();
 
  private:
   struct Object {
@@ -38,6 +38,7 @@ class LostNames {
     const pb::GhostFileEntry* ghost = nullptr;    // nullptr: there is a helper name
     std::string helper;                           // it
     std::vector<const pb::RegFileEntry*> files;
+    Inside* inside = nullptr;  // where its first name is; names in other mount namespaces cannot be had again
   };
   // What exists for the moment, to be taken away again in reverse order.
   struct Made {
@@ -53,7 +54,9 @@ class LostNames {
   };
 
   Result<void> prepare(RestoreContext& context);
-  Result<void> make_all();
+  Result<void> index(RestoreContext& context);
+  // Those of one mount namespace.
+  Result<void> make_all(const Inside* inside);
   Result<void> make_parents(const std::string& path);
   Result<void> make(const Object& object);
   Result<void> make_temporary(const Object& object);

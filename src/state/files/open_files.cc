@@ -199,7 +199,7 @@ Result<void> OpenFiles::complete(RestoreContext& context) {
   }
   FERRY_CHECK(locks::break_leases(context));
   FERRY_CHECK(state_->lost.end_dead_processes());
-  return state_->lost.remove_helper_links(context);
+  return state_->lost.remove_helper_links();
 }
 
 Result<UniqueFd> OpenFiles::open_path(const pb::RegFileEntry& entry, int flags) {
