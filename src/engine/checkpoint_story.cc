@@ -161,6 +161,7 @@ Result<void> CheckpointStory::prepare() {
   if (!succession_.has_parent()) {  // else most of it is left to the parent
     FERRY_CHECK(keeper_.expect(private_memory(options_.pid)));
   }
+  files_.prepare(options_.pid);
   FERRY_CHECK(host_.prepare(options_.pid, options_.cgroup_mode != state::CgroupMode::ignore, options_.cgroup_yard));
   if (options_.freeze_cgroup.empty()) {
     FERRY_TRY(options_.freeze_cgroup, state::cgroup::frozen_group(host_, options_.pid));
@@ -351,6 +352,9 @@ Result<void> CheckpointStory::save_images() {
 
 Result<void> CheckpointStory::end() {
   FERRY_TRY(const Keeper::Verdict verdict, keeper_.end());
+  if (verdict != Keeper::Verdict::run_on) {
+    files_.keep_links();
+  }
   if (options_.leave_running || options_.leave_stopped || verdict == Keeper::Verdict::run_on) {
     if (network_announced_) {
       (void)tell(Stage::network_unlock);

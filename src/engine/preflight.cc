@@ -25,8 +25,6 @@ constexpr Impossible kImpossible[] = {
     {"anon_inode:[io_uring]", "an io_uring"},
     {"anon_inode:[userfaultfd]", "a userfaultfd"},
     {"anon_inode:[perf_event]", "a performance counter"},
-    {"anon_inode:[fanotify]", "a fanotify group"},
-    {"anon_inode:bpf-map", "an eBPF map"},
     {"anon_inode:bpf-prog", "an eBPF program"},
     {"anon_inode:bpf_link", "an eBPF link"},
     {"anon_inode:kvm-vm", "a virtual machine"},

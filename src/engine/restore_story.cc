@@ -9,6 +9,7 @@
 #include <set>
 
 #include "base/log.h"
+#include "state/aio/aio.h"
 #include "state/cgroup/cgroup.h"
 #include "state/cpu/cpu.h"
 #include "state/cpu/cpuinfo.h"
@@ -213,7 +214,7 @@ Result<void> RestoreStory::dress(int images_dir) {
   }
   FERRY_CHECK(dress_tasks());
   laps_.add("attributes");
-  return {};
+  return files_.complete(context_);
 }
 
 // One batch in every process that is not a zombie.
@@ -250,6 +251,7 @@ Result<void> RestoreStory::build_memory() {
   FERRY_CHECK(side_by_side("mappings", map));
   for (auto& task : tasks_) {
     if (task->mm != nullptr) {
+      FERRY_CHECK(state::aio::restore(*task).during("restoring pid {}", task->ns_pid()));
       const state::memory::Staged* staged = staged_for(*task);
       auto fill = staged != nullptr ? state::memory::fill(*task, staged->to_write()) : state::memory::fill(*task, *pages_);
       FERRY_TRY(const std::uint64_t filled, std::move(fill).during("restoring pid {}", task->ns_pid()));

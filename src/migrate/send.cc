@@ -35,6 +35,7 @@ using container::Docker;
 using wire::Message;
 
 constexpr int kPhases = 9;
+constexpr std::uint64_t kGhostLimit = 64U << 20;  // bytes of a deleted file, which travel inside the freeze
 constexpr std::chrono::seconds kGreeting(60);
 constexpr std::chrono::minutes kWork(10);  // Docker loads an image, the disk takes a large layer
 
@@ -293,6 +294,9 @@ class Sender {
     out.orphan_pts_master = true;
     out.tcp_close = options_.tcp_close;
     out.tcp_established = keeps_addresses_ && !options_.tcp_close;
+    // What only has to be asked for because a checkpoint may lie around: here it is restored at once, or never.
+    out.file_locks = true;
+    out.ghost_limit = kGhostLimit;
     out.cgroup_mode = engine::CgroupMode::soft;
     return out;
   }

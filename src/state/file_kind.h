@@ -47,6 +47,9 @@ class FileKind {
   [[nodiscard]] virtual pb::FdType type() const = 0;
 
   // --- checkpoint
+  // Before the freeze, for every descriptor: what takes long to find out and can be checked quickly later.
+  // `proc`: /proc/PID; `link`: of the descriptor.
+  virtual void prepare(int /*proc*/, int /*fd*/, const std::string& /*link*/) {}
   [[nodiscard]] virtual bool matches(const FdProbe& probe) const = 0;
   // Fills the kind's sub-message of `out` (its type and id are set already, the sub-message's own id
   // is the kind's to set).  Called once for each description, with one of the descriptors that refer
@@ -74,6 +77,11 @@ class FileKind {
   }
   // The network is open, and the tree is about to run: what only then can be set going.
   virtual Result<void> resume(const pb::FileEntry&, int /*fd*/, RestoreContext&) { return {}; }
+  // When the task has its descriptors, once for each task and before its descriptors settle.  It still has
+  // `controller_pidfd` and so can fetch what it needs for a moment.
+  virtual Result<void> attach(RestoreTask&, RestoreContext&, tracee::Batch&) { return {}; }
+  // When all tasks have all their descriptors, and before any of them runs.
+  virtual Result<void> complete(RestoreContext&) { return {}; }
 };
 
 std::vector<std::unique_ptr<FileKind>> make_file_kinds();
@@ -82,14 +90,19 @@ std::vector<std::unique_ptr<FileKind>> make_file_kinds();
 // F_GETOWN_EX, F_GETSIG), and status flags.
 Result<void> collect_fown(const FdProbe& probe, const DumpContext& context, pb::FownEntry& out);
 Result<void> restore_fown(int fd, const pb::FownEntry& entry, const RestoreContext& context);
-// F_SETFL for what open or socket cannot be given at once (O_NONBLOCK, O_APPEND, O_ASYNC…).
+// F_SETFL for what open or socket cannot be given at once (O_NONBLOCK, O_APPEND…).  Not O_ASYNC: it is the
+// task's to set, because the kernel tells the number of the descriptor that it was set by (fcntl(2), F_SETSIG).
 Result<void> restore_status_flags(int fd, std::uint32_t flags);
+// What F_GETFL said of the description; 0 where an entry does not have it.
+std::uint32_t status_flags_of(const pb::FileEntry& entry, const OpenFiles& files);
 
 // The descriptions of a checkpoint: numbers them, finds out which descriptors share one (kcmp(2)).
 class FileTable {
  public:
   FileTable();
   ~FileTable();
+  // Before the freeze: `pid` and its descendants.
+  void prepare(HostPid pid);
   // Every descriptor of every task; fills fdinfo-N and files.
   Result<void> collect_all(DumpContext& context);
   // Tells all kinds.
@@ -99,10 +112,19 @@ class FileTable {
   // other descriptor of the file in our table; `link` its path as /proc shows it.
   Result<std::uint32_t> add_path(DumpContext& context, DumpTask& task, int ours, const std::string& link,
                                  std::uint32_t flags);
+  // Fills a REG entry (names.h).
+  Result<void> describe(DumpContext& context, DumpTask& task, int ours, const struct stat& stat, const std::string& link,
+                        const std::string& subject, pb::RegFileEntry& out);
+  // The images are complete: helper names of --link-remap stay.
+  void keep_links();
   // An id for a further entry of files.img that a kind needs (a FIFO's path).
   std::uint32_t next_id() { return ++last_id_; }
   // The id of the description behind a descriptor of a task; 0 if it is not in the tree.
   [[nodiscard]] std::uint32_t id_of(const DumpTask& task, int fd) const;
+  // Our duplicate of a collected description.
+  [[nodiscard]] int ours(std::uint32_t id) const;
+  // The collected descriptions of an inode: id and our duplicate.
+  [[nodiscard]] std::vector<std::pair<std::uint32_t, int>> of_inode(dev_t dev, ino_t ino) const;
   // A description that was found elsewhere than in a descriptor table (in flight in a socket): compares
   // with all collected and collects it if it is new.
   Result<std::uint32_t> add_description(DumpContext& context, DumpTask& task, int ours);
@@ -130,6 +152,10 @@ class OpenFiles {
   Result<void> install(RestoreContext& context, RestoreTask& task);
   // Tells the kind of every description.
   Result<void> resume(RestoreContext& context);
+  // Once all tasks have their descriptors.
+  Result<void> complete(RestoreContext& context);
+  // Opens the file of a REG entry, by its path or in whatever way it was kept.
+  Result<UniqueFd> open_path(const pb::RegFileEntry& entry, int flags);
   // Opens the file of a REG entry anew with other flags, for a mapping.
   Result<UniqueFd> reopen(std::uint32_t id, int flags);
 

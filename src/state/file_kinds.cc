@@ -1,6 +1,8 @@
 // The kinds of open files that ferry carries.  A new kind is a folder of its own and a line here.
+#include "state/bpf_map/bpf_map.h"
 #include "state/epoll/epoll.h"
 #include "state/eventfd/eventfd.h"
+#include "state/fanotify/fanotify.h"
 #include "state/fifo/fifo.h"
 #include "state/file_kind.h"
 #include "state/files/regular.h"
@@ -36,6 +38,8 @@ std::vector<std::unique_ptr<FileKind>> make_file_kinds() {
   kinds.push_back(make_ns_file_kind());
   kinds.push_back(make_pidfd_kind());
   kinds.push_back(make_inotify_kind());
+  kinds.push_back(make_fanotify_kind());
+  kinds.push_back(make_bpf_map_kind());
   kinds.push_back(make_tty_kind());
   kinds.push_back(make_regular_file_kind());  // last: takes what has a path and is none of the others
   return kinds;

@@ -60,13 +60,22 @@ Result<UnixDiag> parse_unix_diag(std::span<const std::byte> payload) {
   return out;
 }
 
-Result<UnixDiag> unix_diag(Netlink& netlink, std::uint32_t inode) {
+namespace {
+
+unix_diag_req request_for(std::uint32_t inode) {
   unix_diag_req request{};
   request.sdiag_family = AF_UNIX;
   request.udiag_states = ~0U;
   request.udiag_ino = inode;
   request.udiag_show = UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN;
   request.udiag_cookie[0] = request.udiag_cookie[1] = ~0U;  // any
+  return request;
+}
+
+}  // namespace
+
+Result<UnixDiag> unix_diag(Netlink& netlink, std::uint32_t inode) {
+  const unix_diag_req request = request_for(inode);
   std::optional<UnixDiag> out;
   FERRY_CHECK(netlink.request(SOCK_DIAG_BY_FAMILY, 0, std::as_bytes(std::span(&request, 1)),
                               fmt::format("Unix socket {}", inode),
@@ -101,6 +110,18 @@ Result<std::vector<InetDiag>> inet_diag(Netlink& netlink, std::uint8_t family, s
                                 std::copy_n(message->id.idiag_src, 4, one.local.begin());
                                 std::copy_n(message->id.idiag_dst, 4, one.remote.begin());
                                 out.push_back(one);
+                                return {};
+                              }));
+  return out;
+}
+
+Result<std::map<std::uint32_t, UnixDiag>> all_unix_diags(Netlink& netlink) {
+  const unix_diag_req request = request_for(0);
+  std::map<std::uint32_t, UnixDiag> out;
+  FERRY_CHECK(netlink.request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, std::as_bytes(std::span(&request, 1)), "Unix sockets",
+                              [&](std::span<const std::byte> payload) -> Result<void> {
+                                FERRY_TRY(UnixDiag one, parse_unix_diag(payload));
+                                out[one.inode] = std::move(one);
                                 return {};
                               }));
   return out;

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string_view>
 #include <vector>
@@ -24,6 +25,9 @@ struct UnixDiag {
 Result<UnixDiag> parse_unix_diag(std::span<const std::byte> payload);
 // `netlink`: NETLINK_SOCK_DIAG of the socket's network namespace.
 Result<UnixDiag> unix_diag(Netlink& netlink, std::uint32_t inode);
+// All of the namespace by their inodes, in one walk; a single question walks over all of them as well
+// (unix_diag_get_exact in net/unix/diag.c).
+Result<std::map<std::uint32_t, UnixDiag>> all_unix_diags(Netlink& netlink);
 
 // An Internet socket.
 struct InetDiag {

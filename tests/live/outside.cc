@@ -55,6 +55,10 @@ std::vector<std::string> lines_of(const std::string& text) {
 class Renamer {
  public:
   std::string operator()(const std::string& text) {
+    // open(2), O_TMPFILE: an unnamed file is called by its inode number.
+    if (const std::size_t hash = text.rfind("/#"); hash != std::string::npos && text.find(" (deleted)", hash) != std::string::npos) {
+      return text.substr(0, hash) + "/#unnamed (deleted)";
+    }
     const std::size_t open = text.find(":[");
     if (open == std::string::npos || text.back() != ']') {
       return text;

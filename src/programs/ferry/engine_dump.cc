@@ -68,6 +68,8 @@ Result<void> dump_with_engine(const container::DumpRequest& request) {
   options.empty_net_namespace = true;
   options.orphan_pts_master = true;
   options.tcp_close = true;
+  options.file_locks = true;
+  options.ghost_limit = 64U << 20;
   options.cgroup_mode = engine::CgroupMode::soft;
   WhileFrozen listener(request.while_frozen);
   FERRY_CHECK(engine::checkpoint(options, listener));

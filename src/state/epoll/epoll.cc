@@ -1,10 +1,19 @@
 #include "state/epoll/epoll.h"
 
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
 #include <sys/epoll.h>
-#include <sys/syscall.h>
+#include <sys/socket.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <map>
+#include <thread>
+#include <unordered_map>
 
+#include "sys/file.h"
 #include "sys/kcmp.h"
 
 namespace ferry::state {
@@ -21,18 +30,19 @@ class EpollKind : public FileKind {
     entry.set_id(out.id());
     entry.set_flags(probe.status_flags());
     FERRY_TRY(std::vector<EpollWatch> watches, parse_epoll(probe.info).during("{}", probe.subject()));
-    lists_.push_back({out.id(), probe.task.pid, probe.fd, probe.subject(), std::move(watches)});
+    const std::uint32_t id = out.id();
+    lists_[id] = {&probe.task, probe.fd, probe.ours, probe.subject(), std::move(watches)};
     return collect_fown(probe, context, *entry.mutable_fown());
   }
 
   // Now all descriptions have their numbers, and fdinfo images say who has which.
   Result<void> finish(DumpContext& context) override {
+    const Tables tables(context.set);
     for (const image::Entry& e : context.set.entries({image::Type::files})) {
       auto& file = static_cast<pb::FileEntry&>(*e.message);
-      for (const List& list : lists_) {
-        if (file.type() == pb::FD_EVENTPOLL && file.id() == list.id) {
-          FERRY_CHECK(resolve(list, context, *file.mutable_epfd()));
-        }
+      const auto list = file.type() == pb::FD_EVENTPOLL ? lists_.find(file.id()) : lists_.end();
+      if (list != lists_.end()) {
+        FERRY_CHECK(resolve(list->second, file.id(), tables, context, *file.mutable_epfd()));
       }
     }
     return {};
@@ -48,58 +58,85 @@ class EpollKind : public FileKind {
   }
 
   Result<void> connect(const pb::FileEntry& file, int fd, RestoreContext& context) override {
+    opened_.push_back(&file);
     return restore_fown(fd, file.epfd().fown(), context);
   }
 
-  Result<void> settle(const pb::FileEntry& file, const pb::FdinfoEntry& descriptor, RestoreTask& task,
-                      RestoreContext& context, tracee::Batch& batch) override {
-    const pb::EventpollFileEntry& entry = file.epfd();
-    std::vector<bool>& done = done_[entry.id()];
-    done.resize(static_cast<std::size_t>(entry.tfd_size()), false);
-    const auto numbers = context.set.list<pb::FdinfoEntry>({image::Type::fdinfo, task.ids->files_id()});
-    for (int i = 0; i < entry.tfd_size(); ++i) {
-      const pb::EventpollTfdEntry& watch = entry.tfd(i);
-      if (done[static_cast<std::size_t>(i)] || !has(numbers, watch)) {
-        continue;
-      }
-      done[static_cast<std::size_t>(i)] = true;
-      epoll_event event{};
-      event.events = watch.events();
-      event.data.u64 = watch.data();
-      batch.must("adding a watch to an epoll descriptor", SYS_epoll_ctl,
-                 {descriptor.fd(), EPOLL_CTL_ADD, watch.tfd(), batch.object(event)});
+  // A watch remembers the number that its file had when it was added, whatever that number is now, so it is
+  // added in a table of descriptors where numbers can be given freely: that of a thread of its own.
+  Result<void> complete(RestoreContext& context) override {
+    if (opened_.empty()) {
+      return {};
     }
-    return {};
+    const Tables tables(context.set);
+    Result<void> outcome;
+    std::thread([&] {
+      if (::unshare(CLONE_FILES) != 0) {
+        outcome = sys_fail("unshare(CLONE_FILES)");
+        return;
+      }
+      for (const pb::FileEntry* file : opened_) {
+        outcome = add_watches(*file, tables, context).during("epoll descriptor {}", file->id());
+        if (!outcome.has_value()) {
+          return;
+        }
+      }
+    }).join();
+    opened_.clear();
+    return outcome;
   }
 
  private:
   struct List {
-    std::uint32_t id;
-    HostPid pid;  // of the task that it was met in
-    int fd;       // and its number there
+    DumpTask* task;  // that it was met in
+    int fd;          // its number there, -1 if it was met in flight
+    int ours;
     std::string subject;
     std::vector<EpollWatch> watches;
   };
 
-  // Does the task have the watched file under the watched number?  Images of CRIU do not say which
-  // file it was (id 0), only its number.
-  static bool has(const std::vector<const pb::FdinfoEntry*>& numbers, const pb::EventpollTfdEntry& watch) {
-    for (const pb::FdinfoEntry* n : numbers) {
-      if (n->fd() == watch.tfd()) {
-        return watch.id() == 0 || n->id() == watch.id();
+  // Which file each descriptor of each table is, and who has a file.
+  class Tables {
+   public:
+    explicit Tables(const image::Set& set) {
+      for (const image::Name& name : set.names(image::Type::fdinfo)) {
+        for (const auto* row : set.list<pb::FdinfoEntry>(name)) {
+          ids_[name.id][row->fd()] = row->id();
+          if (row->type() == pb::FD_EVENTPOLL) {
+            holders_[row->id()].push_back(name.id);
+          }
+        }
       }
     }
-    return false;
-  }
+    // The file that is `number` in a table that has epoll descriptor `epoll` too; 0: none.
+    template <class Accept>
+    [[nodiscard]] std::uint32_t find(std::uint32_t epoll, std::uint32_t number, Accept accept) const {
+      const auto holders = holders_.find(epoll);
+      for (const std::uint64_t table : holders == holders_.end() ? std::vector<std::uint64_t>() : holders->second) {
+        const auto row = ids_.at(table).find(number);
+        if (row != ids_.at(table).end() && accept(row->second)) {
+          return row->second;
+        }
+      }
+      return 0;
+    }
 
-  static Result<void> resolve(const List& list, DumpContext& context, pb::EventpollFileEntry& entry) {
+   private:
+    std::map<std::uint64_t, std::unordered_map<std::uint32_t, std::uint32_t>> ids_;
+    std::map<std::uint32_t, std::vector<std::uint64_t>> holders_;
+  };
+
+  static Result<void> resolve(const List& list, std::uint32_t id, const Tables& tables, DumpContext& context,
+                              pb::EventpollFileEntry& entry) {
     std::map<int, std::uint32_t> position;  // of the next watch with the same number
+    pollfd self{list.ours, POLLIN, 0};
+    const bool quiet = ::poll(&self, 1, 0) == 0;
     for (const EpollWatch& watch : list.watches) {
-      FERRY_TRY(const std::uint32_t target, find(list, watch, position[watch.fd]++, context));
+      FERRY_TRY(const std::uint32_t target, find(list, id, watch, position[watch.fd]++, tables, context));
       if (target == 0) {
         return fail(Kind::unsupported,
-                    "{} watches a file that was its descriptor {} and is open elsewhere now (inode {}, device {:#x}); "
-                    "the program closed the descriptor without removing the watch",
+                    "{} watches a file that was its descriptor {} and is not open in the tree now (inode {}, device "
+                    "{:#x})",
                     list.subject, watch.fd, watch.inode, watch.dev);
       }
       pb::EventpollTfdEntry& out = *entry.add_tfd();
@@ -110,38 +147,135 @@ class EpollKind : public FileKind {
       out.set_dev(watch.dev);
       out.set_inode(watch.inode);
       out.set_pos(watch.pos);
+      if (quiet && was_told(watch, context.files.ours(target))) {
+        out.set_ferry_told(true);
+      }
     }
     return {};
   }
 
-  // The id of the watched description, if a task that has this epoll descriptor too has it under its
-  // number; 0 if none has.
-  static Result<std::uint32_t> find(const List& list, const EpollWatch& watch, std::uint32_t position,
-                                    DumpContext& context) {
-    for (const auto& task : context.tasks) {
-      if (task->zombie || task->ids == nullptr) {
-        continue;
+  // Nothing waits to be fetched, and yet the file is ready: it was told of that, once.
+  static bool was_told(const EpollWatch& watch, int target) {
+    if ((watch.events & (EPOLLET | EPOLLONESHOT)) == 0) {
+      return false;
+    }
+    // A new edge in the moments until the program runs must not be taken for the old one, so only of files that
+    // nothing but the tree makes ready; an edge too much is harmless where one too few is not.
+    struct stat st {};
+    if (::fstat(target, &st) != 0 || !(S_ISFIFO(st.st_mode) || is_unix(target) || is_eventfd(target))) {
+      return false;
+    }
+    // The low bits of EPOLL* are those of POLL* (poll.h of the kernel).
+    pollfd p{target, static_cast<short>(watch.events & 0x7fff), 0};
+    return ::poll(&p, 1, 0) == 1;
+  }
+  static bool is_unix(int fd) {
+    int domain = 0;
+    socklen_t size = sizeof domain;
+    return ::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX;
+  }
+  static bool is_eventfd(int fd) {
+    const auto link = sys::read_link(fmt::format("/proc/self/fd/{}", fd));
+    return link.has_value() && *link == "anon_inode:[eventfd]";
+  }
+
+  // The id of the watched description: as a rule it still has its number, or it was duplicated elsewhere.
+  static Result<std::uint32_t> find(const List& list, std::uint32_t id, const EpollWatch& watch, std::uint32_t position,
+                                    const Tables& tables, const DumpContext& context) {
+    const HostPid self(::getpid());
+    const bool has_number = list.fd >= 0;
+    const HostPid owner = has_number ? list.task->pid : self;
+    const int epoll = has_number ? list.fd : list.ours;
+    Result<void> failure;
+    const auto is_it = [&](int ours) {
+      auto same = sys::is_watched_file(self, ours, owner, epoll, watch.fd, position).during("{}", list.subject);
+      if (!same.has_value()) {
+        failure = tl::unexpected(std::move(same).error());
+        return false;
       }
-      bool holder = false;
-      std::uint32_t candidate = 0;
-      for (const auto* n : context.set.list<pb::FdinfoEntry>({image::Type::fdinfo, task->ids->files_id()})) {
-        holder |= n->id() == list.id;
-        candidate = n->fd() == static_cast<std::uint32_t>(watch.fd) ? n->id() : candidate;
-      }
-      if (!holder || candidate == 0) {
-        continue;
-      }
-      FERRY_TRY(const bool same, sys::is_watched_file(task->pid, watch.fd, list.pid, list.fd, watch.fd, position)
-                                     .during("{}", list.subject));
-      if (same) {
+      return *same;
+    };
+    const std::uint32_t in_place = tables.find(id, static_cast<std::uint32_t>(watch.fd), [&](std::uint32_t candidate) {
+      return context.files.ours(candidate) >= 0 && is_it(context.files.ours(candidate));
+    });
+    FERRY_CHECK(std::move(failure));
+    if (in_place != 0) {
+      return in_place;
+    }
+    const dev_t device = makedev(watch.dev >> 20, watch.dev & 0xfffff);
+    for (const auto& [candidate, ours] : context.files.of_inode(device, watch.inode)) {
+      if (is_it(ours)) {
         return candidate;
       }
+      FERRY_CHECK(std::move(failure));
     }
     return 0U;
   }
 
-  std::vector<List> lists_;                               // checkpoint
-  std::map<std::uint32_t, std::vector<bool>> done_;       // restore: watches that some task has made
+  static Result<void> add_watches(const pb::FileEntry& file, const Tables& tables, RestoreContext& context) {
+    const pb::EventpollFileEntry& entry = file.epfd();
+    // First what was told before, which is told once more now, to us.
+    for (const bool told : {true, false}) {
+      int count = 0;
+      for (const pb::EventpollTfdEntry& watch : entry.tfd()) {
+        if (watch.ferry_told() == told) {
+          FERRY_CHECK(add(file, watch, tables, context));
+          ++count;
+        }
+      }
+      if (told && count > 0) {
+        FERRY_TRY(const int epoll, context.files.get(file.id()));
+        std::vector<epoll_event> room(static_cast<std::size_t>(count));
+        if (::epoll_wait(epoll, room.data(), count, 0) < 0) {
+          return sys_fail("epoll_wait");
+        }
+      }
+    }
+    return {};
+  }
+
+  static Result<void> add(const pb::FileEntry& file, const pb::EventpollTfdEntry& watch, const Tables& tables,
+                          RestoreContext& context) {
+    // Images of CRIU do not say which file it was (id 0), only its number.
+    const std::uint32_t id =
+        watch.id() != 0 ? watch.id() : tables.find(file.id(), watch.tfd(), [](std::uint32_t) { return true; });
+    if (id == 0 || watch.tfd() > 0x7fffffff) {
+      return fail(Kind::corrupt, "no process that has it has a descriptor {}, which it watches", watch.tfd());
+    }
+    FERRY_TRY(const int target, context.files.get(id));
+    FERRY_TRY(const int epoll, context.files.get(file.id()));
+    const int number = static_cast<int>(watch.tfd());
+    // All numbers of ours are copies here.  What is in the way is put aside: it may be a target of the next.
+    UniqueFd aside;
+    if (number != target) {
+      aside.reset(::fcntl(number, F_DUPFD_CLOEXEC, number + 1));
+      if (::dup3(target, number, O_CLOEXEC) < 0) {
+        return sys_fail(fmt::format("dup3({}, {})", target, number));
+      }
+    }
+    epoll_event event{};
+    event.events = watch.events();
+    event.data.u64 = watch.data();
+    const int through = number == epoll && aside ? aside.get() : epoll;
+    const int added = ::epoll_ctl(through, EPOLL_CTL_ADD, number, &event);
+    const int error = errno;
+    if (number != target) {
+      if (aside) {
+        if (::dup3(aside.get(), number, O_CLOEXEC) < 0) {
+          return sys_fail(fmt::format("dup3({}, {})", aside.get(), number));
+        }
+      } else {
+        ::close(number);
+      }
+    }
+    if (added != 0) {
+      return sys_fail(error, fmt::format("epoll_ctl(descriptor {})", watch.tfd()));
+    }
+    return {};
+  }
+
+  std::map<std::uint32_t, List> lists_;         // checkpoint, by id
+  std::vector<const pb::FileEntry*> opened_;  // restore
 };
 
 // "5 events: 19 data: 5  pos:0 ino:61af sdev:7" (Documentation/filesystems/proc.rst, "Eventpoll files").

@@ -28,17 +28,5 @@ LIVE_TEST(Epoll, KeepsWatchesAndTheirData) {
   EXPECT_EQ(::epoll_ctl(list, EPOLL_CTL_DEL, quiet, nullptr), 0);
 }
 
-LIVE_TEST_WITH(Epoll, RefusesAWatchOfAClosedNumber, {.refused = "watches a file that was its descriptor"}) {
-  const int list = ::epoll_create1(0);
-  const int first = ::eventfd(0, 0);
-  const int second = ::dup(first);
-  epoll_event event{};
-  event.events = EPOLLIN;
-  ASSERT_EQ(::epoll_ctl(list, EPOLL_CTL_ADD, first, &event), 0);
-  ::close(first);
-  checkpoint_here();
-  EXPECT_GE(second, 0);
-}
-
 }  // namespace
 }  // namespace ferry::live

@@ -23,18 +23,19 @@ class FifoKind : public FileKind {
   }
 
   Result<void> collect(const FdProbe& probe, DumpContext& context, pb::FileEntry& out) override {
-    if (probe.stat.st_nlink == 0) {
-      return fail(Kind::unsupported, "{}: a FIFO that has no name any more cannot be carried over", probe.subject());
-    }
     pb::FifoEntry& entry = *out.mutable_fifo();
     entry.set_id(out.id());
     entry.set_pipe_id(static_cast<std::uint32_t>(probe.stat.st_ino));
     FERRY_TRY(const std::uint32_t path,
               context.files.add_path(context, probe.task, probe.ours, probe.link, probe.status_flags()));
     entry.set_regf_id(path);
-    if ((probe.status_flags() & O_ACCMODE) != O_WRONLY && seen_.insert(entry.pipe_id()).second) {
-      FERRY_TRY(const PipeContent content, peek_pipe(probe.ours, probe.subject()));
-      add_pipe_content(context.set, image::Type::fifo_data, entry.pipe_id(), content);
+    if (!seen_.contains(entry.pipe_id())) {
+      FERRY_TRY(const UniqueFd reader, readable(probe));
+      if (reader) {
+        seen_.insert(entry.pipe_id());
+        FERRY_TRY(const PipeContent content, peek_pipe(reader.get(), probe.subject()));
+        add_pipe_content(context.set, image::Type::fifo_data, entry.pipe_id(), content);
+      }
     }
     return {};
   }
@@ -43,7 +44,7 @@ class FifoKind : public FileKind {
     const pb::FifoEntry& entry = file.fifo();
     FERRY_TRY(const pb::RegFileEntry* path, path_of(entry, context));
     const auto open_path = [&](int flags) {
-      return context.inside.get<UniqueFd>([&] { return sys::open(path->name(), flags); });
+      return context.files.open_path(*path, flags);
     };
     // With a descriptor for both directions in our hands no open of one direction waits (fifo(7)).
     if (!keepers_.contains(entry.pipe_id())) {
@@ -55,8 +56,8 @@ class FifoKind : public FileKind {
       }
       // Bytes that are in it now were kept by a process outside of the tree: they are the same ones.
       if (held == 0) {
-        FERRY_CHECK(fill_pipe(keeper.get(), context.set, image::Type::fifo_data, entry.pipe_id(), false)
-                        .during("filling {}", path->name()));
+        auto contents = index_pipe_contents(context.set, image::Type::fifo_data);
+        FERRY_CHECK(fill_pipe(keeper.get(), contents[entry.pipe_id()], path->name(), false));
       }
       keepers_.emplace(entry.pipe_id(), std::move(keeper));
     }
@@ -78,6 +79,20 @@ class FifoKind : public FileKind {
   }
 
  private:
+  // A descriptor to look at its bytes with; none if they will be seen by another descriptor, or if there are none.
+  static Result<UniqueFd> readable(const FdProbe& probe) {
+    if ((probe.status_flags() & O_ACCMODE) != O_WRONLY) {
+      return sys::duplicate(probe.ours);
+    }
+    // Bytes outlive the last reader as long as there is a writer (fifo(7)); who opens it next reads them.
+    int held = 0;
+    if (::ioctl(probe.ours, FIONREAD, &held) != 0) {
+      return sys_fail(fmt::format("ioctl({}, FIONREAD)", probe.subject()));
+    }
+    return held == 0 ? Result<UniqueFd>(UniqueFd())
+                     : sys::open(fmt::format("/proc/self/fd/{}", probe.ours), O_RDONLY | O_NONBLOCK);
+  }
+
   static Result<const pb::RegFileEntry*> path_of(const pb::FifoEntry& entry, RestoreContext& context) {
     const pb::FileEntry* path = context.files.entry(entry.regf_id());
     if (path == nullptr || !path->has_reg()) {

@@ -5,10 +5,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <limits>
+#include <set>
 #include <tuple>
 
 #include "state/file_kind.h"
-#include "state/files/regular.h"
+#include "state/files/names.h"
 #include "state/locks/locks.h"
 #include "state/nsids/nsids.h"
 #include "sys/file.h"
@@ -29,9 +31,11 @@ struct Likeness {
   auto operator<=>(const Likeness&) const = default;
 };
 
-bool same_description(int a, int b) {
+// kcmp(2) orders descriptions as well, so that one among thousands that look alike (eventfds) is found by
+// halving.
+bool is_before(int a, int b) {
   const auto self = ::getpid();
-  return ::syscall(SYS_kcmp, self, self, KCMP_FILE, a, b) == 0;
+  return ::syscall(SYS_kcmp, self, self, KCMP_FILE, a, b) == 1;
 }
 
 }  // namespace
@@ -42,15 +46,30 @@ struct FileTable::State {
     pb::FdType type;
     UniqueFd ours;
   };
+  struct ByDescription {
+    using is_transparent = void;
+    bool operator()(const Known& a, const Known& b) const { return is_before(a.ours.get(), b.ours.get()); }
+    bool operator()(const Known& a, int b) const { return is_before(a.ours.get(), b); }
+    bool operator()(int a, const Known& b) const { return is_before(a, b.ours.get()); }
+  };
   std::vector<std::unique_ptr<FileKind>> kinds = make_file_kinds();
-  std::map<Likeness, std::vector<Known>> known;
+  std::map<Likeness, std::set<Known, ByDescription>> known;
   std::map<std::pair<HostPid, int>, std::uint32_t> ids;
+  std::map<std::uint32_t, int> ours;  // by id, owned by `known`
   // Mapped and otherwise used files by inode and mount: one entry each.
   std::map<std::tuple<dev_t, ino_t, std::string, std::uint32_t>, std::uint32_t> paths;
+  files::Names names;
 };
 
 FileTable::FileTable() : state_(std::make_unique<State>()) {}
 FileTable::~FileTable() = default;
+
+Result<void> FileTable::describe(DumpContext& context, DumpTask& task, int ours, const struct stat& stat,
+                                 const std::string& link, const std::string& subject, pb::RegFileEntry& out) {
+  return state_->names.describe(context, task, ours, stat, link, subject, out);
+}
+
+void FileTable::keep_links() { state_->names.keep_links(); }
 
 namespace {
 
@@ -69,6 +88,27 @@ Result<FdProbe> probe_fd(DumpTask& task, int fd, UniqueFd& holder) {
 
 }  // namespace
 
+void FileTable::prepare(HostPid pid) {
+  std::vector<HostPid> todo{pid};
+  for (std::size_t i = 0; i < todo.size(); ++i) {
+    const auto proc = sys::open_proc(todo[i]);
+    const auto numbers = proc.has_value() ? sys::numeric_entries(proc->get(), "fd") : Result<std::vector<int>>();
+    for (const int fd : numbers.has_value() ? *numbers : std::vector<int>()) {
+      const auto link = sys::read_link_at(proc->get(), fmt::format("fd/{}", fd));
+      for (const auto& kind : state_->kinds) {
+        if (link.has_value()) {
+          kind->prepare(proc->get(), fd, *link);
+        }
+      }
+    }
+    const auto text = sys::read_file(fmt::format("/proc/{}/task/{}/children", todo[i], todo[i]));
+    const auto children = text.has_value() ? sys::parse_children(*text) : Result<std::vector<HostPid>>();
+    if (children.has_value()) {
+      todo.insert(todo.end(), children->begin(), children->end());
+    }
+  }
+}
+
 Result<void> FileTable::collect_all(DumpContext& context) {
   for (auto& task : context.tasks) {
     if (task->zombie || (task->parent != nullptr && task->parent->ids->files_id() == task->ids->files_id())) {
@@ -85,9 +125,7 @@ Result<void> FileTable::collect_all(DumpContext& context) {
       const Likeness likeness{probe.stat.st_dev, probe.stat.st_ino, probe.status_flags(), probe.info.pos,
                               probe.info.mnt_id};
       auto& alike = state_->known[likeness];
-      const auto same = std::find_if(alike.begin(), alike.end(), [&](const State::Known& k) {
-        return same_description(k.ours.get(), holder.get());
-      });
+      const auto same = alike.find(holder.get());
       std::uint32_t id = 0;
       pb::FdType type = pb::FD_UND;
       if (same != alike.end()) {
@@ -106,7 +144,8 @@ Result<void> FileTable::collect_all(DumpContext& context) {
         entry.set_id(id);
         FERRY_CHECK((*kind)->collect(probe, context, entry).during("saving pid {} fd {}", task->pid, fd));
         context.set.add(Name{Type::files, 0}, std::move(entry));
-        alike.push_back({id, type, std::move(holder)});
+        state_->ours[id] = holder.get();
+        alike.insert({id, type, std::move(holder)});
       }
       state_->ids[{task->pid, fd}] = id;
       pb::FdinfoEntry row;
@@ -161,10 +200,29 @@ Result<std::uint32_t> FileTable::add_path(DumpContext& context, DumpTask& task, 
   FERRY_TRY(const auto info_text, sys::read_file(fmt::format("/proc/self/fdinfo/{}", ours)));
   FERRY_TRY(const auto info, sys::parse_fdinfo(info_text));
   reg.set_mnt_id(info.mnt_id);
-  FERRY_CHECK(regular::describe(context, task, ours, st, link, fmt::format("pid {}, {}", task.pid, link), reg));
+  FERRY_CHECK(describe(context, task, ours, st, link, fmt::format("pid {}, {}", task.pid, link), reg));
   id = entry.id();
   context.set.add(Name{Type::files, 0}, std::move(entry));
   return id;
+}
+
+int FileTable::ours(std::uint32_t id) const {
+  const auto found = state_->ours.find(id);
+  return found == state_->ours.end() ? -1 : found->second;
+}
+
+std::vector<std::pair<std::uint32_t, int>> FileTable::of_inode(dev_t dev, ino_t ino) const {
+  std::vector<std::pair<std::uint32_t, int>> out;
+  const Likeness first{dev, ino, 0, 0, std::numeric_limits<int>::min()};
+  for (auto at = state_->known.lower_bound(first); at != state_->known.end(); ++at) {
+    if (at->first.dev != dev || at->first.ino != ino) {
+      break;
+    }
+    for (const State::Known& known : at->second) {
+      out.emplace_back(known.id, known.ours.get());
+    }
+  }
+  return out;
 }
 
 std::uint32_t FileTable::id_of(const DumpTask& task, int fd) const {
@@ -177,16 +235,15 @@ std::uint32_t FileTable::id_of(const DumpTask& task, int fd) const {
 }
 
 Result<std::uint32_t> FileTable::add_description(DumpContext& context, DumpTask& task, int ours) {
-  for (const auto& [likeness, list] : state_->known) {
-    for (const auto& k : list) {
-      if (same_description(k.ours.get(), ours)) {
-        return k.id;
-      }
-    }
-  }
   FERRY_TRY(const auto st, sys::stat_fd(ours, "a descriptor in flight"));
   FERRY_TRY(const auto text, sys::read_file(fmt::format("/proc/self/fdinfo/{}", ours)));
   FERRY_TRY(auto info, sys::parse_fdinfo(text));
+  const Likeness likeness{st.st_dev, st.st_ino, info.flags & ~static_cast<std::uint32_t>(O_CLOEXEC), info.pos, info.mnt_id};
+  if (const auto alike = state_->known.find(likeness); alike != state_->known.end()) {
+    if (const auto same = alike->second.find(ours); same != alike->second.end()) {
+      return same->id;
+    }
+  }
   FERRY_TRY(auto link, sys::read_link(fmt::format("/proc/self/fd/{}", ours)));
   FERRY_TRY(UniqueFd holder, sys::duplicate(ours));
   const FdProbe probe{task, -1, holder.get(), st, std::move(info), std::move(link)};
@@ -202,8 +259,8 @@ Result<std::uint32_t> FileTable::add_description(DumpContext& context, DumpTask&
   const std::uint32_t id = entry.id();
   const pb::FdType type = entry.type();
   context.set.add(Name{Type::files, 0}, std::move(entry));
-  state_->known[{st.st_dev, st.st_ino, probe.status_flags(), probe.info.pos, probe.info.mnt_id}].push_back(
-      {id, type, std::move(holder)});
+  state_->ours[id] = holder.get();
+  state_->known[likeness].insert({id, type, std::move(holder)});
   return id;
 }
 

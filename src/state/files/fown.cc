@@ -1,7 +1,12 @@
 // Owner, signal and status flags of a description: fcntl(2).
 #include <fcntl.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cerrno>
+#include <functional>
+#include <thread>
 
 #include "state/file_kind.h"
 #include "sys/file.h"
@@ -10,6 +15,25 @@ namespace ferry::state {
 namespace {
 
 constexpr int kGetOwnerUids = 17;  // F_GETOWNER_UIDS, in the kernel's uapi but not in the C library's header
+
+// fcntl(2), F_SETOWN: the kernel remembers who asked, and checks by that whether a signal may be sent.
+Result<void> as_user(std::uint32_t uid, std::uint32_t euid, const std::function<Result<void>()>& work) {
+  if (uid == ::getuid() && euid == ::geteuid()) {
+    return work();
+  }
+  Result<void> out;
+  const int dumpable = ::prctl(PR_GET_DUMPABLE);
+  // The system call itself: the C library's would change all threads (nptl(7)).
+  std::thread([&] {
+    if (::syscall(SYS_setresuid, uid, euid, -1) != 0) {
+      out = sys_fail(fmt::format("setresuid({}, {})", uid, euid));
+      return;
+    }
+    out = work();
+  }).join();
+  ::prctl(PR_SET_DUMPABLE, dumpable);  // prctl(2): a change of user takes it away from the whole process
+  return out;
+}
 
 }  // namespace
 
@@ -67,13 +91,18 @@ Result<void> restore_fown(int fd, const pb::FownEntry& entry, const RestoreConte
     return {};
   }
   const NsPid wanted(static_cast<pid_t>(entry.pid()));
+  const bool group = entry.pid_type() == F_OWNER_PGRP;
   pid_t ours = 0;
   for (const auto& task : context.tasks) {
-    if (task->ns_pid() == wanted) {
+    if (group && static_cast<pid_t>(task->entry->pgid()) == wanted.value) {
+      ours = ::getpgid(task->pid.value);  // its leader may be dead
+      break;
+    }
+    if (!group && task->ns_pid() == wanted) {
       ours = task->pid.value;
     }
     for (const RestoreThread& thread : task->threads) {
-      if (thread.ns_tid == wanted && thread.tid.value != 0) {
+      if (!group && thread.ns_tid == wanted && thread.tid.value != 0) {
         ours = thread.tid.value;
       }
     }
@@ -82,14 +111,43 @@ Result<void> restore_fown(int fd, const pb::FownEntry& entry, const RestoreConte
     return fail(Kind::corrupt, "an open file sends its signals to pid {}, which is not in the set", entry.pid());
   }
   const f_owner_ex owner{static_cast<__pid_type>(entry.pid_type()), ours};
-  if (::fcntl(fd, F_SETOWN_EX, &owner) != 0) {
-    return sys_fail(fmt::format("fcntl(F_SETOWN_EX, {})", ours));
+  return as_user(entry.uid(), entry.euid(), [&]() -> Result<void> {
+    if (::fcntl(fd, F_SETOWN_EX, &owner) != 0) {
+      return sys_fail(fmt::format("fcntl(F_SETOWN_EX, {})", ours));
+    }
+    return {};
+  });
+}
+
+std::uint32_t status_flags_of(const pb::FileEntry& entry, const OpenFiles& files) {
+  switch (entry.type()) {
+    case pb::FD_REG:
+      return entry.reg().flags();
+    case pb::FD_PIPE:
+      return entry.pipe().flags() | (entry.pipe().ferry_packet_mode() ? O_DIRECT : 0U);
+    case pb::FD_FIFO: {
+      const pb::FileEntry* path = files.entry(entry.fifo().regf_id());
+      return path == nullptr ? 0 : path->reg().flags();
+    }
+    case pb::FD_INETSK:
+      return entry.isk().flags();
+    case pb::FD_UNIXSK:
+      return entry.usk().flags();
+    case pb::FD_NETLINKSK:
+      return entry.nlsk().flags();
+    case pb::FD_PACKETSK:
+      return entry.psk().flags();
+    case pb::FD_TTY:
+      return entry.tty().flags();
+    case pb::FD_INOTIFY:
+      return entry.ify().flags();
+    default:
+      return 0;  // has no asynchronous I/O
   }
-  return {};
 }
 
 Result<void> restore_status_flags(int fd, std::uint32_t flags) {
-  constexpr std::uint32_t settable = O_APPEND | O_ASYNC | O_DIRECT | O_NOATIME | O_NONBLOCK;
+  constexpr std::uint32_t settable = O_APPEND | O_DIRECT | O_NOATIME | O_NONBLOCK;
   const int now = ::fcntl(fd, F_GETFL);
   if (now < 0) {
     return sys_fail(fmt::format("fcntl({}, F_GETFL)", fd));

@@ -1,12 +1,15 @@
 #include "state/files/ghost.h"
 
 #include <fcntl.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
+#include <climits>
 
-#include "image/proto/remap.pb.h"
 #include "sys/file.h"
 
 namespace ferry::state::ghost {
@@ -18,6 +21,10 @@ using image::Type;
 constexpr std::uint64_t kChunkedFrom = 12288;  // bytes; smaller files are kept whole, as CRIU does
 
 std::uint32_t kernel_device(dev_t device) { return static_cast<std::uint32_t>(major(device) << 20 | minor(device)); }
+dev_t user_device(std::uint32_t device) { return makedev(device >> 20, device & 0xfffff); }
+
+// A path to the file behind a descriptor of ours, whatever names it has.
+std::string by_number(int fd) { return fmt::format("/proc/self/fd/{}", fd); }
 
 Result<void> add_chunks(image::Set& set, Name name, int fd, std::uint64_t size, const std::string& subject) {
   off_t at = 0;
@@ -44,176 +51,128 @@ Result<void> add_chunks(image::Set& set, Name name, int fd, std::uint64_t size, 
   }
 }
 
-}  // namespace
-
-Result<void> collect(DumpContext& context, int ours, const struct stat& stat, std::uint32_t id,
-                     const std::string& subject) {
-  if (!S_ISREG(stat.st_mode) && !S_ISDIR(stat.st_mode)) {
-    return fail(Kind::unsupported, "{}: a deleted file of this type (mode {:o}) cannot be carried over", subject,
-                stat.st_mode);
-  }
+Result<void> save_content(DumpContext& context, int ours, const struct stat& stat, Name name, pb::GhostFileEntry entry,
+                          const std::string& subject) {
   const std::uint64_t allocated = static_cast<std::uint64_t>(stat.st_blocks) * 512;
   if (allocated > context.options.ghost_limit) {
     return fail(Kind::unsupported, "{}: the file is deleted and holds {} bytes, more than --ghost-limit {}", subject,
                 allocated, context.options.ghost_limit);
   }
-  // One inode, one ghost: two descriptions of it share the image.
-  std::uint32_t ghost = 0;
-  for (const Name& known : context.set.names(Type::ghost_file)) {
-    const auto* entry = static_cast<const pb::GhostFileEntry*>(context.set.entries(known).front().message.get());
-    if (entry->ino() == stat.st_ino && entry->dev() == kernel_device(stat.st_dev)) {
-      ghost = static_cast<std::uint32_t>(known.id);
-    }
+  if (context.options.skip_memory) {  // only a look
+    context.set.add(name, std::move(entry));
+    return {};
   }
-  if (ghost == 0) {
-    ghost = static_cast<std::uint32_t>(context.set.names(Type::ghost_file).size() + 1);
-    const Name name{Type::ghost_file, ghost};
-    pb::GhostFileEntry entry;
-    entry.set_uid(stat.st_uid);
-    entry.set_gid(stat.st_gid);
-    entry.set_mode(stat.st_mode);
-    entry.set_dev(kernel_device(stat.st_dev));
-    entry.set_ino(stat.st_ino);
-    entry.mutable_atim()->set_tv_sec(static_cast<std::uint64_t>(stat.st_atim.tv_sec));
-    entry.mutable_atim()->set_tv_usec(static_cast<std::uint64_t>(stat.st_atim.tv_nsec / 1000));
-    entry.mutable_mtim()->set_tv_sec(static_cast<std::uint64_t>(stat.st_mtim.tv_sec));
-    entry.mutable_mtim()->set_tv_usec(static_cast<std::uint64_t>(stat.st_mtim.tv_nsec / 1000));
-    if (S_ISDIR(stat.st_mode)) {
-      context.set.add(name, std::move(entry));
-    } else {
-      FERRY_TRY(const UniqueFd readable, sys::open(fmt::format("/proc/self/fd/{}", ours), O_RDONLY));
-      const auto size = static_cast<std::uint64_t>(stat.st_size);
-      if (size >= kChunkedFrom) {
-        entry.set_chunks(true);
-        entry.set_size(size);
-        context.set.add(name, std::move(entry));
-        FERRY_CHECK(add_chunks(context.set, name, readable.get(), size, subject));
-      } else {
-        std::string content(size, '\0');
-        FERRY_CHECK(sys::pread_exactly(readable.get(), content.data(), size, 0, subject));
-        context.set.add(name, std::move(entry), std::move(content));
-      }
-    }
+  FERRY_TRY(const UniqueFd readable, sys::open(by_number(ours), O_RDONLY));
+  const auto size = static_cast<std::uint64_t>(stat.st_size);
+  if (size >= kChunkedFrom) {
+    entry.set_chunks(true);
+    entry.set_size(size);
+    context.set.add(name, std::move(entry));
+    return add_chunks(context.set, name, readable.get(), size, subject);
   }
-  pb::RemapFilePathEntry remap;
-  remap.set_orig_id(id);
-  remap.set_remap_id(ghost);
-  remap.set_remap_type(pb::REMAP_GHOST);
-  context.set.add(Name{Type::remap_fpath, 0}, std::move(remap));
+  std::string content(size, '\0');
+  FERRY_CHECK(sys::pread_exactly(readable.get(), content.data(), size, 0, subject));
+  context.set.add(name, std::move(entry), std::move(content));
   return {};
 }
 
-Ghosts::~Ghosts() {
-  if (inside_ != nullptr) {
-    (void)inside_->run([&]() -> Result<void> {
-      for (const auto& [id, path] : made_) {
-        if (::unlink(path.c_str()) != 0 && errno == EISDIR) {
-          ::rmdir(path.c_str());
-        }
-      }
-      return {};
-    });
+Result<void> fill_content(const std::vector<image::Entry>& entries, int fd, const std::string& subject) {
+  const auto* head = static_cast<const pb::GhostFileEntry*>(entries.front().message.get());
+  if (!head->chunks()) {
+    return sys::write_all(fd, entries.front().extra.data(), entries.front().extra.size(), subject);
   }
-}
-
-Result<void> Ghosts::read_remaps(const image::Set& set) {
-  for (const auto* remap : set.list<pb::RemapFilePathEntry>(Name{Type::remap_fpath, 0})) {
-    if (!remap->has_remap_type() || remap->remap_type() == pb::REMAP_GHOST) {
-      // Very old sets have no type and mark ghosts with the top bit.
-      ghost_of_file_[remap->orig_id()] = remap->remap_id() & 0x7fffffff;
-    } else if (remap->remap_type() != pb::REMAP_PROCFS) {
-      return fail(Kind::unsupported, "file {} was kept by a helper link (link_remap), which ferry cannot follow",
-                  remap->orig_id());
+  if (::ftruncate(fd, static_cast<off_t>(head->size())) != 0) {
+    return sys_fail(fmt::format("ftruncate({})", subject));
+  }
+  for (std::size_t i = 1; i < entries.size(); ++i) {
+    const auto* chunk = static_cast<const pb::GhostChunkEntry*>(entries[i].message.get());
+    if (::lseek(fd, static_cast<off_t>(chunk->off()), SEEK_SET) < 0) {
+      return sys_fail(fmt::format("lseek({}, {})", subject, chunk->off()));
     }
+    FERRY_CHECK(sys::write_all(fd, entries[i].extra.data(), entries[i].extra.size(), subject));
   }
-  read_ = true;
   return {};
 }
 
-Result<std::string> Ghosts::path_for(RestoreContext& context, std::uint32_t id, const std::string& path) {
-  if (!read_) {
-    FERRY_CHECK(read_remaps(context.set));
+}  // namespace
+
+Result<void> save(DumpContext& context, int ours, const struct stat& stat, std::uint32_t number, bool temporary,
+                  const std::string& subject) {
+  pb::GhostFileEntry entry;
+  entry.set_uid(stat.st_uid);
+  entry.set_gid(stat.st_gid);
+  entry.set_mode(stat.st_mode);
+  entry.set_dev(kernel_device(stat.st_dev));
+  entry.set_ino(stat.st_ino);
+  entry.mutable_atim()->set_tv_sec(static_cast<std::uint64_t>(stat.st_atim.tv_sec));
+  entry.mutable_atim()->set_tv_usec(static_cast<std::uint64_t>(stat.st_atim.tv_nsec / 1000));
+  entry.mutable_mtim()->set_tv_sec(static_cast<std::uint64_t>(stat.st_mtim.tv_sec));
+  entry.mutable_mtim()->set_tv_usec(static_cast<std::uint64_t>(stat.st_mtim.tv_nsec / 1000));
+  if (temporary) {
+    entry.set_ferry_temporary(true);
   }
-  const auto ghost = ghost_of_file_.find(id);
-  if (ghost == ghost_of_file_.end()) {
-    return path;
+  if (S_ISCHR(stat.st_mode) || S_ISBLK(stat.st_mode)) {
+    entry.set_rdev(kernel_device(stat.st_rdev));
   }
-  if (!made_.contains(ghost->second)) {
-    FERRY_CHECK(make(context, ghost->second, path).during("making the deleted file {} again", path));
+  if (S_ISLNK(stat.st_mode)) {
+    std::array<char, PATH_MAX> target{};
+    // readlink(2): an empty path means the link that the O_PATH descriptor refers to.
+    const ssize_t size = ::readlinkat(ours, "", target.data(), target.size());
+    if (size < 0) {
+      return sys_fail(fmt::format("readlinkat({})", subject));
+    }
+    entry.set_symlnk_target(std::string(target.data(), static_cast<std::size_t>(size)));
   }
-  return made_.at(ghost->second);
+  const Name name{Type::ghost_file, number};
+  if (S_ISREG(stat.st_mode)) {
+    return save_content(context, ours, stat, name, std::move(entry), subject);
+  }
+  context.set.add(name, std::move(entry));
+  return {};
 }
 
-Result<void> Ghosts::make(RestoreContext& context, std::uint32_t ghost, const std::string& wanted) {
-  const Name name{Type::ghost_file, ghost};
-  FERRY_TRY(const auto* entry, context.set.one<pb::GhostFileEntry>(name));
-  inside_ = &context.inside;
-  return context.inside.run([&]() -> Result<void> {
-    // The name it had, so that /proc shows the same again; another one if that is taken by now.
-    std::string path = wanted;
-    UniqueFd fd;
-    for (int attempt = 0;; ++attempt) {
-      if (S_ISDIR(entry->mode())) {
-        if (::mkdir(path.c_str(), 0700) == 0) {
-          FERRY_TRY(fd, sys::open(path, O_RDONLY | O_DIRECTORY));
-          break;
-        }
-      } else {
-        auto made = sys::open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
-        if (made.has_value()) {
-          fd = std::move(*made);
-          break;
-        }
-        errno = made.error().os_errno;
-      }
-      if (errno != EEXIST || attempt == 1) {
-        return sys_fail(fmt::format("creating {}", path));
-      }
-      path = fmt::format("{}.cr.{:x}.ghost", wanted, ghost);
-    }
-    made_[ghost] = path;
-    if (S_ISREG(entry->mode())) {
-      const auto& entries = context.set.entries(name);
-      if (entry->chunks()) {
-        if (::ftruncate(fd.get(), static_cast<off_t>(entry->size())) != 0) {
-          return sys_fail(fmt::format("ftruncate({})", path));
-        }
-        for (std::size_t i = 1; i < entries.size(); ++i) {
-          const auto* chunk = static_cast<const pb::GhostChunkEntry*>(entries[i].message.get());
-          if (::lseek(fd.get(), static_cast<off_t>(chunk->off()), SEEK_SET) < 0) {
-            return sys_fail(fmt::format("lseek({})", path));
-          }
-          FERRY_CHECK(sys::write_all(fd.get(), entries[i].extra.data(), entries[i].extra.size(), path));
-        }
-      } else {
-        FERRY_CHECK(sys::write_all(fd.get(), entries.front().extra.data(), entries.front().extra.size(), path));
-      }
-    }
-    if (::fchown(fd.get(), entry->uid(), entry->gid()) != 0 || ::fchmod(fd.get(), entry->mode() & 07777) != 0) {
-      return sys_fail(fmt::format("setting owner and mode of {}", path));
-    }
-    if (entry->has_mtim()) {
-      const timespec times[2] = {
-          {static_cast<time_t>(entry->atim().tv_sec()), static_cast<long>(entry->atim().tv_usec()) * 1000},
-          {static_cast<time_t>(entry->mtim().tv_sec()), static_cast<long>(entry->mtim().tv_usec()) * 1000}};
-      if (::futimens(fd.get(), times) != 0) {
-        return sys_fail(fmt::format("futimens({})", path));
-      }
-    }
-    return {};
-  });
+Result<void> make(const pb::GhostFileEntry& entry, const std::string& path) {
+  const mode_t type = entry.mode() & S_IFMT;
+  int done = 0;
+  if (type == S_IFDIR) {
+    done = ::mkdir(path.c_str(), 0700);
+  } else if (type == S_IFLNK) {
+    done = ::symlink(entry.symlnk_target().c_str(), path.c_str());
+  } else {
+    done = ::mknod(path.c_str(), type | 0600, user_device(entry.rdev()));
+  }
+  if (done != 0) {
+    return sys_fail(fmt::format("making the deleted file {} again", path));
+  }
+  return {};
 }
 
-Result<void> Ghosts::remove(RestoreContext& context) {
-  return context.inside.run([&]() -> Result<void> {
-    for (const auto& [id, path] : made_) {
-      if (::unlink(path.c_str()) != 0 && !(errno == EISDIR && ::rmdir(path.c_str()) == 0)) {
-        return sys_fail(fmt::format("unlink({})", path));
-      }
-    }
-    made_.clear();
+Result<void> fill(const image::Set& set, std::uint32_t number, int file, const std::string& subject) {
+  const auto& entries = set.entries({Type::ghost_file, number});
+  const auto* entry = static_cast<const pb::GhostFileEntry*>(entries.front().message.get());
+  if (S_ISREG(entry->mode())) {
+    FERRY_TRY(const UniqueFd writable, sys::open(by_number(file), O_WRONLY));
+    FERRY_CHECK(fill_content(entries, writable.get(), subject));
+  }
+  if (::fchownat(file, "", entry->uid(), entry->gid(), AT_EMPTY_PATH) != 0) {
+    return sys_fail(fmt::format("fchownat({}, {}, {})", subject, entry->uid(), entry->gid()));
+  }
+  if (S_ISLNK(entry->mode())) {  // has neither mode nor, without following it, times that anybody could set by number
     return {};
-  });
+  }
+  // fchmod(2) and futimens(2) do not take O_PATH descriptors.
+  if (::chmod(by_number(file).c_str(), entry->mode() & 07777) != 0) {
+    return sys_fail(fmt::format("chmod({}, {:o})", subject, entry->mode() & 07777));
+  }
+  if (entry->has_mtim()) {
+    const timespec times[2] = {
+        {static_cast<time_t>(entry->atim().tv_sec()), static_cast<long>(entry->atim().tv_usec()) * 1000},
+        {static_cast<time_t>(entry->mtim().tv_sec()), static_cast<long>(entry->mtim().tv_usec()) * 1000}};
+    if (::utimensat(AT_FDCWD, by_number(file).c_str(), times, 0) != 0) {
+      return sys_fail(fmt::format("utimensat({})", subject));
+    }
+  }
+  return {};
 }
 
 }  // namespace ferry::state::ghost

@@ -1,40 +1,28 @@
-// Files that are open or mapped although their last name is gone: content in the images, made again
-// and unlinked again on restore.
+// The content of a file without a name: kept in the images, and made again.
 #pragma once
 
-#include <map>
+#include <sys/stat.h>
+
+#include <cstdint>
 #include <string>
 
-#include "state/file_kind.h"
+#include "image/proto/remap.pb.h"
+#include "state/dump.h"
+#include "state/restore.h"
 
 namespace ferry::state::ghost {
 
-// Adds the content of the file behind `ours` to the set and ties it to file `id` (remap-fpath).
-// Errors: unsupported if it is larger than options.ghost_limit or no regular file or directory.
-Result<void> collect(DumpContext& context, int ours, const struct stat& stat, std::uint32_t id,
-                     const std::string& subject);
+// Adds the file behind `ours` (any type; O_PATH will do) to the set as ghost-file-NUMBER.
+// `temporary`: it was made by O_TMPFILE.
+// Errors: unsupported if it holds more than options.ghost_limit bytes.
+Result<void> save(DumpContext& context, int ours, const struct stat& stat, std::uint32_t number, bool temporary,
+                  const std::string& subject);
 
-// The ghosts of a restore: each made once, at the path where its first user wants it, and unlinked when
-// the object goes.
-class Ghosts {
- public:
-  Ghosts() = default;
-  ~Ghosts();
-  Ghosts(const Ghosts&) = delete;
-  Ghosts& operator=(const Ghosts&) = delete;
+// Makes the file of that ghost at `path`, empty and with no rights for others.  Kind::os with EEXIST if the
+// name is taken.  To be run with the tree's root.
+Result<void> make(const pb::GhostFileEntry& entry, const std::string& path);
 
-  // The path to open instead of `path` for file `id`; `path` itself if no ghost belongs to the file.
-  Result<std::string> path_for(RestoreContext& context, std::uint32_t id, const std::string& path);
-  // Unlinks all that were made.
-  Result<void> remove(RestoreContext& context);
-
- private:
-  Result<void> read_remaps(const image::Set& set);
-  Result<void> make(RestoreContext& context, std::uint32_t ghost, const std::string& path);
-  bool read_ = false;
-  std::map<std::uint32_t, std::uint32_t> ghost_of_file_;
-  std::map<std::uint32_t, std::string> made_;  // ghost id: path
-  Inside* inside_ = nullptr;                   // for the destructor
-};
+// Content, owner, mode and times.  `file`: O_PATH descriptor of what make() made, or of an unnamed file.
+Result<void> fill(const image::Set& set, std::uint32_t number, int file, const std::string& subject);
 
 }  // namespace ferry::state::ghost

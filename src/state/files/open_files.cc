@@ -7,6 +7,7 @@
 #include <set>
 
 #include "state/file_kind.h"
+#include "state/files/lost_names.h"
 #include "state/locks/locks.h"
 #include "sys/file.h"
 
@@ -26,6 +27,8 @@ struct OpenFiles::State {
   std::map<std::uint32_t, const pb::FileEntry*> entries;
   std::map<std::uint32_t, UniqueFd> open;
   std::set<std::uint32_t> opening;
+  std::set<std::uint32_t> asynchronous;  // that a task has set O_ASYNC of
+  files::LostNames lost;
 
   Result<FileKind*> kind_of(const pb::FileEntry& entry) {
     const auto found = std::find_if(kinds.begin(), kinds.end(), [&](const auto& k) { return k->type() == entry.type(); });
@@ -83,6 +86,10 @@ Result<void> OpenFiles::open_all(RestoreContext& context) {
       FERRY_CHECK(get(row->id()).during("opening fd {}", row->fd()));
     }
   }
+  FERRY_TRY(const auto of_dead, state_->lost.of_dead_processes(context));
+  for (const std::uint32_t id : of_dead) {
+    FERRY_CHECK(get(id));
+  }
   // Connecting may open further files (descriptors in flight), which are then connected as well.
   std::set<std::uint32_t> connected;
   for (bool more = true; more;) {
@@ -117,7 +124,11 @@ Result<void> OpenFiles::install(RestoreContext& context, RestoreTask& task) {
   tracee::Batch batch;
   int controller = task.controller_pidfd;
   if (wanted.contains(static_cast<std::uint32_t>(controller))) {
-    const int spare = rows.empty() ? controller : static_cast<int>(rows.back()->fd()) + 1;
+    // The lowest number that is free: the highest of the program may be the last that its limit allows.
+    int spare = 0;
+    while (wanted.contains(static_cast<std::uint32_t>(spare))) {
+      ++spare;
+    }
     batch.must("moving the controller's pidfd", SYS_dup3, {controller, spare, 0});
     controller = spare;
   }
@@ -151,11 +162,21 @@ Result<void> OpenFiles::install(RestoreContext& context, RestoreTask& task) {
       in_batch = 0;
     }
   }
+  task.controller_pidfd = controller;
+  for (const auto& kind : state_->kinds) {
+    FERRY_CHECK(kind->attach(task, context, batch).during("{}s of pid {}", kind->name(), task.ns_pid()));
+  }
   batch.must("closing the controller's pidfd", SYS_close, {controller});
   for (const auto* row : rows) {
     const pb::FileEntry* e = entry(row->id());
     FERRY_TRY(FileKind * kind, state_->kind_of(*e));
     FERRY_CHECK(kind->settle(*e, *row, task, context, batch).during("settling fd {}", row->fd()));
+    const std::uint32_t flags = status_flags_of(*e, *this);
+    if ((flags & O_ASYNC) != 0 && state_->asynchronous.insert(row->id()).second) {
+      // Off first: open(2) may have set the flag, which does not arm it.
+      batch.must("fcntl(F_SETFL)", SYS_fcntl, {row->fd(), F_SETFL, flags & ~static_cast<std::uint32_t>(O_ASYNC)});
+      batch.must("fcntl(F_SETFL)", SYS_fcntl, {row->fd(), F_SETFL, flags});
+    }
   }
   FERRY_CHECK(locks::restore(task, context, batch));
   FERRY_CHECK(task.process.run(task.leader(), batch).during("descriptors of pid {}", task.ns_pid()));
@@ -170,6 +191,19 @@ Result<void> OpenFiles::resume(RestoreContext& context) {
     FERRY_CHECK(kind->resume(*e, fd.get(), context).during("resuming {} {}", kind->name(), id));
   }
   return {};
+}
+
+Result<void> OpenFiles::complete(RestoreContext& context) {
+  for (const auto& kind : state_->kinds) {
+    FERRY_CHECK(kind->complete(context).during("completing the {}s of the tree", kind->name()));
+  }
+  FERRY_CHECK(locks::break_leases(context));
+  FERRY_CHECK(state_->lost.end_dead_processes());
+  return state_->lost.remove_helper_links();
+}
+
+Result<UniqueFd> OpenFiles::open_path(const pb::RegFileEntry& entry, int flags) {
+  return state_->lost.open(*state_->context, entry, flags);
 }
 
 Result<UniqueFd> OpenFiles::reopen(std::uint32_t id, int flags) {

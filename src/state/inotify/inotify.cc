@@ -8,13 +8,14 @@
 #include <algorithm>
 #include <optional>
 
+#include "base/log.h"
+#include "state/inotify/overflow.h"
 #include "state/inotify/watched_file.h"
 #include "sys/file.h"
 
 namespace ferry::state {
 namespace {
 
-constexpr std::size_t kHandleWords = 16;       // of FhEntry.handle
 constexpr std::uint32_t kMostTries = 1 << 20;  // to reach a watch descriptor
 
 class InotifyKind : public FileKind {
@@ -23,39 +24,48 @@ class InotifyKind : public FileKind {
   [[nodiscard]] pb::FdType type() const override { return pb::FD_INOTIFY; }
   [[nodiscard]] bool matches(const FdProbe& probe) const override { return probe.link == "anon_inode:inotify"; }
 
+  void prepare(int proc, int fd, const std::string& link) override {
+    if (link != "anon_inode:inotify") {
+      return;
+    }
+    const auto text = sys::read_file_at(proc, fmt::format("fdinfo/{}", fd));
+    const auto info = text.has_value() ? sys::parse_fdinfo(*text) : Result<sys::FdInfo>();
+    const auto watches = info.has_value() ? parse_inotify(*info) : Result<std::vector<InotifyWatch>>();
+    for (const InotifyWatch& watch : watches.has_value() ? *watches : std::vector<InotifyWatch>()) {
+      (void)finder_.find(proc, watch, link);  // in the freeze it counts
+    }
+  }
+
   Result<void> collect(const FdProbe& probe, DumpContext& context, pb::FileEntry& out) override {
     int unread = 0;
     if (::ioctl(probe.ours, FIONREAD, &unread) != 0) {
       return sys_fail(fmt::format("ioctl({}, FIONREAD)", probe.subject()));
     }
-    if (unread > 0) {
-      return fail(Kind::unsupported, "{}: it has events that were not read yet, which only the kernel could make; try again",
-                  probe.subject());
-    }
     pb::InotifyFileEntry& entry = *out.mutable_ify();
+    if (unread > 0) {
+      // Only the kernel makes events.  For those that are lost it has a word of its own, IN_Q_OVERFLOW
+      // (inotify(7)), at which a program looks at its files anew.
+      log::info("{}: {} bytes of unread events come back as an overflow", probe.subject(), unread);
+      entry.set_ferry_overflow(true);
+    }
     entry.set_id(out.id());
     entry.set_flags(probe.status_flags());
     FERRY_TRY(const auto watches, parse_inotify(probe.info).during("{}", probe.subject()));
     for (const InotifyWatch& watch : watches) {
-      FERRY_TRY(const std::string path, inotify::find_path(probe.task, watch, probe.subject()));
+      FERRY_TRY(const inotify::Found found, finder_.find(probe.task.proc.get(), watch, probe.subject()));
+      const std::string& path = found.path;
       pb::InotifyWdEntry& wd = *entry.add_wd();
+      if (found.nameless) {
+        FERRY_TRY(const std::uint32_t file, context.files.add_path(context, probe.task, found.nameless.get(), path, O_RDONLY));
+        wd.set_ferry_file(file);
+      }
       wd.set_id(0);
       wd.set_i_ino(watch.inode);
       wd.set_mask(watch.mask);
       wd.set_ignored_mask(0);
       wd.set_s_dev(watch.dev);
       wd.set_wd(watch.wd);
-      pb::FhEntry& handle = *wd.mutable_f_handle();
-      handle.set_bytes(static_cast<std::uint32_t>(watch.handle.size()));
-      handle.set_type(watch.handle_type);
-      for (std::size_t word = 0; word < kHandleWords; ++word) {
-        std::uint64_t value = 0;
-        for (std::size_t i = 0; i < sizeof value && word * sizeof value + i < watch.handle.size(); ++i) {
-          value |= std::uint64_t{watch.handle[word * sizeof value + i]} << (8 * i);
-        }
-        handle.add_handle(value);
-      }
-      handle.set_path(path);
+      put_handle(watch, path, *wd.mutable_f_handle());
     }
     return collect_fown(probe, context, *entry.mutable_fown());
   }
@@ -79,6 +89,11 @@ class InotifyKind : public FileKind {
     }
     std::sort(watches.begin(), watches.end(), [](const auto* a, const auto* b) { return a->wd() < b->wd(); });
     for (const pb::InotifyWdEntry* wd : watches) {
+      if (wd->has_ferry_file()) {
+        FERRY_TRY(const int target, context.files.get(wd->ferry_file()));
+        FERRY_CHECK(add(fd, target, *wd));
+        continue;
+      }
       if (!wd->f_handle().has_path()) {
         return fail(Kind::unsupported, "inotify {}: watch {} has no path", entry.id(), wd->wd());
       }
@@ -88,6 +103,9 @@ class InotifyKind : public FileKind {
       FERRY_CHECK(add(fd, target.get(), *wd));
     }
     FERRY_CHECK(drain(fd));
+    if (entry.ferry_overflow()) {
+      FERRY_CHECK(inotify::make_overflow(fd).during("inotify {}", entry.id()));
+    }
     return restore_fown(fd, entry.fown(), context);
   }
 
@@ -120,7 +138,11 @@ class InotifyKind : public FileKind {
     }
     return {};
   }
+
+  inotify::PathFinder finder_;  // checkpoint
 };
+
+}  // namespace
 
 // "1 ino:3c51a sdev:fe00000 mask:2 ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:1ac50300…"
 std::optional<InotifyWatch> parse_watch(std::string_view text) {
@@ -156,7 +178,19 @@ std::optional<InotifyWatch> parse_watch(std::string_view text) {
   return watch;
 }
 
-}  // namespace
+void put_handle(const InotifyWatch& watch, const std::string& path, pb::FhEntry& out) {
+  constexpr std::size_t kWords = 16;  // of FhEntry.handle
+  out.set_bytes(static_cast<std::uint32_t>(watch.handle.size()));
+  out.set_type(watch.handle_type);
+  for (std::size_t word = 0; word < kWords; ++word) {
+    std::uint64_t value = 0;
+    for (std::size_t i = 0; i < sizeof value && word * sizeof value + i < watch.handle.size(); ++i) {
+      value |= std::uint64_t{watch.handle[word * sizeof value + i]} << (8 * i);
+    }
+    out.add_handle(value);
+  }
+  out.set_path(path);
+}
 
 Result<std::vector<InotifyWatch>> parse_inotify(const sys::FdInfo& info) {
   std::vector<InotifyWatch> out;

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "state/file_kind.h"
@@ -20,5 +23,9 @@ struct InotifyWatch {
 Result<std::vector<InotifyWatch>> parse_inotify(const sys::FdInfo& info);
 
 std::unique_ptr<FileKind> make_inotify_kind();
+
+// The value of one such line: "1 ino:3c51a sdev:fe00000 mask:2 ignored_mask:0 fhandle-bytes:8 …".
+std::optional<InotifyWatch> parse_watch(std::string_view text);
+void put_handle(const InotifyWatch& watch, const std::string& path, pb::FhEntry& out);
 
 }  // namespace ferry::state

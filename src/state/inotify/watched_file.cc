@@ -25,26 +25,18 @@ bool leads_to(int root, const std::string& path, const struct stat& wanted) {
   return fd.has_value() && ::fstat(fd->get(), &st) == 0 && st.st_ino == wanted.st_ino && st.st_dev == wanted.st_dev;
 }
 
-std::optional<std::string> by_handle(int root, int mount, const InotifyWatch& watch) {
+// The file itself, whatever names it has; none if its filesystem cannot tell.
+UniqueFd by_handle(int mount, const InotifyWatch& watch) {
   constexpr std::size_t most = 128;  // MAX_HANDLE_SZ, name_to_handle_at(2)
   if (watch.handle.empty() || watch.handle.size() > most) {
-    return std::nullopt;
+    return {};
   }
   alignas(file_handle) unsigned char room[sizeof(file_handle) + most] = {};
   auto* handle = reinterpret_cast<file_handle*>(room);
   handle->handle_bytes = static_cast<unsigned>(watch.handle.size());
   handle->handle_type = static_cast<int>(watch.handle_type);
   std::memcpy(room + sizeof(file_handle), watch.handle.data(), watch.handle.size());
-  const UniqueFd fd(::open_by_handle_at(mount, handle, O_PATH | O_CLOEXEC));
-  struct stat st {};
-  if (!fd || ::fstat(fd.get(), &st) != 0) {
-    return std::nullopt;
-  }
-  const auto path = sys::read_link(fmt::format("/proc/self/fd/{}", fd.get()));
-  if (!path.has_value() || !leads_to(root, *path, st)) {
-    return std::nullopt;
-  }
-  return *path;
+  return UniqueFd(::open_by_handle_at(mount, handle, O_PATH | O_CLOEXEC));
 }
 
 // Depth first, without leaving the filesystem.
@@ -88,38 +80,93 @@ class Search {
 
 }  // namespace
 
-Result<std::string> find_path(const DumpTask& task, const InotifyWatch& watch, const std::string& subject) {
-  FERRY_TRY(const UniqueFd root, sys::open_at(task.proc.get(), "root", O_PATH | O_DIRECTORY));
-  FERRY_TRY(const std::string text, sys::read_file_at(task.proc.get(), "mountinfo"));
-  FERRY_TRY(const auto mounts, mount::parse_mountinfo(text));
-  for (const bool search : {false, true}) {
+Result<PathFinder::View*> PathFinder::view_of(int proc) {
+  FERRY_TRY(const UniqueFd ns, sys::open_at(proc, "ns/mnt", O_RDONLY));
+  FERRY_TRY(const auto st, sys::stat_fd(ns.get(), "ns/mnt"));
+  View& view = views_[st.st_ino];
+  if (!view.root) {
+    FERRY_TRY(view.root, sys::open_at(proc, "root", O_PATH | O_DIRECTORY));
+    FERRY_TRY(const std::string text, sys::read_file_at(proc, "mountinfo"));
+    FERRY_TRY(const auto mounts, mount::parse_mountinfo(text));
     for (const mount::Line& line : mounts) {
-      if (line.dev != watch.dev) {
-        continue;
+      auto top = sys::open_in_root(view.root.get(), line.mountpoint, O_RDONLY | O_NONBLOCK);
+      if (top.has_value()) {
+        view.mounts.push_back({line.id, line.dev, line.mountpoint, std::move(*top)});
       }
-      const auto top = sys::open_in_root(root.get(), line.mountpoint, O_RDONLY);
-      struct stat st {};
-      if (!top.has_value() || ::fstat(top->get(), &st) != 0) {
-        continue;
-      }
-      if (!search) {
-        if (auto path = by_handle(root.get(), top->get(), watch)) {
-          return std::move(*path);
-        }
-        continue;
-      }
-      if (st.st_ino == watch.inode && kernel_device(st.st_dev) == watch.dev) {
-        return line.mountpoint;
-      }
-      if (S_ISDIR(st.st_mode)) {
-        if (auto path = Search(watch, st.st_dev).below(top->get(), line.mountpoint)) {
-          return std::move(*path);
-        }
+    }
+  }
+  return &view;
+}
+
+Result<Found> PathFinder::find(int proc, const InotifyWatch& watch, const std::string& subject) {
+  FERRY_TRY(View * view, view_of(proc));
+  std::string& known = view->paths[{watch.dev, watch.inode}];
+  if (!known.empty()) {
+    const auto fd = sys::open_in_root(view->root.get(), known, O_PATH | O_NOFOLLOW);
+    struct stat st {};
+    if (fd.has_value() && ::fstat(fd->get(), &st) == 0 && st.st_ino == watch.inode && kernel_device(st.st_dev) == watch.dev) {
+      return Found{known, {}};
+    }
+  }
+  Found nameless;
+  for (const Mount& m : view->mounts) {
+    if (m.dev != watch.dev) {
+      continue;
+    }
+    UniqueFd file = by_handle(m.top.get(), watch);
+    struct stat st {};
+    if (!file || ::fstat(file.get(), &st) != 0) {
+      continue;
+    }
+    FERRY_TRY(std::string path, sys::read_link(fmt::format("/proc/self/fd/{}", file.get())));
+    if (leads_to(view->root.get(), path, st)) {
+      return Found{std::move(path), {}};
+    }
+    if (!nameless.nameless && path.ends_with(" (deleted)")) {
+      nameless = {std::move(path), std::move(file)};
+    }
+  }
+  if (nameless.nameless) {
+    return nameless;
+  }
+  for (const Mount& m : view->mounts) {
+    struct stat st {};
+    if (m.dev != watch.dev || ::fstat(m.top.get(), &st) != 0) {
+      continue;
+    }
+    if (st.st_ino == watch.inode && kernel_device(st.st_dev) == watch.dev) {
+      return Found{m.mountpoint, {}};
+    }
+    if (S_ISDIR(st.st_mode)) {
+      if (auto path = Search(watch, st.st_dev).below(m.top.get(), m.mountpoint)) {
+        known = *path;
+        return Found{std::move(*path), {}};
       }
     }
   }
   return fail(Kind::unsupported, "{}: it watches a file (inode {}, device {}:{}) that has no name any more", subject,
               watch.inode, watch.dev >> 20, watch.dev & 0xfffff);
+}
+
+Result<std::string> PathFinder::mountpoint(int proc, int id, const std::string& subject) {
+  FERRY_TRY(const View* view, view_of(proc));
+  for (const Mount& m : view->mounts) {
+    if (m.id == id) {
+      return m.mountpoint;
+    }
+  }
+  return fail(Kind::unsupported, "{}: it watches mount {}, which is none of the task's", subject, id);
+}
+
+Result<std::string> PathFinder::mountpoint_of(int proc, std::uint32_t device, const std::string& subject) {
+  FERRY_TRY(const View* view, view_of(proc));
+  for (const Mount& m : view->mounts) {
+    if (m.dev == device) {
+      return m.mountpoint;
+    }
+  }
+  return fail(Kind::unsupported, "{}: it watches filesystem {}:{}, which the task has not mounted", subject, device >> 20,
+              device & 0xfffff);
 }
 
 }  // namespace ferry::state::inotify

@@ -5,7 +5,10 @@
 #include <sys/syscall.h>
 
 #include <array>
+#include <cerrno>
 #include <limits>
+
+#include "sys/file.h"
 
 namespace ferry::state::locks {
 namespace {
@@ -48,6 +51,36 @@ std::optional<std::uint32_t> type_of(std::string_view word) {
 
 constexpr std::uint32_t kBreaking = 4;  // FileLockEntry.type, beside F_RDLCK and F_WRLCK
 
+std::uint32_t held_before(const RestoreTask& task, const RestoreContext& context, const pb::FileLockEntry& entry,
+                          std::uint32_t target) {
+  if (target == F_RDLCK) {
+    return F_WRLCK;
+  }
+  for (const auto* row : context.set.list<pb::FdinfoEntry>({image::Type::fdinfo, task.ids->files_id()})) {
+    const pb::FileEntry* file = row->fd() == static_cast<std::uint32_t>(entry.fd()) ? context.files.entry(row->id()) : nullptr;
+    if (file != nullptr && (status_flags_of(*file, context.files) & O_ACCMODE) == O_RDONLY) {
+      return F_RDLCK;
+    }
+  }
+  return F_WRLCK;
+}
+
+// Somebody opens the file, as somebody did before: the lease is being broken from then on.  The holder was
+// told at that time, so its owner is taken away for the moment (fcntl(2), F_SETLEASE).
+Result<void> break_lease(const pb::FileLockEntry& lock, const pb::FileEntry& file, RestoreContext& context) {
+  FERRY_TRY(const int ours, context.files.get(file.id()));
+  const f_owner_ex nobody{F_OWNER_PID, 0};
+  if (::fcntl(ours, F_SETOWN_EX, &nobody) != 0) {
+    return sys_fail("fcntl(F_SETOWN_EX, nobody)");
+  }
+  const bool to_reading = (lock.type() & ~kBreaking) == F_RDLCK;
+  const auto opened = sys::open(fmt::format("/proc/self/fd/{}", ours), (to_reading ? O_RDONLY : O_WRONLY) | O_NONBLOCK);
+  if (opened.has_value() || opened.error().os_errno != EWOULDBLOCK) {
+    return fail(Kind::os, "the lease through descriptor {} of pid {} could not be broken again", lock.fd(), lock.pid());
+  }
+  return file.has_reg() ? restore_fown(ours, file.reg().fown(), context) : Result<void>();
+}
+
 }  // namespace
 
 Result<Lock> parse_lock(std::string_view text) {
@@ -83,12 +116,9 @@ Result<void> collect(const FdProbe& probe, DumpContext& context) {
     if (!context.options.file_locks) {
       return fail(Kind::unsupported, "{}: the file is locked; --file-locks carries locks over", probe.subject());
     }
-    if (lock.breaking) {
-      return fail(Kind::unsupported, "{}: its lease is being broken by another process; try again", probe.subject());
-    }
     pb::FileLockEntry entry;
     entry.set_flag(static_cast<std::uint32_t>(lock.sort));
-    entry.set_type(lock.type);
+    entry.set_type(lock.type | (lock.breaking ? kBreaking : 0));
     entry.set_pid(probe.task.ns_pid.value);
     entry.set_fd(probe.fd);
     entry.set_start(lock.start);
@@ -103,7 +133,11 @@ Result<void> restore(RestoreTask& task, RestoreContext& context, tracee::Batch& 
     if (entry->pid() != task.ns_pid().value) {
       continue;
     }
-    const std::uint32_t type = entry->type() & ~kBreaking;
+    const bool breaking = (entry->type() & kBreaking) != 0;
+    // What a lease is being broken to is all that the kernel tells.  Down to reading: it was for writing.
+    // Down to nothing: as a rule for what the descriptor is open for.
+    const std::uint32_t target = entry->type() & ~kBreaking;
+    const std::uint32_t type = breaking ? held_before(task, context, *entry, target) : target;
     struct flock range {};
     range.l_type = static_cast<short>(type);
     range.l_whence = SEEK_SET;
@@ -124,6 +158,25 @@ Result<void> restore(RestoreTask& task, RestoreContext& context, tracee::Batch& 
         break;
       default:
         return fail(Kind::corrupt, "filelocks.img has a lock of kind {}", entry->flag());
+    }
+  }
+  return {};
+}
+
+Result<void> break_leases(RestoreContext& context) {
+  for (const auto* entry : context.set.list<pb::FileLockEntry>({image::Type::filelocks})) {
+    if (static_cast<Sort>(entry->flag()) != Sort::lease || (entry->type() & kBreaking) == 0) {
+      continue;
+    }
+    const RestoreTask* task = context.find(NsPid(entry->pid()));
+    if (task == nullptr || task->ids == nullptr) {
+      return fail(Kind::corrupt, "filelocks.img has a lease of pid {}, which is not in the set", entry->pid());
+    }
+    for (const auto* row : context.set.list<pb::FdinfoEntry>({image::Type::fdinfo, task->ids->files_id()})) {
+      const pb::FileEntry* file = context.files.entry(row->id());
+      if (row->fd() == static_cast<std::uint32_t>(entry->fd()) && file != nullptr) {
+        FERRY_CHECK(break_lease(*entry, *file, context));
+      }
     }
   }
   return {};

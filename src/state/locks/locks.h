@@ -26,11 +26,14 @@ struct Lock {
 Result<Lock> parse_lock(std::string_view text);
 
 // The locks held through this descriptor, into filelocks.img.
-// Errors: unsupported, if there are some and --file-locks was not given, or if one is being broken.
+// Errors: unsupported, if there are some and --file-locks was not given.
 Result<void> collect(const FdProbe& probe, DumpContext& context);
 
 // Adds the calls that take them again; to be run by the task itself, because a POSIX lock belongs to
 // the process that asks for it.
 Result<void> restore(RestoreTask& task, RestoreContext& context, tracee::Batch& batch);
+
+// When all tasks have their descriptors: leases that were being broken are again.
+Result<void> break_leases(RestoreContext& context);
 
 }  // namespace ferry::state::locks

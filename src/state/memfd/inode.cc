@@ -8,23 +8,28 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
+#include <cstring>
 #include <vector>
 
+#include "state/memfd/memfd.h"
 #include "sys/file.h"
 
 namespace ferry::state::memfd {
 namespace {
 
-constexpr std::string_view kPrefix = "/memfd:", kDeleted = " (deleted)", kAnonymous = "/dev/zero";
+constexpr std::string_view kPrefix = "/memfd:", kDeleted = " (deleted)", kAnonymous = "/dev/zero",
+                           kAnonymousHuge = "/anon_hugepage";
 constexpr std::size_t kChunk = 1U << 20;
+constexpr std::uint32_t kFutureWrite = 0x10;  // F_SEAL_FUTURE_WRITE
 constexpr long kHugetlbfs = 0x958458f6;  // HUGETLBFS_MAGIC, statfs(2)
 
 std::string name_of(std::string_view link) {
   if (link.ends_with(kDeleted)) {
     link.remove_suffix(kDeleted.size());
   }
-  return std::string(link.starts_with(kPrefix) ? link.substr(kPrefix.size()) : kAnonymous);
+  return std::string(link.starts_with(kPrefix) ? link.substr(kPrefix.size()) : link);
 }
 
 bool is_zero(std::span<const std::byte> page) {
@@ -33,8 +38,9 @@ bool is_zero(std::span<const std::byte> page) {
 
 // MAP_SHARED | MAP_ANONYMOUS makes an object that no call can open, but its mapping can be (proc(5),
 // map_files).  A memfd would do as well, only that /proc/PID/maps would show another name.
-Result<UniqueFd> create_anonymous(std::uint64_t size) {
-  void* at = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+Result<UniqueFd> create_anonymous(std::uint64_t size, std::uint32_t huge) {
+  const int flags = MAP_SHARED | MAP_ANONYMOUS | static_cast<int>(huge == 0 ? 0 : MAP_HUGETLB | huge);
+  void* at = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, -1, 0);
   if (at == MAP_FAILED) {
     return sys_fail(fmt::format("mmap({} bytes, MAP_SHARED | MAP_ANONYMOUS)", size));
   }
@@ -48,7 +54,8 @@ Result<UniqueFd> create_anonymous(std::uint64_t size) {
 Result<UniqueFd> create_named(const pb::MemfdInodeEntry& inode) {
   // Without MFD_ALLOW_SEALING the new file has exactly F_SEAL_SEAL.
   const bool sealable = inode.seals() != F_SEAL_SEAL;
-  UniqueFd fd(::memfd_create(inode.name().c_str(), MFD_CLOEXEC | (sealable ? MFD_ALLOW_SEALING : 0U)));
+  const std::uint32_t huge = inode.hugetlb_flag() == 0 ? 0 : MFD_HUGETLB | inode.hugetlb_flag();
+  UniqueFd fd(::memfd_create(inode.name().c_str(), MFD_CLOEXEC | (sealable ? MFD_ALLOW_SEALING : 0U) | huge));
   if (!fd) {
     return sys_fail(fmt::format("memfd_create({})", inode.name()));
   }
@@ -62,6 +69,21 @@ Result<UniqueFd> create_named(const pb::MemfdInodeEntry& inode) {
     return sys_fail(fmt::format("fchmod(memfd {}, {:o})", inode.name(), inode.mode() & 07777));
   }
   return fd;
+}
+
+// hugetlbfs has no write(2).
+Result<void> copy_by_mapping(int fd, const std::byte* from, std::size_t size, std::uint64_t at,
+                             const pb::MemfdInodeEntry& inode) {
+  const std::uint64_t page = std::uint64_t{1} << (inode.hugetlb_flag() >> MFD_HUGE_SHIFT);
+  const std::uint64_t start = at / page * page;
+  const std::uint64_t length = (at + size - start + page - 1) / page * page;
+  void* mapped = ::mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, static_cast<off_t>(start));
+  if (mapped == MAP_FAILED) {
+    return sys_fail(fmt::format("mmap(memory file {} of huge pages)", inode.name()));
+  }
+  std::memcpy(static_cast<std::byte*>(mapped) + (at - start), from, size);
+  ::munmap(mapped, length);
+  return {};
 }
 
 Result<void> fill(const pb::MemfdInodeEntry& inode, int fd, image::PageStore& pages) {
@@ -83,6 +105,11 @@ Result<void> fill(const pb::MemfdInodeEntry& inode, int fd, image::PageStore& pa
       // The last page of a file whose size is not a whole number of them would make it longer.
       const std::size_t fits = static_cast<std::size_t>(
           std::min<std::uint64_t>(take, inode.size() - std::min(inode.size(), extent.vaddr + done)));
+      if (inode.hugetlb_flag() != 0) {
+        FERRY_CHECK(copy_by_mapping(fd, buffer.data(), fits, extent.vaddr + done, inode));
+        done += take;
+        continue;
+      }
       for (std::size_t at = 0; at < fits;) {
         const ssize_t n = ::pwrite(fd, buffer.data() + at, fits - at, static_cast<off_t>(extent.vaddr + done + at));
         if (n < 0 && errno == EINTR) {
@@ -102,7 +129,22 @@ Result<void> fill(const pb::MemfdInodeEntry& inode, int fd, image::PageStore& pa
 }  // namespace
 
 bool is_memfd(std::string_view link) {
-  return link.ends_with(kDeleted) && (link.starts_with(kPrefix) || link == "/dev/zero (deleted)");
+  if (!link.ends_with(kDeleted)) {
+    return false;
+  }
+  const std::string_view name = link.substr(0, link.size() - kDeleted.size());
+  return name.starts_with(kPrefix) || name == kAnonymous || name == kAnonymousHuge;
+}
+
+Result<std::uint32_t> huge_page_flag(int fd) {
+  struct statfs fs {};
+  if (::fstatfs(fd, &fs) != 0) {
+    return sys_fail("fstatfs(memory file)");
+  }
+  if (fs.f_type != kHugetlbfs) {
+    return 0U;
+  }
+  return static_cast<std::uint32_t>(std::countr_zero(static_cast<std::uint64_t>(fs.f_bsize))) << MFD_HUGE_SHIFT;
 }
 
 Result<const pb::MemfdInodeEntry*> describe(image::Set& set, int fd, const std::string& link,
@@ -115,13 +157,7 @@ Result<const pb::MemfdInodeEntry*> describe(image::Set& set, int fd, const std::
       return inode;
     }
   }
-  struct statfs fs {};
-  if (::fstatfs(fd, &fs) != 0) {
-    return sys_fail(fmt::format("fstatfs({})", subject));
-  }
-  if (fs.f_type == kHugetlbfs) {
-    return fail(Kind::unsupported, "{}: shared memory of huge pages cannot be carried over", subject);
-  }
+  FERRY_TRY(const std::uint32_t huge, huge_page_flag(fd).during("{}", subject));
   const int seals = ::fcntl(fd, F_GET_SEALS);
   if (seals < 0) {
     return sys_fail(fmt::format("fcntl({}, F_GET_SEALS)", subject));
@@ -135,6 +171,9 @@ Result<const pb::MemfdInodeEntry*> describe(image::Set& set, int fd, const std::
   inode.set_seals(static_cast<std::uint32_t>(seals));
   inode.set_inode_id(known.size() + 1);
   inode.set_mode(st.st_mode);
+  if (huge != 0) {
+    inode.set_hugetlb_flag(huge);
+  }
   return &set.add({image::Type::memfd}, std::move(inode));
 }
 
@@ -178,17 +217,24 @@ Result<void> save_content(DumpContext& context, const pb::MemfdInodeEntry& inode
 }
 
 Result<UniqueFd> create(const pb::MemfdInodeEntry& inode, image::PageStore& pages) {
-  if (inode.hugetlb_flag() != 0) {
-    return fail(Kind::unsupported, "memory file {}: huge pages cannot be restored", inode.name());
-  }
-  const bool anonymous = inode.name() == kAnonymous && inode.size() != 0;
-  FERRY_TRY(UniqueFd fd, anonymous ? create_anonymous(inode.size()) : create_named(inode));
+  const bool anonymous = (inode.name() == kAnonymous || inode.name() == kAnonymousHuge) && inode.size() != 0;
+  FERRY_TRY(UniqueFd fd, anonymous ? create_anonymous(inode.size(), inode.hugetlb_flag()) : create_named(inode));
   FERRY_CHECK(fill(inode, fd.get(), pages).during("filling memory file {}", inode.name()));
-  const std::uint32_t seals = inode.seals();
-  if (!anonymous && seals != 0 && seals != F_SEAL_SEAL && ::fcntl(fd.get(), F_ADD_SEALS, seals) != 0) {
-    return sys_fail(fmt::format("fcntl(memory file {}, F_ADD_SEALS, {:#x})", inode.name(), seals));
+  // A shared mapping that is made later must not count as one that could become writable, so this seal comes
+  // first; F_SEAL_SEAL would forbid the last one.
+  if (!anonymous && (inode.seals() & kFutureWrite) == 0) {
+    FERRY_CHECK(seal(inode, fd.get()));
   }
   return fd;
+}
+
+Result<void> seal(const pb::MemfdInodeEntry& inode, int fd) {
+  const std::uint32_t seals = inode.seals();
+  if (seals != 0 && seals != F_SEAL_SEAL && ::fcntl(fd, F_GET_SEALS) != static_cast<int>(seals) &&
+      ::fcntl(fd, F_ADD_SEALS, seals) != 0) {
+    return sys_fail(fmt::format("fcntl(memory file {}, F_ADD_SEALS, {:#x})", inode.name(), seals));
+  }
+  return {};
 }
 
 }  // namespace ferry::state::memfd

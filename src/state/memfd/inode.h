@@ -17,4 +17,7 @@ Result<void> save_content(DumpContext& context, const pb::MemfdInodeEntry& inode
 // A new one, filled and sealed.
 Result<UniqueFd> create(const pb::MemfdInodeEntry& inode, image::PageStore& pages);
 
+// Gives it the seals of the image that it does not have yet.
+Result<void> seal(const pb::MemfdInodeEntry& inode, int fd);
+
 }  // namespace ferry::state::memfd

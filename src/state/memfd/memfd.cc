@@ -59,7 +59,6 @@ class MemfdKind : public FileKind {
       if (file == files_.end()) {
         return fail(Kind::gone, "memory file {} is neither open nor mapped in the tree any more", inode->name());
       }
-      FERRY_CHECK(check_seals(*inode, context));
       FERRY_CHECK(memfd::save_content(context, *inode, file->second.get()).during("saving memory file {}", inode->name()));
     }
     files_.clear();
@@ -92,6 +91,16 @@ class MemfdKind : public FileKind {
     return restore_fown(fd, file.memfd().fown(), context);
   }
 
+  // F_SEAL_FUTURE_WRITE leaves existing mappings writable (fcntl(2)), so it comes after the mappings.
+  Result<void> complete(RestoreContext& context) override {
+    for (const auto* inode : context.set.list<pb::MemfdInodeEntry>({image::Type::memfd})) {
+      if (const auto file = files_.find(static_cast<std::uint32_t>(inode->inode_id())); file != files_.end()) {
+        FERRY_CHECK(memfd::seal(*inode, file->second.get()));
+      }
+    }
+    return {};
+  }
+
  private:
   static bool is_kept(const image::Set& set, std::uint64_t inode) {
     for (const auto* entry : set.list<pb::MemfdInodeEntry>({image::Type::memfd})) {
@@ -100,26 +109,6 @@ class MemfdKind : public FileKind {
       }
     }
     return false;
-  }
-
-  // F_SEAL_FUTURE_WRITE leaves existing mappings writable (fcntl(2)); at the restore they do not exist
-  // yet when the file is sealed.
-  static Result<void> check_seals(const pb::MemfdInodeEntry& inode, const DumpContext& context) {
-    constexpr std::uint32_t kFutureWrite = 0x10;
-    if ((inode.seals() & kFutureWrite) == 0) {
-      return {};
-    }
-    for (const auto& task : context.tasks) {
-      for (const sys::Mapping& m : task->mappings) {
-        if (m.shared && (m.prot & PROT_WRITE) != 0 && static_cast<std::uint32_t>(m.inode) == inode.shmid() &&
-            m.name.starts_with("/memfd:")) {
-          return fail(Kind::unsupported,
-                      "pid {} mapping {:x}-{:x}: memory file {} is sealed against future writes and mapped writable",
-                      task->pid, m.start, m.end, inode.name());
-        }
-      }
-    }
-    return {};
   }
 
   std::map<std::uint32_t, UniqueFd> files_;  // checkpoint: by shmid; restore: by inode id
@@ -134,9 +123,11 @@ Result<std::uint32_t> add_mapping(DumpContext& context, DumpTask& task, const sy
   FERRY_TRY(const std::string link, sys::read_link_at(task.proc.get(), range_of(mapping)));
   FERRY_TRY(const UniqueFd fd, sys::open_at(task.proc.get(), range_of(mapping), O_RDONLY).during("{}", subject));
   FERRY_TRY(const auto* inode, describe(context.set, fd.get(), link, subject));
-  // Entries of mappings come before those of descriptors, and only they have no position and O_RDWR.
+  // "mw": the mapping may become writable.  Otherwise its file was open for reading only, or is sealed.
+  const std::uint32_t mode = mapping.shared && !mapping.has_flag("mw") ? O_RDONLY : O_RDWR;
+  // Entries of mappings come before those of descriptors, and only they have no position.
   for (const auto* file : context.set.list<pb::FileEntry>({image::Type::files})) {
-    if (file->has_memfd() && file->memfd().inode_id() == inode->inode_id()) {
+    if (file->has_memfd() && file->memfd().inode_id() == inode->inode_id() && file->memfd().flags() == mode) {
       return file->id();
     }
   }
@@ -145,8 +136,7 @@ Result<std::uint32_t> add_mapping(DumpContext& context, DumpTask& task, const sy
   file.set_id(context.files.next_id());
   pb::MemfdFileEntry& entry = *file.mutable_memfd();
   entry.set_id(file.id());
-  // A sealed file can be opened for writing; the seals forbid the writing itself.
-  entry.set_flags(O_RDWR);
+  entry.set_flags(mode);
   entry.set_pos(0);
   entry.set_inode_id(static_cast<std::uint32_t>(inode->inode_id()));
   set_no_owner(*entry.mutable_fown());

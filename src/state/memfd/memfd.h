@@ -15,12 +15,15 @@ std::unique_ptr<FileKind> make_memfd_kind();
 
 namespace memfd {
 
-// "/memfd:NAME (deleted)", or "/dev/zero (deleted)": anonymous shared memory.
+// "/memfd:NAME (deleted)"; "/dev/zero (deleted)" or "/anon_hugepage (deleted)": anonymous shared memory.
 bool is_memfd(std::string_view link);
 
 // A MEMFD entry for the file of a mapping; the same one for all mappings of one file.  Its id is the
-// shmid of the mapping.  Errors: unsupported (huge pages).
+// shmid of the mapping.
 Result<std::uint32_t> add_mapping(DumpContext& context, DumpTask& task, const sys::Mapping& mapping);
+
+// The size of the pages of a file on hugetlbfs, as memfd_create(2) and mmap(2) take it; 0 if it is not on one.
+Result<std::uint32_t> huge_page_flag(int fd);
 
 }  // namespace memfd
 }  // namespace ferry::state

@@ -3,11 +3,13 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <map>
 #include <tuple>
 
-#include "state/memfd/memfd.h"
+#include "state/aio/aio.h"
 #include "state/memfd/memfd.h"
 #include "state/memory/memory.h"
 #include "sys/file.h"
@@ -31,9 +33,8 @@ struct Refused {
   const char* flag;
   const char* why;
 };
-constexpr Refused kRefused[] = {{"ht", "memory of huge pages (hugetlb)"},
-                                {"um", "memory that userfaultfd watches"},
-                                  {"ss", "a shadow stack"},
+constexpr Refused kRefused[] = {{"um", "memory that userfaultfd watches"},
+                                {"ss", "a shadow stack"},
                                 {"sl", "a sealed mapping (mseal)"},
                                 {"io", "memory of a device"},
                                 {"pf", "memory of a device"}};
@@ -101,6 +102,7 @@ class Collector {
     vma.set_shmid(0);
     vma.set_prot(static_cast<std::uint32_t>(m.prot));
     vma.set_fd(-1);
+    vma.set_flags(0);
     std::uint32_t flags = m.shared ? MAP_SHARED : MAP_PRIVATE;
     flags |= m.has_flag("gd") ? MAP_GROWSDOWN : 0U;
     flags |= m.has_flag("nr") ? MAP_NORESERVE : 0U;
@@ -113,6 +115,9 @@ class Collector {
     }
     if (advice != 0) {
       vma.set_madv(advice);
+    }
+    if (m.has_flag("lf")) {
+      vma.set_ferry_lock_on_fault(true);
     }
     if (!m.shared && m.has_flag("ac") && (m.prot & PROT_WRITE) == 0) {
       vma.set_ferry_was_writable(true);
@@ -132,7 +137,7 @@ class Collector {
     } else {
       FERRY_CHECK(backed(m, vma));
     }
-    vma.set_flags(flags);
+    vma.set_flags(flags | vma.flags());
     return {};
   }
 
@@ -142,14 +147,27 @@ class Collector {
     const std::string range = fmt::format("map_files/{:x}-{:x}", m.start, m.end);
     if (m.name.starts_with("/SYSV") && m.deleted) {
       // ipc/shm.c: the inode number of a segment's file is its id.
+      if (m.has_flag("ht")) {
+        return fail(Kind::unsupported, "{}: a System V segment of huge pages cannot be carried over", subject_of(task_, m));
+      }
       vma.set_shmid(m.inode);
       vma.set_status(kRegular | kSysvIpc | kAnonShared);
       return {};
     }
-    if (m.name.starts_with("/anon_hugepage")) {
-      return fail(Kind::unsupported, "{}: memory of huge pages (hugetlb) cannot be carried over", subject_of(task_, m));
+    if (!m.shared && m.name == "/anon_hugepage") {
+      FERRY_TRY(const UniqueFd file, sys::open_at(task_.proc.get(), range, O_RDONLY));
+      FERRY_TRY(const std::uint32_t size, memfd::huge_page_flag(file.get()).during("{}", subject_of(task_, m)));
+      vma.set_pgoff(0);
+      vma.set_status(kRegular | kAnonPrivate);
+      vma.set_flags(MAP_ANONYMOUS | MAP_HUGETLB | size);
+      return {};
     }
-    if (m.name == "/[aio]" || m.name.starts_with("anon_inode:") || m.name.starts_with("socket:")) {
+    if (aio::is_ring(m)) {
+      vma.set_pgoff(0);
+      vma.set_status(kAioRing | kAnonShared);
+      return aio::collect(task_, m);
+    }
+    if (m.name.starts_with("anon_inode:") || m.name.starts_with("socket:")) {
       return fail(Kind::unsupported, "{}: this kind of mapping cannot be carried over", subject_of(task_, m));
     }
     // "mw": the mapping may become writable, so the file was opened for writing.
@@ -167,8 +185,11 @@ class Collector {
       FERRY_TRY(const std::uint32_t id, memfd::add_mapping(context_, task_, m));
       vma.set_shmid(id);
       vma.set_status(kRegular | kMemfd | (m.shared ? kFileShared : kFilePrivate));
-      vma.set_fdflags(O_RDWR);
+      vma.set_fdflags(m.shared && !m.has_flag("mw") ? O_RDONLY : O_RDWR);
       return {};
+    }
+    if (m.has_flag("ht")) {
+      return fail(Kind::unsupported, "{}: a file of huge pages (hugetlbfs) cannot be carried over", subject_of(task_, m));
     }
     FERRY_TRY(const UniqueFd file, sys::open_at(task_.proc.get(), range, O_PATH));
     FERRY_TRY(const auto st, sys::stat_fd(file.get(), link));
@@ -216,7 +237,18 @@ Result<void> collect_auxv(DumpTask& task) {
 Answers ask(DumpTask& task, tracee::Batch& batch) {
   const auto brk = batch.may(SYS_brk, {0});
   const auto dumpable = batch.may(SYS_prctl, {PR_GET_DUMPABLE, 0, 0, 0, 0});
-  return [&task, brk, dumpable](const tracee::Replies& replies) -> Result<void> {
+  // What mlockall(2) says of mappings to come shows at a new one: in memory at once (mincore(2)), unless only
+  // on fault, and locked (msync(2), MS_INVALIDATE).
+  const auto page = batch.may(SYS_mmap, {0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0});
+  const auto resident = batch.room(1);
+  batch.may(SYS_mincore, {page, 4096, resident});
+  const auto locked = batch.may(SYS_msync, {page, 4096, MS_ASYNC | MS_INVALIDATE});
+  batch.may(SYS_munmap, {page, 4096});
+  return [&task, brk, dumpable, page, resident, locked](const tracee::Replies& replies) -> Result<void> {
+    if (replies[page] == -EAGAIN || replies[locked] == -EBUSY) {  // EAGAIN: it would have been more than may be locked
+      const bool at_once = replies[page] == -EAGAIN || (replies.object<unsigned char>(resident) & 1) != 0;
+      task.mm->set_ferry_lock_future(MCL_FUTURE | (at_once ? 0U : MCL_ONFAULT));
+    }
     task.mm->set_mm_brk(static_cast<std::uint64_t>(replies[brk]));
     task.mm->set_dumpable(static_cast<std::int32_t>(replies[dumpable]));
     return {};

@@ -1,7 +1,6 @@
 #include <fcntl.h>
 #include <linux/prctl.h>
 #include <sys/mman.h>
-#include <sys/shm.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -13,6 +12,7 @@
 
 #include "state/memory/memory.h"
 #include "state/memory/pages.h"
+#include "state/memory/segments.h"
 #include "state/memory/staged.h"
 #include "sys/file.h"
 #include "sys/memory.h"
@@ -32,7 +32,7 @@ struct Range {
 };
 
 bool is_mapped_anew(const pb::VmaEntry& vma) {
-  return (vma.status() & (kVdso | kVvar | kVsyscall | kGuard)) == 0;
+  return (vma.status() & (kVdso | kVvar | kVsyscall | kGuard | kAioRing)) == 0;
 }
 
 Result<void> check(const pb::MmEntry& mm) {
@@ -186,6 +186,7 @@ void add_clearing(tracee::Batch& batch, const tracee::Area& area, const KernelMa
 Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMappings& kernel, std::uint64_t park,
                           tracee::Batch& batch, const Staged* staged) {
   FERRY_CHECK(move_kernel_mappings(*task.mm, kernel, park, batch));
+  Segments segments(task, context);
   std::uint64_t fetched_file = 0;  // shmid + 1 of the file that `fetched` holds
   tracee::Value fetched;
   const auto close_fetched = [&] {
@@ -198,7 +199,7 @@ Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMapp
     if (!is_mapped_anew(vma)) {
       continue;
     }
-    if ((vma.status() & kRegular) == 0 || (vma.status() & (kSocket | kAioRing | kShadowStack | kUprobes)) != 0) {
+    if ((vma.status() & kRegular) == 0 || (vma.status() & (kSocket | kShadowStack | kUprobes)) != 0) {
       return fail(Kind::unsupported, "mapping {:x}-{:x} of pid {} is of a kind (status {:#x}) that cannot be restored",
                   vma.start(), vma.end(), task.ns_pid(), vma.status());
     }
@@ -206,16 +207,12 @@ Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMapp
     // MAP_LOCKED would fault everything in at once; mlock comes last.
     const std::uint32_t flags = (vma.flags() & ~std::uint32_t{MAP_LOCKED}) | MAP_FIXED_NOREPLACE;
     if ((vma.status() & kSysvIpc) != 0) {
-      if (vma.pgoff() != 0) {
-        return fail(Kind::unsupported, "mapping {:x}-{:x} of pid {} is a part of a System V segment", vma.start(),
-                    vma.end(), task.ns_pid());
-      }
-      const int mode = ((vma.prot() & PROT_WRITE) == 0 ? SHM_RDONLY : 0) | ((vma.prot() & PROT_EXEC) != 0 ? SHM_EXEC : 0);
-      batch.must("shmat", SYS_shmat, {vma.shmid(), vma.start(), mode});
+      FERRY_CHECK(segments.add(vma, batch));
       continue;
     }
     const std::uint32_t first_prot = vma.prot() | (vma.ferry_was_writable() ? PROT_WRITE : 0U);
     std::uint32_t has = first_prot;
+    bool fresh = false;
     const bool file = (vma.status() & (kFilePrivate | kFileShared | kMemfd)) != 0;
     if (file) {
       if (fetched_file != vma.shmid() + 1) {
@@ -234,8 +231,15 @@ Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMapp
       has = PROT_READ | PROT_WRITE;
     } else {
       batch.must("mmap(anonymous)", SYS_mmap, {vma.start(), size, first_prot, flags | MAP_ANONYMOUS, -1, 0});
+      fresh = true;
     }
     if (has != vma.prot()) {
+      if (fresh && vma.ferry_was_writable()) {
+        // Memory that was written to once stays accounted for when it is protected (mprotect_fixup in
+        // mm/mprotect.c); so that it counts as that, its first page is there for a moment.
+        batch.may(SYS_madvise, {vma.start(), kPage, MADV_POPULATE_WRITE});
+        batch.may(SYS_madvise, {vma.start(), kPage, MADV_DONTNEED});
+      }
       batch.must("mprotect", SYS_mprotect, {vma.start(), size, vma.prot()});
     }
     for (int advice = 0; advice < 64; ++advice) {
@@ -430,8 +434,9 @@ Result<std::uint64_t> fill(RestoreTask& task, const std::vector<image::Extent>& 
 Result<void> finish(RestoreTask& task, RestoreContext& context, tracee::Batch& batch) {
   const pb::MmEntry& mm = *task.mm;
   for (const pb::VmaEntry& vma : mm.vmas()) {
+    const std::uint64_t size = vma.end() - vma.start();
     if (is_mapped_anew(vma) && (vma.flags() & MAP_LOCKED) != 0) {
-      batch.must("mlock", SYS_mlock, {vma.start(), vma.end() - vma.start()});
+      batch.must("mlock2", SYS_mlock2, {vma.start(), size, vma.ferry_lock_on_fault() ? MLOCK_ONFAULT : 0});
     }
   }
   // Behind mlock, which would find that it cannot bring them in.
@@ -467,6 +472,9 @@ Result<void> finish(RestoreTask& task, RestoreContext& context, tracee::Batch& b
   batch.store(fetched, at, offsetof(prctl_mm_map, exe_fd));
   batch.must("prctl(PR_SET_MM_MAP)", SYS_prctl, {PR_SET_MM, PR_SET_MM_MAP, at, sizeof map, 0});
   batch.must("closing the program", SYS_close, {fetched});
+  if (mm.has_ferry_lock_future()) {  // last: nothing is mapped after this
+    batch.must("mlockall", SYS_mlockall, {mm.ferry_lock_future()});
+  }
   return {};
 }
 

@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <charconv>
+#include <map>
 
 namespace ferry::state {
 namespace {
@@ -23,6 +24,7 @@ Result<UniqueFd> open_pidfd(pid_t pid, std::uint32_t flags) {
 
 class PidfdKind : public FileKind {
  public:
+  ~PidfdKind() override { reap(); }
   [[nodiscard]] std::string_view name() const override { return "pidfd"; }
   [[nodiscard]] pb::FdType type() const override { return pb::FD_PIDFD; }
   [[nodiscard]] bool matches(const FdProbe& probe) const override {
@@ -67,6 +69,11 @@ class PidfdKind : public FileKind {
     return restore_fown(fd, file.pidfd().fown(), context);
   }
 
+  Result<void> complete(RestoreContext&) override {
+    reap();
+    return {};
+  }
+
  private:
   static Result<std::int32_t> inner_pid(HostPid pid, const FdProbe& probe, const DumpContext& context) {
     if (pid.value < 0) {
@@ -78,29 +85,39 @@ class PidfdKind : public FileKind {
       }
       for (const DumpThread& thread : task->threads) {
         if (thread.tid == pid) {
-          return fail(Kind::unsupported, "{}: a descriptor of a single thread (PIDFD_THREAD) cannot be carried over",
-                      probe.subject());
+          return thread.ns_tid.value;
         }
       }
     }
     return fail(Kind::unsupported, "{}: it refers to pid {}, which is not part of the tree", probe.subject(), pid);
   }
 
-  // Of a process that is dead and reaped: one that we make for the purpose.
+  // Of a process that is dead and reaped: one that we make for the purpose, the same one for all descriptors
+  // of that process.  It is reaped when all of them are open.
   Result<UniqueFd> open_dead(const pb::PidfdEntry& entry) {
-    const pid_t child = ::fork();
-    if (child == 0) {
-      ::_exit(0);
+    auto known = stand_ins_.find(entry.ino());
+    if (known == stand_ins_.end()) {
+      const pid_t child = ::fork();
+      if (child == 0) {
+        ::_exit(0);
+      }
+      if (child < 0) {
+        return sys_fail("fork");
+      }
+      known = stand_ins_.emplace(entry.ino(), child).first;
     }
-    if (child < 0) {
-      return sys_fail("fork");
-    }
-    // A zombie can be referred to until it is reaped.
-    auto fd = open_pidfd(child, entry.flags() & ~kThread);
-    while (::waitpid(child, nullptr, 0) < 0 && errno == EINTR) {
-    }
-    return fd;
+    return open_pidfd(known->second, entry.flags() & ~kThread);
   }
+
+  void reap() {
+    for (const auto& [ino, child] : stand_ins_) {
+      while (::waitpid(child, nullptr, 0) < 0 && errno == EINTR) {
+      }
+    }
+    stand_ins_.clear();
+  }
+
+  std::map<std::uint32_t, pid_t> stand_ins_;  // restore: by the inode of the descriptor
 };
 
 }  // namespace

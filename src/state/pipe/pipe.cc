@@ -6,6 +6,7 @@
 
 #include <map>
 #include <set>
+#include <utility>
 
 #include "base/log.h"
 #include "sys/file.h"
@@ -44,6 +45,7 @@ class PipeKind : public FileKind {
 
   Result<UniqueFd> open(const pb::FileEntry& file, RestoreContext& context) override {
     const pb::PipeEntry& entry = file.pipe();
+    index(context.set);
     FERRY_TRY(Ends* ends, this->ends(entry, context));
     const int flags = static_cast<int>(entry.flags() | (entry.ferry_packet_mode() ? kPacketMode : 0));
     if (ends->other >= 0) {  // an inherited descriptor that is not a pipe: what it refers to is shared as it is
@@ -123,21 +125,24 @@ class PipeKind : public FileKind {
       FERRY_TRY(const UniqueFd filler,
                 sys::open(path, O_WRONLY | O_NONBLOCK));
       // Not by open(2), which refuses it for a pipe; fcntl(2) sets it since Linux 4.5 (pipe(2)).
-      FERRY_CHECK(restore_status_flags(filler.get(), O_NONBLOCK | (has_packets(pipe_id, context.set) ? kPacketMode : 0)));
-      FERRY_CHECK(fill_pipe(filler.get(), context.set, image::Type::pipes_data, pipe_id,
-                            has_packets(pipe_id, context.set)));
+      const bool packets = packets_.contains(pipe_id);
+      FERRY_CHECK(restore_status_flags(filler.get(), O_NONBLOCK | (packets ? kPacketMode : 0)));
+      FERRY_CHECK(fill_pipe(filler.get(), contents_[pipe_id], fmt::format("pipe {}", pipe_id), packets));
     }
     return &pipes_.emplace(pipe_id, std::move(made)).first->second;
   }
 
   // Only the writing end of a pipe that pipe2(2) made with O_DIRECT has the flag.
-  static bool has_packets(std::uint32_t pipe_id, const image::Set& set) {
+  void index(const image::Set& set) {
+    if (std::exchange(indexed_, true)) {
+      return;
+    }
+    contents_ = index_pipe_contents(set, image::Type::pipes_data);
     for (const auto* file : set.list<pb::FileEntry>({image::Type::files})) {
-      if (file->has_pipe() && file->pipe().pipe_id() == pipe_id && file->pipe().ferry_packet_mode()) {
-        return true;
+      if (file->has_pipe() && file->pipe().ferry_packet_mode()) {
+        packets_.insert(file->pipe().pipe_id());
       }
     }
-    return false;
   }
 
   static Result<void> take_inherited(int fd, const std::string& key, Ends& made) {
@@ -154,7 +159,11 @@ class PipeKind : public FileKind {
   }
 
   std::set<std::uint32_t> seen_;         // checkpoint: pipes whose bytes are saved
-  std::map<std::uint32_t, Ends> pipes_;  // restore
+  // Restore:
+  std::map<std::uint32_t, Ends> pipes_;
+  PipeContents contents_;
+  std::set<std::uint32_t> packets_;  // pipes with packets
+  bool indexed_ = false;
 };
 
 }  // namespace

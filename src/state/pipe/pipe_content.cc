@@ -92,19 +92,24 @@ void add_pipe_content(image::Set& set, image::Type type, std::uint32_t pipe_id, 
   }
 }
 
-Result<void> fill_pipe(int writer, const image::Set& set, image::Type type, std::uint32_t pipe_id, bool packets) {
-  const std::string subject = fmt::format("{} {}", type == image::Type::fifo_data ? "FIFO" : "pipe", pipe_id);
-  bool sized = false;
+PipeContents index_pipe_contents(const image::Set& set, image::Type type) {
+  PipeContents out;
   for (const image::Entry& e : set.entries({type})) {
-    const auto& data = static_cast<const pb::PipeDataEntry&>(*e.message);
-    if (data.pipe_id() != pipe_id) {
-      continue;
-    }
+    out[static_cast<const pb::PipeDataEntry&>(*e.message).pipe_id()].push_back(&e);
+  }
+  return out;
+}
+
+Result<void> fill_pipe(int writer, const std::vector<const image::Entry*>& content, const std::string& subject,
+                       bool packets) {
+  bool sized = false;
+  for (const image::Entry* e : content) {
+    const auto& data = static_cast<const pb::PipeDataEntry&>(*e->message);
     if (data.has_size() && !sized) {
       FERRY_CHECK(set_capacity(writer, data.size(), subject));
       sized = true;
     }
-    std::string_view rest = e.extra;
+    std::string_view rest = e->extra;
     while (!rest.empty()) {
       // Never waits: the bytes came out of a pipe of this capacity.
       const ssize_t n = ::write(writer, rest.data(), rest.size());

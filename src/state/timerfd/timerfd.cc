@@ -39,6 +39,15 @@ timespec sum(timespec a, timespec b) {
   return out;
 }
 
+// The alarm clocks show the time of those that do not wake the machine, which need no hardware to be read
+// (timerfd_create(2), clock_gettime(2)).
+clockid_t read_by(clockid_t clock) {
+  if (clock == CLOCK_REALTIME_ALARM) {
+    return CLOCK_REALTIME;
+  }
+  return clock == CLOCK_BOOTTIME_ALARM ? CLOCK_BOOTTIME : clock;
+}
+
 class TimerfdKind : public FileKind {
  public:
   [[nodiscard]] std::string_view name() const override { return "timerfd"; }
@@ -81,7 +90,7 @@ class TimerfdKind : public FileKind {
       // depends on it), by this process's clock, which is the one that our call is taken by.
       if ((entry.settime_flags() & TFD_TIMER_ABSTIME) != 0) {
         timespec now{};
-        if (::clock_gettime(static_cast<clockid_t>(entry.clockid()), &now) != 0) {
+        if (::clock_gettime(read_by(static_cast<clockid_t>(entry.clockid())), &now) != 0) {
           return sys_fail(fmt::format("clock_gettime({})", entry.clockid()));
         }
         its.it_value = sum(its.it_value, now);

@@ -61,20 +61,6 @@ Session session_of(const DumpContext& context, std::int32_t tty_nr) {
   return out;
 }
 
-bool has_terminal(const DumpContext& context, const DumpTask& task, std::uint32_t info_id) {
-  for (const auto* row : context.set.list<pb::FdinfoEntry>({image::Type::fdinfo, task.ids->files_id()})) {
-    if (row->type() != pb::FD_TTY) {
-      continue;
-    }
-    for (const auto* file : context.set.list<pb::FileEntry>({image::Type::files})) {
-      if (file->id() == row->id() && file->has_tty() && file->tty().tty_info_id() == info_id) {
-        return true;
-      }
-    }
-  }
-  return false;
-}
-
 Result<UniqueFd> duplicate_of(const DumpContext& context, std::uint32_t file_id) {
   for (const auto& task : context.tasks) {
     if (task->zombie) {

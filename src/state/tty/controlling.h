@@ -18,8 +18,6 @@ Session session_of(const DumpContext& context, std::int32_t tty_nr);
 // The eighth field of /proc/PID/stat; 0 if there is none.
 pid_t parse_foreground_group(std::string_view stat);
 
-// Has the task a descriptor of terminal `info_id` (tty-info.img)?
-bool has_terminal(const DumpContext& context, const DumpTask& task, std::uint32_t info_id);
 // A duplicate of description `file_id` (files.img) of the tree.
 Result<UniqueFd> duplicate_of(const DumpContext& context, std::uint32_t file_id);
 

@@ -109,7 +109,15 @@ Result<void> restore_window_size(int fd, const pb::TtyInfoEntry& entry) {
   return {};
 }
 
-Result<Quiet> Quiet::make(int fd, std::string_view subject) {
+Result<bool> reads_lines(int fd, std::string_view subject) {
+  KernelTermios modes{};
+  if (::ioctl(fd, TCGETS, &modes) != 0) {
+    return sys_fail(fmt::format("ioctl({}, TCGETS)", subject));
+  }
+  return (modes.lflag & ICANON) != 0;
+}
+
+Result<Quiet> Quiet::make(int fd, std::string_view subject, Reading reading) {
   Modes before{};
   static_assert(sizeof(Modes) == sizeof(KernelTermios));
   if (::ioctl(fd, TCGETS, &before) != 0) {
@@ -118,7 +126,7 @@ Result<Quiet> Quiet::make(int fd, std::string_view subject) {
   Modes quiet = before;
   quiet.iflag &= IXON;  // a change of IXON would be told to a master in packet mode (ioctl_tty(2), TIOCPKT)
   quiet.oflag = 0;
-  quiet.lflag &= ICANON;
+  quiet.lflag &= reading == Reading::as_it_is ? ICANON : 0;
   for (const int editing : {VERASE, VKILL, VEOF, VEOL, VREPRINT, VWERASE, VLNEXT, VEOL2}) {
     quiet.cc[editing] = 0;  // _POSIX_VDISABLE
   }

@@ -18,7 +18,8 @@ Result<void> restore_window_size(int fd, const pb::TtyInfoEntry& entry);
 // being gathered.
 class Quiet {
  public:
-  static Result<Quiet> make(int fd, std::string_view subject);
+  enum class Reading : std::uint8_t { as_it_is, characters };  // lines, if the terminal reads lines; or not
+  static Result<Quiet> make(int fd, std::string_view subject, Reading reading = Reading::as_it_is);
   Quiet(Quiet&& other) noexcept;
   Quiet& operator=(Quiet&&) = delete;
   ~Quiet();
@@ -34,5 +35,8 @@ class Quiet {
   int fd_;
   Modes before_;
 };
+
+// Whether the terminal reads whole lines (ICANON, termios(3)).
+Result<bool> reads_lines(int fd, std::string_view subject);
 
 }  // namespace ferry::state::tty

@@ -6,11 +6,15 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-#include <set>
+#include <cerrno>
+#include <vector>
 
 #include "base/log.h"
 #include "state/tty/controlling.h"
+#include "state/tty/data.h"
+#include "state/tty/described.h"
 #include "state/tty/pty.h"
+#include "state/tty/reopen.h"
 #include "state/tty/termios.h"
 #include "sys/file.h"
 
@@ -19,15 +23,13 @@ namespace {
 
 // Documentation/admin-guide/devices.txt
 constexpr unsigned kTtyMajor = 4, kAlternateMajor = 5;
+constexpr unsigned kFirstSlaveMajor = 136;
 constexpr unsigned kCurrentTtyMinor = 0, kPtmxMinor = 2;
+constexpr std::uint32_t kHungUpIndex = 1U << 20;  // and above: terminals without a master, which may share a number
 // tty-info.img numbers terminals "index << 1 | master"; the one behind /dev/tty has this index.
 constexpr std::uint32_t kCurrentTtyIndex = 1006;
 
-std::uint32_t encode_rdev(dev_t dev) {  // as CRIU writes it: the low 32 bits of glibc's dev_t
-  return static_cast<std::uint32_t>(dev);
-}
-
-enum class Role { master, slave, current, other };
+enum class Role { master, slave, hung_up, current, other };
 
 Role role_of(dev_t rdev) {
   if (rdev == makedev(kAlternateMajor, kPtmxMinor)) {
@@ -60,6 +62,9 @@ class TtyKind : public FileKind {
     pb::TtyFileEntry& entry = *out.mutable_tty();
     entry.set_id(out.id());
     entry.set_flags(probe.status_flags());
+    if (unsigned number = 0; role == Role::slave && ::ioctl(probe.ours, TIOCGDEV, &number) != 0 && errno == EIO) {
+      return tty::collect_hung_up(probe, kHungUpIndex + static_cast<std::uint32_t>(hung_up_++), context, entry);
+    }
     FERRY_TRY(const std::uint32_t path,
               context.files.add_path(context, probe.task, probe.ours, probe.link, probe.status_flags()));
     entry.set_regf_id(path);
@@ -82,10 +87,10 @@ class TtyKind : public FileKind {
 
   Result<UniqueFd> open(const pb::FileEntry& file, RestoreContext& context) override {
     const pb::TtyFileEntry& entry = file.tty();
-    FERRY_TRY(const pb::TtyInfoEntry* info, info_of(entry.tty_info_id(), context.set));
+    FERRY_TRY(const pb::TtyInfoEntry* info, tty::info_of(entry.tty_info_id(), context.set));
     const int flags = static_cast<int>(entry.flags());
     if (info->type() == pb::TTYTYPE_CTTY) {
-      FERRY_TRY(const pb::TtyInfoEntry* actual, session_terminal(info->sid(), context.set));
+      FERRY_TRY(const pb::TtyInfoEntry* actual, tty::session_terminal(info->sid(), context.set));
       FERRY_TRY(const Pair* pair, pair_of(*actual, entry, context));
       FERRY_TRY(const UniqueFd slave, open_slave_of(*pair, O_RDWR));
       return tty::open_current(context.inside, slave.get(), flags);
@@ -93,6 +98,9 @@ class TtyKind : public FileKind {
     if (info->type() != pb::TTYTYPE_PTY || !info->has_pty()) {
       return fail(Kind::unsupported, "terminal {} is of a kind ({}) that ferry cannot restore", info->id(),
                   pb::TtyType_Name(info->type()));
+    }
+    if ((info->id() & 1) == 0 && !info->has_termios()) {
+      return tty::open_hung_up(*info, entry, context);
     }
     FERRY_TRY(Pair* pair, pair_of(*info, entry, context));
     if ((info->id() & 1) == 0) {
@@ -110,7 +118,7 @@ class TtyKind : public FileKind {
 
   Result<void> connect(const pb::FileEntry& file, int fd, RestoreContext& context) override {
     const pb::TtyFileEntry& entry = file.tty();
-    FERRY_TRY(const pb::TtyInfoEntry* info, info_of(entry.tty_info_id(), context.set));
+    FERRY_TRY(const pb::TtyInfoEntry* info, tty::info_of(entry.tty_info_id(), context.set));
     // Exclusive only now that everything that opens it is done; CAP_SYS_ADMIN opens it still.
     if (info->exclusive() && ::ioctl(fd, TIOCEXCL) != 0) {
       return sys_fail(fmt::format("ioctl(terminal {}, TIOCEXCL)", info->id()));
@@ -125,21 +133,34 @@ class TtyKind : public FileKind {
     return restore_fown(fd, entry.fown(), context);
   }
 
-  Result<void> settle(const pb::FileEntry& file, const pb::FdinfoEntry& descriptor, RestoreTask& task,
-                      RestoreContext& context, tracee::Batch& batch) override {
+  // The session leader takes its terminal, whether it has it open or not.
+  Result<void> attach(RestoreTask& task, RestoreContext& context, tracee::Batch& batch) override {
     pairs_.clear();  // our own masters must not keep a terminal alive that the tree has closed
-    FERRY_TRY(const pb::TtyInfoEntry* info, info_of(file.tty().tty_info_id(), context.set));
-    const bool slave = info->type() == pb::TTYTYPE_PTY && (info->id() & 1) == 0;
-    const bool leader = info->sid() != 0 && info->sid() == task.entry->pid() && task.entry->sid() == task.entry->pid();
-    if (!slave || !leader || !sessions_.insert(info->id()).second) {
+    if (task.entry->sid() != task.entry->pid()) {
       return {};
     }
-    batch.must("making a terminal the controlling one", SYS_ioctl, {descriptor.fd(), TIOCSCTTY, 0});
-    if (info->pgrp() != 0 && group_exists(info->pgrp(), context)) {
-      const std::int32_t group = static_cast<std::int32_t>(info->pgrp());
-      batch.must("setting the foreground group of a terminal", SYS_ioctl,
-                 {descriptor.fd(), TIOCSPGRP, batch.object(group)});
+    for (const auto* info : context.set.list<pb::TtyInfoEntry>({image::Type::tty_info})) {
+      if (info->type() != pb::TTYTYPE_PTY || (info->id() & 1) != 0 || info->sid() == 0 ||
+          info->sid() != task.entry->pid()) {
+        continue;
+      }
+      FERRY_TRY(UniqueFd slave, slave_of(*info, context));
+      if (!slave) {
+        continue;
+      }
+      const auto fd = batch.must("fetching a terminal", SYS_pidfd_getfd, {task.controller_pidfd, slave.get(), 0});
+      batch.must("making a terminal the controlling one", SYS_ioctl, {fd, TIOCSCTTY, 0});
+      if (info->pgrp() != 0 && group_exists(info->pgrp(), context)) {
+        const std::int32_t group = static_cast<std::int32_t>(info->pgrp());
+        batch.must("setting the foreground group of a terminal", SYS_ioctl, {fd, TIOCSPGRP, batch.object(group)});
+      }
+      batch.must("closing a terminal", SYS_close, {fd});
+      held_.push_back(std::move(slave));
     }
+    return {};
+  }
+  Result<void> complete(RestoreContext&) override {
+    held_.clear();
     return {};
   }
 
@@ -192,8 +213,8 @@ class TtyKind : public FileKind {
     }
     info.set_sid(session.leader);
     info.set_pgrp(session.foreground);
-    info.set_rdev(encode_rdev(probe.stat.st_rdev));
-    info.set_dev(encode_rdev(probe.stat.st_dev));
+    info.set_rdev(tty::encode_rdev(probe.stat.st_rdev));
+    info.set_dev(tty::encode_rdev(probe.stat.st_dev));
     info.set_uid(probe.stat.st_uid);
     info.set_gid(probe.stat.st_gid);
     if (role != Role::current) {
@@ -210,7 +231,7 @@ class TtyKind : public FileKind {
   }
 
   static Result<void> check_orphan(const Known& known, const DumpOptions& options) {
-    const std::string key = fmt::format("tty[{:x}:{:x}]", encode_rdev(known.device), encode_rdev(known.node));
+    const std::string key = fmt::format("tty[{:x}:{:x}]", tty::encode_rdev(known.device), tty::encode_rdev(known.node));
     for (const std::string& external : options.external) {
       if (external == key) {
         return {};
@@ -229,22 +250,14 @@ class TtyKind : public FileKind {
     return {};
   }
 
-  // Bytes under way in a pair.  A terminal has no way to look without taking, so what is taken is put
-  // back from the other side.
   static Result<void> collect_data(std::uint32_t id, const Known& known, DumpContext& context) {
-    int unread = 0;
-    if (::ioctl(known.ours, FIONREAD, &unread) != 0 || unread <= 0) {
+    const bool master = known.role == Role::master;
+    FERRY_TRY(std::string bytes, tty::take_data(known.ours, master, known.subject));
+    if (bytes.empty()) {
       return {};
     }
-    const bool master = known.role == Role::master;
-    if (flag(known.ours, TIOCGPKT) && master) {
-      return fail(Kind::unsupported, "{}: a terminal in packet mode has unread output; try again", known.subject);
-    }
     FERRY_TRY(const UniqueFd other, other_side(known, id, context));
-    FERRY_TRY(tty::Quiet quiet, tty::Quiet::make(known.ours, known.subject));
-    FERRY_TRY(std::string bytes, tty::drain(known.ours, known.subject));
-    FERRY_CHECK(sys::write_all(other.get(), bytes.data(), bytes.size(), known.subject));
-    FERRY_CHECK(quiet.end());
+    FERRY_CHECK(tty::write_unchanged(other.get(), known.ours, known.ours, bytes, known.subject));
     pb::TtyDataEntry data;
     data.set_tty_id(id);
     data.set_data(std::move(bytes));
@@ -266,25 +279,39 @@ class TtyKind : public FileKind {
     return fail(Kind::os, "{}: its master is not in the tree", known.subject);
   }
 
-  // A session whose terminal nobody in the tree has open would come back without it.
-  Result<void> check_controlling(const DumpContext& context) const {
+  // A session whose terminal nobody in the tree has open gets it by way of the master.
+  Result<void> check_controlling(DumpContext& context) const {
     for (const auto& task : context.tasks) {
       if (task->zombie || task->stat.tty_nr == 0 || task->ns_sid.value == 0 || task->ns_sid != task->ns_pid) {
         continue;
       }
+      const Known* master = nullptr;
+      std::uint32_t master_id = 0;
       bool open = false;
       for (const auto& [id, known] : known_) {
-        open |= known.tty_nr == task->stat.tty_nr && known.role == Role::slave &&
-                tty::has_terminal(context, *task, id);
+        open |= known.role == Role::slave && known.tty_nr == task->stat.tty_nr;
+        if (known.role == Role::master && slave_number(id >> 1) == task->stat.tty_nr) {
+          master = &known;
+          master_id = id;
+        }
       }
-      if (!open) {
+      if (open) {
+        continue;
+      }
+      if (master == nullptr) {
         return fail(Kind::unsupported,
-                    "pid {} leads a session whose controlling terminal (device {:#x}) it does not have open; "
+                    "pid {} leads a session whose controlling terminal (device {:#x}) nobody in the tree has open; "
                     "ferry cannot give it back",
                     task->pid, task->stat.tty_nr);
       }
+      FERRY_CHECK(tty::add_session(master->ours, master_id >> 1, task->stat.tty_nr, master->subject, context));
     }
     return {};
+  }
+
+  // As /proc/PID/stat gives it (proc(5), tty_nr).
+  static std::int32_t slave_number(std::uint32_t index) {
+    return static_cast<std::int32_t>((kFirstSlaveMajor + index / 256) << 8 | index % 256);
   }
 
   // --- restore
@@ -294,22 +321,24 @@ class TtyKind : public FileKind {
     bool master_given = false;
   };
 
-  static Result<const pb::TtyInfoEntry*> info_of(std::uint32_t id, const image::Set& set) {
-    for (const auto* info : set.list<pb::TtyInfoEntry>({image::Type::tty_info})) {
-      if (info->id() == id) {
-        return info;
+  // A descriptor of a terminal of the set: one that the tree has, or one by way of its master.  None if it was
+  // somebody else's and is not open in the tree.
+  static Result<UniqueFd> slave_of(const pb::TtyInfoEntry& info, RestoreContext& context) {
+    const pb::FileEntry* master = nullptr;
+    for (const auto* file : context.set.list<pb::FileEntry>({image::Type::files})) {
+      if (file->has_tty() && file->tty().tty_info_id() == info.id()) {
+        FERRY_TRY(const int ours, context.files.get(file->id()));
+        return sys::duplicate(ours);
+      }
+      if (file->has_tty() && file->tty().tty_info_id() == (info.id() | 1)) {
+        master = file;
       }
     }
-    return fail(Kind::corrupt, "tty-info.img has no terminal {}", id);
-  }
-
-  static Result<const pb::TtyInfoEntry*> session_terminal(std::uint32_t sid, const image::Set& set) {
-    for (const auto* info : set.list<pb::TtyInfoEntry>({image::Type::tty_info})) {
-      if (info->type() == pb::TTYTYPE_PTY && (info->id() & 1) == 0 && info->sid() == sid) {
-        return info;
-      }
+    if (master == nullptr) {
+      return UniqueFd();
     }
-    return fail(Kind::corrupt, "/dev/tty is open, but tty-info.img has no terminal of session {}", sid);
+    FERRY_TRY(const int ours, context.files.get(master->id()));
+    return tty::open_slave(ours, O_RDWR);
   }
 
   static bool group_exists(std::uint32_t group, const RestoreContext& context) {
@@ -333,15 +362,15 @@ class TtyKind : public FileKind {
     if (const auto known = pairs_.find(index); known != pairs_.end()) {
       return &known->second;
     }
-    const auto has_master = info_of((index << 1) | 1, context.set).has_value();
+    const auto has_master = tty::info_of((index << 1) | 1, context.set).has_value();
     Pair pair;
     if (!has_master) {
-      FERRY_TRY(pair.external, external_terminal(info, context.options));
+      FERRY_TRY(pair.external, tty::external_terminal(info, context.options));
     }
     if (!pair.external) {
-      FERRY_TRY(UniqueFd prepared, prepared_master(index, context.options));
+      FERRY_TRY(UniqueFd prepared, tty::prepared_master(index, context.options));
       const bool handed_out = static_cast<bool>(prepared);
-      FERRY_TRY(pair.master, make_master(info, index, entry, std::move(prepared), context));
+      FERRY_TRY(pair.master, tty::make_master(info, index, entry, std::move(prepared), context));
       if (!has_master && !handed_out) {
         log::info("terminal {}: handing out its master", index);
         FERRY_CHECK(context.listener.on({Stage::orphan_pts_master, {}, pair.master.get()}));
@@ -350,89 +379,10 @@ class TtyKind : public FileKind {
     return &pairs_.emplace(index, std::move(pair)).first->second;
   }
 
-  // Whose terminal takes the place of one whose master was outside of the tree.
-  static Result<UniqueFd> external_terminal(const pb::TtyInfoEntry& info, const RestoreOptions& options) {
-    const std::string key = fmt::format("tty[{:x}:{:x}]", info.rdev(), info.dev());
-    for (const InheritFd& inherited : options.inherit_fds) {
-      if (inherited.key == key) {
-        return sys::duplicate(inherited.fd);
-      }
-    }
-    if (options.orphan_pts_master) {
-      return UniqueFd();
-    }
-    if (options.shell_job) {
-      for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
-        if (::isatty(fd) == 1) {
-          return sys::duplicate(fd);
-        }
-      }
-      return fail(Kind::invalid, "--shell-job: standard input is not a terminal that terminal {} could become", key);
-    }
-    return fail(Kind::unsupported,
-                "terminal {}: its other side was outside of the tree; give --shell-job or --inherit-fd fd[N]:{}",
-                info.pty().index(), key);
-  }
-
-  static Result<UniqueFd> prepared_master(std::uint32_t index, const RestoreOptions& options) {
-    for (const InheritFd& inherited : options.inherit_fds) {
-      if (inherited.key == prepared_master_key(index)) {
-        return sys::duplicate(inherited.fd);
-      }
-    }
-    return UniqueFd();
-  }
-
-  static Result<UniqueFd> make_master(const pb::TtyInfoEntry& info, std::uint32_t index, const pb::TtyFileEntry& entry,
-                                      UniqueFd prepared, RestoreContext& context) {
-    const pb::FileEntry* path = context.files.entry(entry.regf_id());
-    if (path == nullptr || !path->has_reg()) {
-      return fail(Kind::corrupt, "terminal {} has no path", entry.id());
-    }
-    // "/dev/pts/0" and "/dev/pts/ptmx" are in one devpts; /dev/ptmx leads to the one of its mount namespace.
-    std::string ptmx = path->reg().name();
-    if (!ptmx.ends_with("/ptmx")) {
-      const std::string folder = ptmx.substr(0, ptmx.rfind('/'));
-      ptmx = folder.ends_with("/pts") ? folder + "/ptmx" : "/dev/pts/ptmx";
-    }
-    UniqueFd master = std::move(prepared);
-    if (!master) {
-      FERRY_TRY(master, context.inside.get<UniqueFd>([&] { return tty::open_master(ptmx, index); }));
-    }
-    const int unlocked = 0;
-    if (::ioctl(master.get(), TIOCSPTLCK, &unlocked) != 0) {
-      return sys_fail(fmt::format("ioctl({}, TIOCSPTLCK)", ptmx));
-    }
-    FERRY_TRY(const UniqueFd slave, tty::open_slave(master.get(), O_RDWR));
-    FERRY_CHECK(tty::restore_modes(slave.get(), info));
-    FERRY_CHECK(tty::restore_window_size(master.get(), info));
-    if (const auto owner = info_of(index << 1, context.set); owner.has_value() && (*owner)->has_uid()) {
-      if (::fchown(slave.get(), (*owner)->uid(), (*owner)->gid()) != 0) {
-        return sys_fail(fmt::format("fchown(pseudoterminal {}, {}, {})", index, (*owner)->uid(), (*owner)->gid()));
-      }
-    }
-    FERRY_CHECK(restore_data(index, master.get(), slave.get(), context.set));
-    return master;
-  }
-
-  static Result<void> restore_data(std::uint32_t index, int master, int slave, const image::Set& set) {
-    for (const auto* data : set.list<pb::TtyDataEntry>({image::Type::tty_data})) {
-      if (data->tty_id() >> 1 != index) {
-        continue;
-      }
-      // The image says which side would have read it.
-      const int writer = (data->tty_id() & 1) != 0 ? slave : master;
-      const std::string subject = fmt::format("pseudoterminal {}", index);
-      FERRY_TRY(tty::Quiet quiet, tty::Quiet::make(slave, subject));
-      FERRY_CHECK(sys::write_all(writer, data->data().data(), data->data().size(), subject));
-      FERRY_CHECK(quiet.end());
-    }
-    return {};
-  }
-
   std::map<std::uint32_t, Known> known_;  // checkpoint, by the id in tty-info.img
+  int hung_up_ = 0;                       // checkpoint
   std::map<std::uint32_t, Pair> pairs_;   // restore, by index
-  std::set<std::uint32_t> sessions_;      // restore: terminals that have got their session
+  std::vector<UniqueFd> held_;            // restore: until the batch that fetches them has run
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/netlink.h>
 #include <linux/sockios.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -11,6 +12,7 @@
 #include <cerrno>
 #include <cstddef>
 
+#include "state/dump_host.h"
 #include "state/socket/options.h"
 #include "state/unix_socket/queue.h"
 #include "state/unix_socket/unix_socket.h"
@@ -20,6 +22,7 @@ namespace ferry::state::unix_socket {
 namespace {
 
 constexpr unsigned long kFileOfSocket = 0x89E0;  // SIOCUNIXFILE, <linux/un.h>, Linux 4.13
+constexpr std::size_t kAskForAll = 32;  // from so many sockets on, one question about all is cheaper
 constexpr std::string_view kDeleted = " (deleted)";
 
 Result<std::string> name_of(int fd, bool peer, const std::string& subject) {
@@ -36,14 +39,37 @@ Result<std::string> name_of(int fd, bool peer, const std::string& subject) {
   return std::string(address.sun_path, std::min<std::size_t>(size - head, sizeof address.sun_path));
 }
 
-pb::UnixSkEntry* entry_of(DumpContext& context, std::uint32_t id) {
-  for (const image::Entry& e : context.set.entries({image::Type::files})) {
-    auto& file = static_cast<pb::FileEntry&>(*e.message);
-    if (file.id() == id && file.has_usk()) {
-      return file.mutable_usk();
-    }
+// The pid that the tree's innermost namespace has for a process; 0 if it is none of the tree.
+std::int32_t inner_pid(const DumpContext& context, pid_t pid) {
+  const DumpTask* task = pid <= 0 ? nullptr : context.find(HostPid(pid));
+  return task == nullptr ? 0 : task->ns_pid.value;
+}
+
+// SO_PEERCRED, unix(7); SO_PEEK_OFF, socket(7).
+Result<void> collect_memories(int fd, std::uint32_t state, const DumpContext& context, const std::string& subject,
+                              pb::UnixSkEntry& entry) {
+  ucred peer{};
+  socklen_t size = sizeof peer;
+  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) {
+    return sys_fail(fmt::format("getsockopt({}, SO_PEERCRED)", subject));
   }
-  return nullptr;
+  const bool known = peer.pid != 0 || peer.uid != ~0U;
+  if (known && (state == kEstablished || state == kListen)) {
+    entry.set_ferry_peer_pid(inner_pid(context, peer.pid));
+    entry.set_ferry_peer_uid(peer.uid);
+    entry.set_ferry_peer_gid(peer.gid);
+  }
+  FERRY_TRY(const int offset, socket::get_int(fd, SOL_SOCKET, SO_PEEK_OFF, "SO_PEEK_OFF"));
+  if (offset >= 0) {
+    entry.set_ferry_peek_offset(offset);
+  }
+  // The error itself could only be taken away from the program (SO_ERROR); of a Unix socket it is always that
+  // the other end was closed with unread data.
+  pollfd p{fd, 0, 0};
+  if (state == kEstablished && ::poll(&p, 1, 0) == 1 && (p.revents & POLLERR) != 0) {
+    entry.set_ferry_reset(true);
+  }
+  return {};
 }
 
 bool is_external(const DumpOptions& options, std::uint32_t inode) {
@@ -58,10 +84,18 @@ Result<void> Collector::connect_netlink(DumpContext& context) {
     return {};
   }
   // sock_diag(7) answers for the network namespace that its own socket was made in.
-  inside_ = std::make_unique<Inside>();
-  FERRY_CHECK(inside_->enter_namespaces(context.root().pid));
-  FERRY_TRY(netlink_, inside_->get<sys::Netlink>([] { return sys::Netlink::open(NETLINK_SOCK_DIAG); }));
+  FERRY_TRY(netlink_, context.host.inside().get<sys::Netlink>([] { return sys::Netlink::open(NETLINK_SOCK_DIAG); }));
   return {};
+}
+
+Result<sys::UnixDiag> Collector::diag_of(std::uint32_t inode) {
+  if (known_.size() == kAskForAll) {
+    FERRY_TRY(diags_, sys::all_unix_diags(*netlink_));
+  }
+  if (const auto found = diags_.find(inode); found != diags_.end()) {
+    return std::move(found->second);
+  }
+  return sys::unix_diag(*netlink_, inode);
 }
 
 Result<void> Collector::collect(const FdProbe& probe, DumpContext& context, pb::FileEntry& out) {
@@ -69,7 +103,7 @@ Result<void> Collector::collect(const FdProbe& probe, DumpContext& context, pb::
   FERRY_CHECK(socket::check_network_namespace(probe, context));
   FERRY_CHECK(connect_netlink(context));
   const auto inode = static_cast<std::uint32_t>(probe.stat.st_ino);
-  FERRY_TRY(sys::UnixDiag diag, sys::unix_diag(*netlink_, inode).during("{}", subject));
+  FERRY_TRY(sys::UnixDiag diag, diag_of(inode).during("{}", subject));
   pb::UnixSkEntry& entry = *out.mutable_usk();
   entry.set_id(out.id());
   entry.set_ino(inode);
@@ -90,6 +124,7 @@ Result<void> Collector::collect(const FdProbe& probe, DumpContext& context, pb::
   }
   FERRY_CHECK(collect_fown(probe, context, *entry.mutable_fown()));
   FERRY_CHECK(socket::collect_options(probe.ours, subject, *entry.mutable_opts()));
+  FERRY_CHECK(collect_memories(probe.ours, diag.state, context, subject, entry));
   FERRY_CHECK(collect_name(probe, entry));
   for (const std::uint32_t client : diag.pending) {
     if (client == 0) {
@@ -161,7 +196,12 @@ Result<void> Collector::finish(DumpContext& context) {
       FERRY_CHECK(collect_queue(known, context));
     }
   }
-  for (const Known& known : std::vector<Known>(known_)) {
+  for (const image::Entry& e : context.set.entries({image::Type::files})) {
+    if (auto& file = static_cast<pb::FileEntry&>(*e.message); file.has_usk()) {
+      entries_[file.id()] = file.mutable_usk();
+    }
+  }
+  for (const Known& known : known_) {
     FERRY_CHECK(collect_peer(known, context));
   }
   return {};
@@ -188,11 +228,16 @@ Result<void> Collector::check_pending(const Known& listener) const {
   return {};
 }
 
-Result<void> Collector::collect_peer(const Known& known, DumpContext& context) {
-  pb::UnixSkEntry* entry = entry_of(context, known.id);
-  if (entry == nullptr) {
-    return fail(Kind::corrupt, "{}: its entry is gone from the set", known.subject);
+Result<pb::UnixSkEntry*> Collector::entry_of(const Known& known) const {
+  const auto found = entries_.find(known.id);
+  if (found == entries_.end()) {
+    return fail(Kind::corrupt, "{}: its entry is not in the set", known.subject);
   }
+  return found->second;
+}
+
+Result<void> Collector::collect_peer(const Known& known, DumpContext& context) {
+  FERRY_TRY(pb::UnixSkEntry * entry, entry_of(known));
   if (const auto listener = waiting_for_.find(entry->ino()); listener != waiting_for_.end()) {
     entry->set_peer(listener->second);
     return {};
@@ -228,8 +273,8 @@ Result<void> Collector::collect_external(const Known& known, DumpContext& contex
   file.set_type(pb::FD_UNIXSK);
   file.set_id(context.files.next_id());
   pb::UnixSkEntry& entry = *file.mutable_usk();
-  const pb::UnixSkEntry& own = *entry_of(context, known.id);
-  entry = own;
+  FERRY_TRY(const pb::UnixSkEntry* own, entry_of(known));
+  entry = *own;
   entry.set_id(file.id());
   entry.set_ino(*known.diag.peer);
   entry.set_state(kListen);
@@ -250,6 +295,14 @@ Result<void> Collector::collect_queue(const Known& known, DumpContext& context) 
     pb::SkPacketEntry entry;
     entry.set_id_for(known.id);
     entry.set_length(static_cast<std::uint32_t>(packet.bytes.size()));
+    if (!packet.sender.empty()) {
+      entry.set_ferry_address(packet.sender);
+    }
+    if (packet.credentials && packet.credentials->pid != 0) {
+      entry.set_ferry_pid(inner_pid(context, packet.credentials->pid));
+      entry.set_ferry_uid(packet.credentials->uid);
+      entry.set_ferry_gid(packet.credentials->gid);
+    }
     if (!packet.descriptors.empty()) {
       pb::ScmEntry& scm = *entry.add_scm();
       scm.set_type(SCM_RIGHTS);

@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "state/file_kind.h"
-#include "state/inside.h"
 #include "sys/sock_diag.h"
 
 namespace ferry::state::unix_socket {
@@ -31,16 +30,19 @@ class Collector {
   };
 
   Result<void> connect_netlink(DumpContext& context);
+  Result<sys::UnixDiag> diag_of(std::uint32_t inode);
   Result<void> collect_name(const FdProbe& probe, pb::UnixSkEntry& entry) const;
   Result<void> collect_path(const FdProbe& probe, const std::string& path, pb::UnixSkEntry& entry) const;
   Result<void> collect_peer(const Known& known, DumpContext& context);
   Result<void> collect_external(const Known& known, DumpContext& context);
   Result<void> collect_queue(const Known& known, DumpContext& context);
   Result<void> check_pending(const Known& listener) const;
+  Result<pb::UnixSkEntry*> entry_of(const Known& known) const;
 
-  std::unique_ptr<Inside> inside_;
   std::optional<sys::Netlink> netlink_;
+  std::map<std::uint32_t, sys::UnixDiag> diags_;        // by inode, if there are many sockets
   std::vector<Known> known_;
+  std::map<std::uint32_t, pb::UnixSkEntry*> entries_;   // by id, once all are in the set
   std::map<std::uint32_t, std::size_t> by_inode_;       // in known_
   std::map<std::uint32_t, std::uint32_t> waiting_for_;  // inode of a connecting socket: of its listener
   std::set<std::uint32_t> external_;                    // inodes of peers outside that have their entry

@@ -2,8 +2,11 @@
 
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 
 #include "state/socket/options.h"
@@ -38,18 +41,37 @@ class PeekOffset {
   int before_;
 };
 
-void take_descriptors(msghdr& message, std::vector<UniqueFd>& out) {
+void take_control(msghdr& message, Packet& out) {
   for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
-    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) {
+    if (c->cmsg_level != SOL_SOCKET) {
       continue;
     }
-    const std::size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (std::size_t i = 0; i < count; ++i) {
-      int fd = -1;
-      std::memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
-      out.emplace_back(fd);
+    if (c->cmsg_type == SCM_CREDENTIALS && c->cmsg_len == CMSG_LEN(sizeof(ucred))) {
+      std::memcpy(&out.credentials.emplace(), CMSG_DATA(c), sizeof(ucred));
+    }
+    if (c->cmsg_type == SCM_RIGHTS) {
+      const std::size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+      for (std::size_t i = 0; i < count; ++i) {
+        int fd = -1;
+        std::memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
+        out.descriptors.emplace_back(fd);
+      }
     }
   }
+}
+
+bool same_credentials(const Packet& a, const Packet& b) {
+  return a.credentials.has_value() == b.credentials.has_value() &&
+         (!a.credentials || (a.credentials->pid == b.credentials->pid && a.credentials->uid == b.credentials->uid &&
+                             a.credentials->gid == b.credentials->gid));
+}
+
+template <class T>
+void put_control(cmsghdr& c, int type, const T* values, std::size_t count) {
+  c.cmsg_level = SOL_SOCKET;
+  c.cmsg_type = type;
+  c.cmsg_len = CMSG_LEN(count * sizeof(T));
+  std::memcpy(CMSG_DATA(&c), values, count * sizeof(T));
 }
 
 }  // namespace
@@ -63,7 +85,10 @@ Result<std::vector<Packet>> peek(int fd, int type, std::string_view subject) {
   int at = 0;
   for (;;) {
     iovec part{room.data(), room.size()};
+    sockaddr_un from{};
     msghdr message{};
+    message.msg_name = &from;
+    message.msg_namelen = sizeof from;
     message.msg_iov = &part;
     message.msg_iovlen = 1;
     message.msg_control = control.data();
@@ -79,7 +104,11 @@ Result<std::vector<Packet>> peek(int fd, int type, std::string_view subject) {
       return sys_fail(fmt::format("recvmsg({}, MSG_PEEK)", subject));
     }
     Packet packet;
-    take_descriptors(message, packet.descriptors);
+    take_control(message, packet);
+    constexpr std::size_t head = offsetof(sockaddr_un, sun_path);
+    if (type == SOCK_DGRAM && message.msg_namelen > head) {
+      packet.sender.assign(from.sun_path, std::min<std::size_t>(message.msg_namelen - head, sizeof from.sun_path));
+    }
     if ((message.msg_flags & MSG_CTRUNC) != 0) {
       return fail(Kind::unsupported, "{}: a message in its queue has more control data than ferry can read", subject);
     }
@@ -93,7 +122,8 @@ Result<std::vector<Packet>> peek(int fd, int type, std::string_view subject) {
     }
     packet.bytes.assign(room.data(), static_cast<std::size_t>(n));
     at += static_cast<int>(n);
-    if (stream && !out.empty() && packet.descriptors.empty() && out.back().descriptors.empty()) {
+    if (stream && !out.empty() && packet.descriptors.empty() && out.back().descriptors.empty() &&
+        same_credentials(packet, out.back())) {
       out.back().bytes += packet.bytes;
     } else {
       out.push_back(std::move(packet));
@@ -101,27 +131,36 @@ Result<std::vector<Packet>> peek(int fd, int type, std::string_view subject) {
   }
 }
 
-Result<void> send(int fd, std::string_view bytes, const std::vector<int>& descriptors, bool stream,
-                  std::string_view subject) {
-  if (descriptors.size() > kMostDescriptors) {
-    return fail(Kind::corrupt, "{}: a message with {} descriptors", subject, descriptors.size());
+Result<void> send(int fd, const Message& what, bool stream, std::string_view subject) {
+  if (what.descriptors.size() > kMostDescriptors) {
+    return fail(Kind::corrupt, "{}: a message with {} descriptors", subject, what.descriptors.size());
   }
-  std::vector<char> control(CMSG_SPACE(descriptors.size() * sizeof(int)));
-  bool with_descriptors = !descriptors.empty();
+  const std::size_t rights = what.descriptors.size() * sizeof(int);
+  std::vector<char> control(CMSG_SPACE(rights) + CMSG_SPACE(sizeof(ucred)));
+  std::string_view bytes = what.bytes;
+  bool with_descriptors = !what.descriptors.empty();
   do {
     iovec part{const_cast<char*>(bytes.data()), bytes.size()};
     msghdr message{};
     message.msg_iov = &part;
     message.msg_iovlen = 1;
-    if (with_descriptors) {
-      message.msg_control = control.data();
-      message.msg_controllen = control.size();
-      cmsghdr* c = CMSG_FIRSTHDR(&message);
-      c->cmsg_level = SOL_SOCKET;
-      c->cmsg_type = SCM_RIGHTS;
-      c->cmsg_len = CMSG_LEN(descriptors.size() * sizeof(int));
-      std::memcpy(CMSG_DATA(c), descriptors.data(), descriptors.size() * sizeof(int));
+    message.msg_name = const_cast<sockaddr*>(what.to);
+    message.msg_namelen = what.to == nullptr ? 0 : what.to_size;
+    message.msg_control = control.data();
+    message.msg_controllen = control.size();
+    std::size_t used = 0;
+    cmsghdr* c = CMSG_FIRSTHDR(&message);
+    if (what.credentials) {
+      put_control(*c, SCM_CREDENTIALS, &*what.credentials, 1);
+      used += CMSG_SPACE(sizeof(ucred));
+      c = reinterpret_cast<cmsghdr*>(control.data() + used);
     }
+    if (with_descriptors) {
+      put_control(*c, SCM_RIGHTS, what.descriptors.data(), what.descriptors.size());
+      used += CMSG_SPACE(rights);
+    }
+    message.msg_controllen = used;
+    message.msg_control = used == 0 ? nullptr : control.data();
     const ssize_t n = ::sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (n < 0 && errno == EINTR) {
       continue;

@@ -8,10 +8,9 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstddef>
-#include <cstring>
 
 #include "state/socket/options.h"
+#include "state/unix_socket/name.h"
 #include "state/unix_socket/queue.h"
 #include "state/unix_socket/unix_socket.h"
 #include "sys/file.h"
@@ -19,31 +18,7 @@
 namespace ferry::state::unix_socket {
 namespace {
 
-struct Address {
-  sockaddr_un data{};
-  socklen_t size = 0;
-};
-
-Result<Address> address_of(std::string_view name) {
-  Address out;
-  out.data.sun_family = AF_UNIX;
-  if (name.size() > sizeof out.data.sun_path) {
-    return fail(Kind::corrupt, "a Unix socket has a name of {} bytes", name.size());
-  }
-  std::memcpy(out.data.sun_path, name.data(), name.size());
-  out.size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size());
-  return out;
-}
-
 bool is_path(std::string_view name) { return !name.empty() && name.front() != '\0'; }
-
-// Where a relative name counts from; the calling thread's directory is its own (state/inside.h).
-Result<void> enter_directory(const std::string& directory) {
-  if (::chdir(directory.empty() ? "/" : directory.c_str()) != 0) {
-    return sys_fail(fmt::format("chdir({})", directory));
-  }
-  return {};
-}
 
 Result<void> unlink_stale(const std::string& path) {
   struct stat st {};
@@ -70,8 +45,6 @@ Result<void> restore_permissions(const std::string& path, const pb::UnixSkEntry&
   return {};
 }
 
-std::string subject_of(const pb::UnixSkEntry& entry) { return fmt::format("Unix socket {}", entry.ino()); }
-
 }  // namespace
 
 void Restorer::index(const image::Set& set) {
@@ -80,10 +53,52 @@ void Restorer::index(const image::Set& set) {
   }
   indexed_ = true;
   for (const auto* file : set.list<pb::FileEntry>({image::Type::files})) {
-    if (file->has_usk()) {
-      by_inode_.emplace(file->usk().ino(), &file->usk());
+    if (!file->has_usk()) {
+      continue;
+    }
+    const pb::UnixSkEntry& entry = file->usk();
+    by_inode_.emplace(entry.ino(), &entry);
+    if (entry.name().empty() || (entry.uflags() & kExternal) != 0) {
+      continue;
+    }
+    if (entry.type() == SOCK_DGRAM) {
+      datagram_names_.emplace(entry.name(), &entry);
+    } else if (entry.state() == kListen) {
+      listeners_.emplace(std::pair(entry.type(), entry.name()), &entry);
     }
   }
+  for (const image::Entry& e : set.entries({image::Type::sk_queues})) {
+    queues_[static_cast<const pb::SkPacketEntry&>(*e.message).id_for()].push_back(&e);
+  }
+  for (const auto& [inode, entry] : by_inode_) {
+    const auto caller = caller_of_peer(*entry);
+    const pb::UnixSkEntry* other = partner(*entry);
+    const bool first = other == nullptr || inode < other->ino();
+    if (caller && first && made_as_pair(*entry)) {
+      ++pairs_wanted_[{*caller, static_cast<int>(entry->type())}];
+    }
+  }
+  for (const image::Name& name : set.names(image::Type::ids)) {
+    const auto ids = set.one<pb::TaskKobjIdsEntry>(name);
+    if (!ids.has_value()) {
+      continue;
+    }
+    for (const auto* row : set.list<pb::FdinfoEntry>({image::Type::fdinfo, (*ids)->files_id()})) {
+      if (row->type() == pb::FD_UNIXSK) {
+        owners_.emplace(row->id(), static_cast<std::uint32_t>(name.id));
+      }
+    }
+  }
+}
+
+// By socketpair(2), and not by connect(2) and accept(2).
+bool Restorer::made_as_pair(const pb::UnixSkEntry& entry) const {
+  const pb::UnixSkEntry* other = partner(entry);
+  const bool orphan = entry.state() == kEstablished && entry.peer() == 0 &&
+                      (entry.type() != SOCK_DGRAM || entry.name().empty());
+  // Datagram sockets with names find each other by them.
+  const bool pair = other != nullptr && (entry.type() != SOCK_DGRAM || other->name().empty() || entry.name().empty());
+  return (pair || orphan) && accepted_from(entry) == nullptr && (other == nullptr || accepted_from(*other) == nullptr);
 }
 
 const pb::UnixSkEntry* Restorer::by_inode(std::uint32_t inode) const {
@@ -100,13 +115,8 @@ const pb::UnixSkEntry* Restorer::accepted_from(const pb::UnixSkEntry& entry) con
   if (entry.name().empty() || entry.type() == SOCK_DGRAM || entry.state() != kEstablished) {
     return nullptr;
   }
-  for (const auto& [inode, other] : by_inode_) {
-    if (other->state() == kListen && (other->uflags() & kExternal) == 0 && other->type() == entry.type() &&
-        other->name() == entry.name()) {
-      return other;
-    }
-  }
-  return nullptr;
+  const auto found = listeners_.find({entry.type(), entry.name()});
+  return found == listeners_.end() ? nullptr : found->second;
 }
 
 Result<UniqueFd> Restorer::open(const pb::UnixSkEntry& entry, RestoreContext& context) {
@@ -121,11 +131,38 @@ Result<UniqueFd> Restorer::open(const pb::UnixSkEntry& entry, RestoreContext& co
     return fd;
   }
   const pb::UnixSkEntry* other = partner(entry);
-  const bool orphan = entry.type() != SOCK_DGRAM && entry.state() == kEstablished && entry.peer() == 0;
+  const bool orphan = entry.state() == kEstablished && entry.peer() == 0 &&
+                      (entry.type() != SOCK_DGRAM || entry.name().empty());
   // Datagram sockets with names find each other by them.
   const bool pair = other != nullptr && (entry.type() != SOCK_DGRAM || other->name().empty() || entry.name().empty());
   Result<UniqueFd> fd = pair || orphan ? open_pair(entry, other, context) : open_single(entry, context);
   return std::move(fd).during("{}", subject_of(entry));
+}
+
+Result<OnBehalf::Pair> Restorer::make_pair(const pb::UnixSkEntry& entry, const pb::UnixSkEntry* other,
+                                           RestoreContext& context) {
+  auto caller = caller_of_peer(entry);
+  if (!caller && other != nullptr) {
+    caller = caller_of_peer(*other);
+  }
+  if (!caller) {  // a set of CRIU
+    return context.inside.get<OnBehalf::Pair>([&]() -> Result<OnBehalf::Pair> {
+      int fds[2];
+      if (::socketpair(AF_UNIX, static_cast<int>(entry.type()) | SOCK_CLOEXEC, 0, fds) != 0) {
+        return sys_fail("socketpair");
+      }
+      return OnBehalf::Pair(UniqueFd(fds[0]), UniqueFd(fds[1]));
+    });
+  }
+  const std::pair key(*caller, static_cast<int>(entry.type()));
+  auto& ready = prepared_[key];
+  if (ready.empty()) {
+    const std::size_t wanted = std::max<std::size_t>(std::exchange(pairs_wanted_[key], 1), 1);
+    FERRY_TRY(ready, OnBehalf::pairs(*caller, key.second, wanted, context));
+  }
+  OnBehalf::Pair made = std::move(ready.back());
+  ready.pop_back();
+  return made;
 }
 
 Result<UniqueFd> Restorer::open_pair(const pb::UnixSkEntry& entry, const pb::UnixSkEntry* other,
@@ -147,7 +184,9 @@ Result<UniqueFd> Restorer::open_pair(const pb::UnixSkEntry& entry, const pb::Uni
       }
       return made;
     }));
-    FERRY_CHECK(connect_by_name(*listener, client.get(), context));
+    // What the accepted one remembers of its peer is who connected.
+    const auto caller = caller_of_peer(other_accepted ? *other : entry);
+    FERRY_CHECK(connect_by_name(*listener, client.get(), caller, context));
     UniqueFd accepted(::accept4(listening, nullptr, nullptr, SOCK_CLOEXEC));
     if (!accepted) {
       return sys_fail("accept4");
@@ -155,15 +194,9 @@ Result<UniqueFd> Restorer::open_pair(const pb::UnixSkEntry& entry, const pb::Uni
     mine = other_accepted ? std::move(client) : std::move(accepted);
     theirs = other_accepted ? std::move(accepted) : std::move(client);
   } else {
-    FERRY_CHECK(context.inside.run([&]() -> Result<void> {
-      int fds[2];
-      if (::socketpair(AF_UNIX, type, 0, fds) != 0) {
-        return sys_fail("socketpair");
-      }
-      mine.reset(fds[0]);
-      theirs.reset(fds[1]);
-      return {};
-    }));
+    FERRY_TRY(OnBehalf::Pair made, make_pair(entry, other, context));
+    mine = std::move(made.first);
+    theirs = std::move(made.second);
   }
   if (listener == nullptr || other_accepted) {
     FERRY_CHECK(bind(entry, mine.get(), context));
@@ -188,8 +221,13 @@ Result<UniqueFd> Restorer::open_single(const pb::UnixSkEntry& entry, RestoreCont
     return made;
   }));
   FERRY_CHECK(bind(entry, fd.get(), context));
-  if (entry.state() == kListen && ::listen(fd.get(), static_cast<int>(entry.backlog())) != 0) {
-    return sys_fail("listen");
+  if (entry.state() == kListen) {
+    const int backlog = static_cast<int>(entry.backlog());
+    if (const auto caller = caller_of_peer(entry)) {
+      FERRY_CHECK(OnBehalf::listen(*caller, fd.get(), backlog, context));
+    } else if (::listen(fd.get(), backlog) != 0) {
+      return sys_fail("listen");
+    }
   }
   return fd;
 }
@@ -239,24 +277,44 @@ Result<void> Restorer::bind(const pb::UnixSkEntry& entry, int fd, RestoreContext
   });
 }
 
-Result<void> Restorer::connect_by_name(const pb::UnixSkEntry& to, int fd, RestoreContext& context) const {
+Result<void> Restorer::connect_by_name(const pb::UnixSkEntry& to, int fd, const std::optional<Caller>& caller,
+                                       RestoreContext& context) const {
   const auto alias = aliases_.find(to.ino());
   const std::string name = alias == aliases_.end() ? to.name() : alias->second.path;
   FERRY_TRY(const Address address, address_of(name));
+  const auto* generic = reinterpret_cast<const sockaddr*>(&address.data);
+  const std::string directory = is_path(name) && !to.name_dir().empty() ? to.name_dir() : "/";
+  if (caller && to.type() != SOCK_DGRAM) {
+    return OnBehalf::connect(*caller, fd, generic, address.size, directory, context)
+        .during("connecting to {}", is_path(name) ? name.c_str() : "an abstract name");
+  }
   return context.inside.run([&]() -> Result<void> {
-    if (is_path(name)) {
-      FERRY_CHECK(enter_directory(to.name_dir()));
-    }
-    if (::connect(fd, reinterpret_cast<const sockaddr*>(&address.data), address.size) != 0) {
+    FERRY_CHECK(enter_directory(directory));
+    if (::connect(fd, generic, address.size) != 0) {
       return sys_fail(fmt::format("connect({})", is_path(name) ? name.c_str() : "an abstract name"));
     }
     return {};
   });
 }
 
+// A connection that waits for accept(2): its server will be told who made it.
+std::optional<Caller> Restorer::owner_of(const pb::UnixSkEntry& entry, const RestoreContext& context) const {
+  const auto owner = owners_.find(entry.id());
+  const RestoreTask* task = owner == owners_.end() ? nullptr : context.find(NsPid(static_cast<pid_t>(owner->second)));
+  if (task == nullptr || task->mm == nullptr || !task->core->thread_core().has_creds()) {
+    return std::nullopt;
+  }
+  const pb::CredsEntry& creds = task->core->thread_core().creds();
+  return Caller{task->ns_pid().value, creds.euid(), creds.egid()};
+}
+
 Result<void> Restorer::connect(const pb::UnixSkEntry& entry, int fd, RestoreContext& context) {
   index(context.set);
   const pb::UnixSkEntry* peer = entry.peer() == 0 ? nullptr : by_inode(entry.peer());
+  if (entry.type() == SOCK_DGRAM) {
+    // Once it is connected it takes messages from its peer only (connect(2)).
+    FERRY_CHECK(deliver(entry, fd, context));
+  }
   if (peer != nullptr) {
     const bool joined = partner(entry) != nullptr &&
                         (entry.type() != SOCK_DGRAM || peer->name().empty() || entry.name().empty());
@@ -268,7 +326,7 @@ Result<void> Restorer::connect(const pb::UnixSkEntry& entry, int fd, RestoreCont
       if ((peer->uflags() & kExternal) == 0) {
         FERRY_CHECK(context.files.get(peer->id()));
       }
-      FERRY_CHECK(connect_by_name(*peer, fd, context).during("{}", subject_of(entry)));
+      FERRY_CHECK(connect_by_name(*peer, fd, owner_of(entry, context), context).during("{}", subject_of(entry)));
     }
   } else if (entry.peer() != 0) {
     FERRY_TRY(const UniqueFd given, socket::inherited(entry.ino(), context.options));
@@ -284,6 +342,13 @@ Result<void> Restorer::connect(const pb::UnixSkEntry& entry, int fd, RestoreCont
     FERRY_TRY(const int theirs, context.files.get(peer->id()));
     FERRY_CHECK(deliver(*peer, theirs, context));
   }
+  if (entry.has_ferry_peek_offset()) {
+    FERRY_CHECK(socket::set_int(fd, SOL_SOCKET, SO_PEEK_OFF, entry.ferry_peek_offset(), "SO_PEEK_OFF"));
+  }
+  if (entry.ferry_reset() && closed_ends_.contains(entry.ino())) {
+    // Something unread in the end that is about to be closed.
+    FERRY_CHECK(send(fd, {.bytes = "x"}, true, subject_of(entry)));
+  }
   const bool orphan = closed_ends_.erase(entry.ino()) != 0;
   if (entry.shutdown() != pb::SKSHUT_NONE && !orphan) {
     constexpr int how[] = {-1, SHUT_RD, SHUT_WR, SHUT_RDWR};
@@ -296,65 +361,10 @@ Result<void> Restorer::connect(const pb::UnixSkEntry& entry, int fd, RestoreCont
   return restore_fown(fd, entry.fown(), context);
 }
 
-Result<void> Restorer::deliver(const pb::UnixSkEntry& entry, int fd, RestoreContext& context) {
-  if (!delivered_.insert(entry.ino()).second) {
-    return {};
-  }
-  for (const image::Entry& e : context.set.entries({image::Type::sk_queues})) {
-    const auto& packet = static_cast<const pb::SkPacketEntry&>(*e.message);
-    if (packet.id_for() != entry.id()) {
-      continue;
-    }
-    FERRY_TRY(const int sender, sender_for(entry, fd, context));
-    std::vector<int> descriptors;
-    for (const pb::ScmEntry& scm : packet.scm()) {
-      if (scm.type() != SCM_RIGHTS) {
-        return fail(Kind::unsupported, "{}: control data of type {} in its queue", subject_of(entry), scm.type());
-      }
-      for (const std::uint32_t id : scm.rights()) {
-        FERRY_TRY(const int in_flight, context.files.get(id));
-        descriptors.push_back(in_flight);
-      }
-    }
-    FERRY_CHECK(send(sender, e.extra, descriptors, entry.type() == SOCK_STREAM, subject_of(entry)));
-  }
-  return {};
-}
-
-// Whom the data comes from: the partner, be it closed later, or a helper that knows the name.
-Result<int> Restorer::sender_for(const pb::UnixSkEntry& entry, int fd, RestoreContext& context) {
-  int sender = -1;
-  if (const auto closed = closed_ends_.find(entry.ino()); closed != closed_ends_.end()) {
-    sender = closed->second.get();
-  } else if (const pb::UnixSkEntry* other = partner(entry);
-             other != nullptr && (entry.type() != SOCK_DGRAM || other->name().empty() || entry.name().empty())) {
-    FERRY_TRY(sender, context.files.get(other->id()));
-  } else if (entry.type() == SOCK_DGRAM && entry.peer() == entry.ino()) {
-    sender = fd;
-  } else if (const auto helper = senders_.find(entry.ino()); helper != senders_.end()) {
-    return helper->second.get();
-  } else if (entry.type() == SOCK_DGRAM && !entry.name().empty() && entry.peer() == 0) {
-    FERRY_TRY(UniqueFd made, context.inside.get<UniqueFd>([]() -> Result<UniqueFd> {
-      UniqueFd s(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-      if (!s) {
-        return sys_fail("socket(AF_UNIX)");
-      }
-      return s;
-    }));
-    FERRY_CHECK(connect_by_name(entry, made.get(), context));
-    sender = made.get();
-    senders_[entry.ino()] = std::move(made);
-  } else {
-    return fail(Kind::unsupported, "{} has data in its queue, and nobody who could have sent it", subject_of(entry));
-  }
-  // Room for as much as the queue held; a socket of the tree gets its own size back by its options.
-  constexpr int kRoom = 64 << 20;
-  FERRY_CHECK(socket::set_int(sender, SOL_SOCKET, SO_SNDBUFFORCE, kRoom, "SO_SNDBUFFORCE"));
-  return sender;
-}
-
 Result<void> Restorer::tidy(RestoreContext& context) {
   senders_.clear();
+  dead_senders_.clear();
+  prepared_.clear();
   closed_ends_.clear();
   halves_.clear();
   auto aliases = std::move(aliases_);

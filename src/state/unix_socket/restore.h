@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "state/file_kind.h"
+#include "state/unix_socket/on_behalf.h"
 
 namespace ferry::state::unix_socket {
 
@@ -25,20 +26,36 @@ class Restorer {
   // The listener whose accepted socket this is: an established stream socket with a listener's name.
   [[nodiscard]] const pb::UnixSkEntry* accepted_from(const pb::UnixSkEntry& entry) const;
 
+  // A pair as the process made it whose doing it was.
+  Result<OnBehalf::Pair> make_pair(const pb::UnixSkEntry& entry, const pb::UnixSkEntry* other, RestoreContext& context);
   Result<UniqueFd> open_pair(const pb::UnixSkEntry& entry, const pb::UnixSkEntry* other, RestoreContext& context);
   Result<UniqueFd> open_single(const pb::UnixSkEntry& entry, RestoreContext& context);
   Result<void> bind(const pb::UnixSkEntry& entry, int fd, RestoreContext& context);
   // Connects to a socket that has a name, be it deleted.
-  Result<void> connect_by_name(const pb::UnixSkEntry& to, int fd, RestoreContext& context) const;
+  Result<void> connect_by_name(const pb::UnixSkEntry& to, int fd, const std::optional<Caller>& caller,
+                               RestoreContext& context) const;
+  [[nodiscard]] std::optional<Caller> owner_of(const pb::UnixSkEntry& entry, const RestoreContext& context) const;
   // Puts what the image holds for `entry` into its queue.
   Result<void> deliver(const pb::UnixSkEntry& entry, int fd, RestoreContext& context);
+  Result<void> deliver(const pb::UnixSkEntry& entry, int fd, const pb::SkPacketEntry& packet, std::string_view bytes,
+                       RestoreContext& context);
   Result<int> sender_for(const pb::UnixSkEntry& entry, int fd, RestoreContext& context);
+  // The datagram socket of that name: one of the set, or a helper for one that is closed.
+  Result<int> sender_named(const std::string& name, const pb::UnixSkEntry& to, RestoreContext& context);
+  [[nodiscard]] bool made_as_pair(const pb::UnixSkEntry& entry) const;
 
   bool indexed_ = false;
   std::map<std::uint32_t, const pb::UnixSkEntry*> by_inode_;
+  std::map<std::string, const pb::UnixSkEntry*> datagram_names_;
+  std::map<std::pair<std::uint32_t, std::string>, const pb::UnixSkEntry*> listeners_;  // by type and name
+  std::map<std::uint32_t, std::vector<const image::Entry*>> queues_;                   // by file id
+  std::map<std::uint32_t, std::uint32_t> owners_;  // by file id: the pid of a process that has it
+  std::map<std::pair<Caller, int>, std::vector<OnBehalf::Pair>> prepared_;  // pairs nobody has taken yet
+  std::map<std::pair<Caller, int>, std::size_t> pairs_wanted_;
   std::map<std::uint32_t, UniqueFd> halves_;       // by inode: made with its partner, not asked for yet
   std::map<std::uint32_t, UniqueFd> closed_ends_;  // by the inode whose partner the tree has closed
   std::map<std::uint32_t, UniqueFd> senders_;      // helpers, by the inode they send to
+  std::map<std::string, UniqueFd> dead_senders_;   // by the name of the socket that they stand for
   struct Alias {
     std::string directory, path;
   };

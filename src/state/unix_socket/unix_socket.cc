@@ -33,10 +33,7 @@ class UnixSocketKind : public FileKind {
   Result<void> connect(const pb::FileEntry& file, int fd, RestoreContext& context) override {
     return restorer_.connect(file.usk(), fd, context);
   }
-  Result<void> settle(const pb::FileEntry&, const pb::FdinfoEntry&, RestoreTask&, RestoreContext& context,
-                      tracee::Batch&) override {
-    return restorer_.tidy(context);
-  }
+  Result<void> complete(RestoreContext& context) override { return restorer_.tidy(context); }
 
  private:
   unix_socket::Collector collector_;

@@ -1,0 +1,103 @@
+// Watches that are hard to make again.
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <set>
+
+#include "live/live.h"
+
+namespace ferry::live {
+namespace {
+
+void add(int epoll, int fd, std::uint32_t events, std::uint64_t data) {
+  epoll_event event{};
+  event.events = events;
+  event.data.u64 = data;
+  ASSERT_EQ(::epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event), 0);
+}
+
+std::set<std::uint64_t> ready(int epoll) {
+  epoll_event events[16];
+  std::set<std::uint64_t> out;
+  const int n = ::epoll_wait(epoll, events, 16, 0);
+  for (int i = 0; i < n; ++i) {
+    out.insert(events[i].data.u64);
+  }
+  return out;
+}
+
+LIVE_TEST(Epoll, Nested) {
+  const int inner = ::epoll_create1(0), outer = ::epoll_create1(EPOLL_CLOEXEC), counter = ::eventfd(0, EFD_NONBLOCK);
+  add(inner, counter, EPOLLIN, 1);
+  add(outer, inner, EPOLLIN, 2);
+  checkpoint_here();
+  EXPECT_TRUE(ready(outer).empty());
+  ASSERT_EQ(::eventfd_write(counter, 1), 0);
+  EXPECT_EQ(ready(outer), (std::set<std::uint64_t>{2}));
+  EXPECT_EQ(ready(inner), (std::set<std::uint64_t>{1}));
+}
+
+LIVE_TEST(Epoll, WatchOfANumberThatIsClosedOrSomethingElseNow) {
+  const int epoll = ::epoll_create1(0);
+  const int counter = ::eventfd(0, EFD_NONBLOCK), second = ::eventfd(0, EFD_NONBLOCK);
+  const int alias = ::dup(counter), other_alias = ::dup(second);
+  add(epoll, alias, EPOLLIN, 7);
+  add(epoll, other_alias, EPOLLIN, 8);
+  int pipe_ends[2];
+  ASSERT_EQ(::pipe(pipe_ends), 0);
+  ::close(alias);
+  ASSERT_EQ(::dup2(pipe_ends[0], other_alias), other_alias);
+  add(epoll, other_alias, EPOLLIN, 9);  // the same number, another file
+  checkpoint_here();
+  EXPECT_TRUE(ready(epoll).empty());
+  ASSERT_EQ(::eventfd_write(counter, 1), 0);
+  EXPECT_EQ(ready(epoll), (std::set<std::uint64_t>{7}));
+  ASSERT_EQ(::eventfd_write(second, 1), 0);
+  EXPECT_EQ(ready(epoll), (std::set<std::uint64_t>{7, 8}));
+  ASSERT_EQ(::write(pipe_ends[1], "x", 1), 1);
+  EXPECT_EQ(ready(epoll), (std::set<std::uint64_t>{7, 8, 9}));
+  EXPECT_EQ(::fcntl(alias, F_GETFD), -1);
+}
+
+LIVE_TEST(Epoll, EdgeThatWasSeenIsNotToldAgain) {
+  const int epoll = ::epoll_create1(0);
+  int pair[2];
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+  add(epoll, pair[0], EPOLLIN | EPOLLET, 3);
+  ASSERT_EQ(::write(pair[1], "x", 1), 1);
+  ASSERT_EQ(ready(epoll), (std::set<std::uint64_t>{3}));
+  checkpoint_here();
+  EXPECT_TRUE(ready(epoll).empty());
+  ASSERT_EQ(::write(pair[1], "y", 1), 1);
+  EXPECT_EQ(ready(epoll), (std::set<std::uint64_t>{3}));
+}
+
+LIVE_TEST(Epoll, EdgeThatWasNotSeenIsTold) {
+  const int epoll = ::epoll_create1(0);
+  int pair[2];
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+  add(epoll, pair[0], EPOLLIN | EPOLLET, 3);
+  ASSERT_EQ(::write(pair[1], "x", 1), 1);
+  checkpoint_here();
+  EXPECT_EQ(ready(epoll), (std::set<std::uint64_t>{3}));
+}
+
+LIVE_TEST(Epoll, OneShotThatWentOffStaysOff) {
+  const int epoll = ::epoll_create1(0);
+  const int counter = ::eventfd(1, EFD_NONBLOCK), armed = ::eventfd(0, EFD_NONBLOCK);
+  add(epoll, counter, EPOLLIN | EPOLLONESHOT, 4);
+  add(epoll, armed, EPOLLIN | EPOLLONESHOT, 5);
+  ASSERT_EQ(ready(epoll), (std::set<std::uint64_t>{4}));
+  checkpoint_here();
+  EXPECT_TRUE(ready(epoll).empty());
+  ASSERT_EQ(::eventfd_write(counter, 1), 0);
+  EXPECT_TRUE(ready(epoll).empty());
+  ASSERT_EQ(::eventfd_write(armed, 1), 0);
+  EXPECT_EQ(ready(epoll), (std::set<std::uint64_t>{5}));
+}
+
+}  // namespace
+}  // namespace ferry::live
