@@ -28,6 +28,7 @@ enum class Stage {
   post_restore,
   pre_resume,
   post_resume,
+  status_ready,  // a server listens
 };
 // "pre-dump", "network-lock", …
 std::string_view stage_name(Stage stage);
@@ -113,6 +114,9 @@ struct DumpOptions : CommonOptions {
   std::string parent_images;  // relative to images_dir
   bool track_memory = false;
   bool auto_dedup = false;
+  // Inode of the Unix socket by which a process of the tree asked for its own checkpoint; 0: none.  After the
+  // restore it holds the answer (docs/criu.md).
+  std::uint32_t caller_socket = 0;
 };
 
 struct DumpReport {  // all times in µs, as stats_entry has them

@@ -104,11 +104,25 @@ TEST(CommandLine, BadUsageIsSaidInOneSentence) {
 }
 
 TEST(CommandLine, CommandsThatAreNotDoneAreRefusedByName) {
-  for (const std::string& command : std::vector<std::string>{"pre-dump", "page-server", "lazy-pages", "service", "dedup"}) {
+  for (const std::string& command : std::vector<std::string>{"pre-dump", "page-server", "lazy-pages", "dedup"}) {
     const auto run = parse({command});
     ASSERT_FALSE(run.has_value());
     EXPECT_EQ(run.error().kind, Kind::unsupported);
     EXPECT_THAT(run.error().message(), HasSubstr("command " + command + " is not supported by this version of ferry"));
+  }
+}
+
+TEST(CommandLine, OnlyAServiceHasAnAddressAndTellsThatItIsReady) {
+  const auto service = parse({"service", "--address", "/run/s", "--status-fd", "7", "--daemon", "--pidfile", "p"});
+  ASSERT_TRUE(service.has_value());
+  EXPECT_EQ(service->command, Command::service);
+  EXPECT_EQ(service->settings.address, "/run/s");
+  EXPECT_EQ(service->settings.status_fd, 7);
+  EXPECT_TRUE(service->settings.restore.detached);
+  for (const std::vector<std::string>& option : {std::vector<std::string>{"--address", "x"}, {"--status-fd", "3"}}) {
+    const auto dump = parse({"dump", "-t", "1", option[0], option[1]});
+    ASSERT_FALSE(dump.has_value());
+    EXPECT_THAT(dump.error().message(), HasSubstr("option " + option[0] + " for dump is not supported"));
   }
 }
 

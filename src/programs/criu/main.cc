@@ -13,6 +13,7 @@
 #include "programs/criu/command_line.h"
 #include "programs/criu/cpuinfo.h"
 #include "programs/criu/operation.h"
+#include "programs/criu/service.h"
 #include "programs/criu/swrk.h"
 #include "tracee/thread.h"
 
@@ -20,6 +21,7 @@ namespace ferry::criu {
 namespace {
 
 constexpr int kFailed = 1;
+constexpr int kDeprecated = 255;
 
 void print(int fd, std::string_view text) {
   while (!text.empty()) {
@@ -48,18 +50,6 @@ void occupy_standard_streams() {
       }
     }
   }
-}
-
-int become(const std::vector<std::string>& command) {
-  std::vector<char*> argv;
-  for (const std::string& word : command) {
-    argv.push_back(const_cast<char*>(word.c_str()));
-  }
-  argv.push_back(nullptr);
-  ::execvp(argv[0], argv.data());
-  Result<void> failed = sys_fail(fmt::format("execvp({})", command.front()));
-  log::error(failed.error());
-  return kFailed;
 }
 
 int dump(const Engine& engine, const Settings& settings, const Workplace& place) {
@@ -147,6 +137,13 @@ int in_workplace(const Engine& engine, const Invocation& run) {
   if (run.command == Command::restore) {
     return restore(engine, run.settings, *place);
   }
+  if (run.command == Command::service) {
+    const Result<void> ended = run_service(engine, run.settings, *place);
+    if (!ended.has_value()) {
+      log::error(ended.error());
+    }
+    return ended.has_value() ? 0 : kFailed;
+  }
   const Result<void> result = run.command == Command::cpuinfo_dump
                                   ? dump_cpuinfo(place->images())
                                   : check_cpuinfo(place->images(), run.settings.common.cpu_capability);
@@ -181,10 +178,15 @@ int work(std::vector<std::string> arguments) {
       const WorkerEnd end = serve(run->swrk_fd, run->settings, engine);
       return end.exec_command.empty() ? end.status : become(end.exec_command);
     }
+    case Command::deprecated:
+      print(STDERR_FILENO, fmt::format("Error (criu): the command {} is deprecated, in CRIU too; crit and ferry image "
+                                       "show look into images\n", run->deprecated));
+      return kDeprecated;
     case Command::dump:
     case Command::restore:
     case Command::cpuinfo_dump:
     case Command::cpuinfo_check:
+    case Command::service:
       return in_workplace(engine, *run);
   }
   return kFailed;

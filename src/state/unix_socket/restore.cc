@@ -109,11 +109,30 @@ const pb::UnixSkEntry* Restorer::accepted_from(const pb::UnixSkEntry& entry) con
   return nullptr;
 }
 
+// The socket of a process that saved itself: the answer to its request waits in it, and says that this is
+// the restored process (criu_resp with type DUMP, success, and dump.restored; docs/criu.md).
+Result<UniqueFd> answered_socket(std::uint32_t type) {
+  constexpr std::string_view kRestored{"\x08\x01\x10\x01\x1a\x02\x08\x01", 8};
+  int ends[2];
+  if (::socketpair(AF_UNIX, static_cast<int>(type) | SOCK_CLOEXEC, 0, ends) != 0) {
+    return sys_fail("socketpair(AF_UNIX)");
+  }
+  UniqueFd theirs(ends[0]);
+  const UniqueFd ours(ends[1]);
+  if (::send(ours.get(), kRestored.data(), kRestored.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(kRestored.size())) {
+    return sys_fail("send(the answer to a process that saved itself)");
+  }
+  return theirs;
+}
+
 Result<UniqueFd> Restorer::open(const pb::UnixSkEntry& entry, RestoreContext& context) {
   index(context.set);
   FERRY_TRY(UniqueFd given, socket::inherited(entry.ino(), context.options));
   if (given) {
     return given;
+  }
+  if ((entry.uflags() & kCaller) != 0) {
+    return answered_socket(entry.type());
   }
   if (const auto half = halves_.find(entry.ino()); half != halves_.end()) {
     UniqueFd fd = std::move(half->second);
