@@ -14,6 +14,19 @@ if(FERRY_SANITIZE)
   target_link_options(ferry_options INTERFACE -fsanitize=address,undefined)
 endif()
 
+# ferry_fuzz(NAME LIBS library... SOURCES file...): one libFuzzer target, ferry_fuzz_NAME.  It names the few
+# sources that it tries, so that `./test` need not build everything a second time.
+function(ferry_fuzz name)
+  if(NOT FERRY_FUZZ)
+    return()
+  endif()
+  cmake_parse_arguments(ARG "" "" "LIBS;SOURCES" ${ARGN})
+  add_executable(ferry_fuzz_${name} ${ARG_SOURCES})
+  target_link_libraries(ferry_fuzz_${name} PRIVATE ferry_options ${ARG_LIBS})
+  target_compile_options(ferry_fuzz_${name} PRIVATE -fsanitize=fuzzer)
+  target_link_options(ferry_fuzz_${name} PRIVATE -fsanitize=fuzzer)
+endfunction()
+
 # ferry_layer(NAME DEPENDS layer...): a static library of all sources below the current folder,
 # tests excluded.  Because a layer links only what it names, the build itself checks their order.
 function(ferry_layer name)

@@ -1,5 +1,6 @@
 // criu, as runc, Podman and people call it: parse, do, say how it went.
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -154,7 +155,18 @@ int in_workplace(const Engine& engine, const Invocation& run) {
   return 0;
 }
 
+// Signals that end a program which writes to where it cannot: then nothing would be undone.  Handlers, not
+// SIG_IGN: what we execute has the default again (execve(2)).  The write reports its error.
+void survive_writes() {
+  struct sigaction action {};
+  action.sa_handler = [](int) {};
+  for (const int signal : {SIGPIPE, SIGXFSZ}) {
+    ::sigaction(signal, &action, nullptr);
+  }
+}
+
 int work(std::vector<std::string> arguments) {
+  survive_writes();
   occupy_standard_streams();
   const auto run = parse_command_line(std::move(arguments));
   if (!run.has_value()) {

@@ -10,7 +10,9 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <memory>
 
+#include "state/leftovers.h"
 #include "state/socket/options.h"
 #include "state/unix_socket/queue.h"
 #include "state/unix_socket/unix_socket.h"
@@ -213,6 +215,30 @@ Result<UniqueFd> Restorer::open_single(const pb::UnixSkEntry& entry, RestoreCont
   return fd;
 }
 
+namespace {
+
+// A failed restore takes the socket's name away again, unless somebody else has it by then.
+// Called inside, in the directory that a relative name starts from.
+void forget_unless_restored(const std::string& path, RestoreContext& context) {
+  const std::size_t slash = path.rfind('/');
+  const std::string parent = slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+  // By descriptor, because whoever runs inside is gone when leftovers are taken away.
+  const auto directory = std::make_shared<UniqueFd>(::open(parent.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  struct stat made {};
+  if (::lstat(path.c_str(), &made) != 0) {
+    made = {};  // it is about to get this name; whatever socket has it then
+  }
+  context.leftovers.add([directory, name = path.substr(slash + 1), made] {
+    struct stat now {};
+    if (::fstatat(directory->get(), name.c_str(), &now, AT_SYMLINK_NOFOLLOW) == 0 && S_ISSOCK(now.st_mode) &&
+        (made.st_ino == 0 || (now.st_ino == made.st_ino && now.st_dev == made.st_dev))) {
+      ::unlinkat(directory->get(), name.c_str(), 0);
+    }
+  });
+}
+
+}  // namespace
+
 Result<void> Restorer::bind(const pb::UnixSkEntry& entry, int fd, RestoreContext& context) {
   if (entry.name().empty()) {
     return {};
@@ -244,8 +270,10 @@ Result<void> Restorer::bind(const pb::UnixSkEntry& entry, int fd, RestoreContext
     if (bound != 0) {
       return sys_fail(error, fmt::format("bind({})", path));
     }
+    forget_unless_restored(path, context);
     FERRY_CHECK(restore_permissions(path, entry));
     if (deleted) {
+      forget_unless_restored(aside, context);
       if (::rename(path.c_str(), aside.c_str()) != 0) {
         return sys_fail(fmt::format("rename({})", path));
       }
