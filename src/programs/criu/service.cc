@@ -93,6 +93,11 @@ Result<UniqueFd> go_on_in_background() {
   }
   if (child == 0) {
     ::setsid();
+    // daemon(3): whoever reads what the caller prints shall not wait for us.
+    const UniqueFd nothing(::open("/dev/null", O_RDWR | O_CLOEXEC));
+    for (int fd = STDIN_FILENO; nothing && fd <= STDERR_FILENO; ++fd) {
+      ::dup2(nothing.get(), fd);
+    }
     return writer;
   }
   writer.reset();
