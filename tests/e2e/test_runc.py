@@ -260,6 +260,24 @@ class Options(RuncCase):
             config["mounts"] = [m for m in config["mounts"] if m["type"] != "mqueue"]
 
 
+class Incremental(RuncCase):
+    def test_pre_dumps_and_the_rest(self):
+        if self.h1.run(["criu", "check", "--feature", "mem_dirty_track"], check=False).returncode != 0:
+            self.skipTest("criu check --feature mem_dirty_track: changed memory cannot be told apart")
+        self.counting("r-pre")
+        for i in range(2):
+            parent = ["--parent-path", f"../pre{i - 1}"] if i else []
+            self.runc("checkpoint", "--pre-dump", "--image-path", os.path.join(self.scratch, f"pre{i}"), "--work-path", self.work,
+                      *parent, "r-pre")
+            self.assertEqual(self.state("r-pre")["status"], "running")
+            self.assert_seamless(self.out.wait_for(self.out.numbers()[-1] + 3))
+        self.checkpoint("r-pre", "--parent-path", "../pre1")
+        self.out.close_ours()
+        before = self.out.numbers()
+        self.restore("r-pre")
+        self.assert_seamless(before + self.out.wait_for(before[-1] + 3), start=before[0])
+
+
 class Refusals(RuncCase):
     def test_restore_of_a_running_container(self):
         path = self.counting("r-twice")
