@@ -36,6 +36,7 @@ struct Settings {
 
   bool default_config = true;
   std::string config_file;
+  bool operator==(const Settings&) const = default;
 };
 
 // The engine's view of the settings.  The directories are the caller's to fill in.
