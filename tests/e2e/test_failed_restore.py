@@ -170,6 +170,12 @@ class FailedRestore(LabCase):
                 self.assertEqual(self.size, os.path.getsize(self.log), "the tree has run for a while")
             self.assertFalse(os.path.exists(os.path.join(self.work, "pid")), "a pid file of a tree that is not there")
 
+    def found_beforehand(self, what):
+        """`ferry image verify` says so before anyone depends on the set."""
+        with self.subTest(verify=what):
+            done = self.h1.run(["ferry", "image", "verify", self.images], check=False)
+            self.assertEqual(done.returncode, 1, done.stdout)
+
     def fresh(self):
         shutil.rmtree(self.images, ignore_errors=True)
         shutil.copytree(self.good, self.images, symlinks=True)
@@ -183,10 +189,12 @@ class FailedRestore(LabCase):
             os.unlink(os.path.join(self.images, name))
             if not self.may_be_missing(name):
                 self.fails(f"{name} missing", *options)
+                self.found_beforehand(f"{name} missing")
             self.fresh()
             os.truncate(os.path.join(self.images, name), os.path.getsize(os.path.join(self.images, name)) - 1)
             if not name.startswith("pages-"):
                 self.fails(f"{name} cut", *options)
+            self.found_beforehand(f"{name} cut")
         self.fresh()
         for stage in stages:
             script = os.path.join(self.scratch, "script")
