@@ -23,6 +23,7 @@
 #include "state/dump.h"
 #include "state/file_kind.h"
 #include "state/files/fs.h"
+#include "state/files/outside.h"
 #include "state/interrupted/interrupted.h"
 #include "state/ipc/ipc.h"
 #include "state/limits/limits.h"
@@ -309,7 +310,7 @@ Result<void> CheckpointStory::collect_namespaces() {
     FERRY_CHECK(room.collect(context_));
     log::debug("  {} namespace: {} us", room.name, micros(Clock::now() - begin));
   }
-  return {};
+  return state::check_files_are_inside(context_);
 }
 
 Result<void> CheckpointStory::save_memory() {

@@ -111,6 +111,12 @@ std::uint64_t kibibytes(std::string_view status, std::string_view name) {
 
 Result<void> preflight(const DumpOptions& options) {
   for (const HostPid pid : list_tree(options.pid)) {
+    if (pid.value == ::getpid()) {
+      return fail(Kind::unsupported,
+                  "this process, {}, belongs to the tree of pid {} that it is to save: start it from elsewhere, or let "
+                  "the tree ask criu service",
+                  pid, options.pid);
+    }
     auto looked = look_at(pid, options);
     if (!looked.has_value() && (pid == options.pid || looked.error().kind != Kind::gone)) {
       return looked;

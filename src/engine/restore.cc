@@ -14,6 +14,7 @@
 #include "image/dedup.h"
 #include "image/proto/inventory.pb.h"
 #include "image/proto/ns.pb.h"
+#include "state/files/mapped_modes.h"
 #include "sys/file.h"
 
 namespace ferry::engine {
@@ -46,6 +47,7 @@ Result<RestoreReport> restore_from(RestoreOptions options, Listener& listener,
   RestoreReport report;
   FERRY_TRY(image::Set set, image::load(options.images_dir));
   adapt(set, options, hostname);
+  state::widen_mapped_files(set);
   RestoreStory story(options, listener);
   FERRY_CHECK(raise_descriptor_limit());
   FERRY_CHECK(story.read(std::move(set)));

@@ -1,4 +1,6 @@
 // verify(): descriptors, open files and what queues hold.
+#include <sys/stat.h>
+
 #include <climits>
 
 #include "image/findings.h"
@@ -138,6 +140,22 @@ void verify_descriptors(const Set& set, const FileIndex& files, Findings& out) {
   }
 }
 
+// Whether a deleted file comes back with the length that the file entry says.
+void verify_ghost(const Set& set, Name ghost, std::uint32_t file, Findings& out) {
+  const auto& entries = set.entries(ghost);
+  const auto list = set.list<pb::GhostFileEntry>(ghost);
+  if (list.empty() || !S_ISREG(list.front()->mode())) {
+    return;
+  }
+  const std::uint64_t length = list.front()->chunks() ? list.front()->size() : entries.front().extra.size();
+  for (const auto* entry : set.list<pb::FileEntry>({Type::files, 0})) {
+    if (entry->id() == file && entry->has_reg() && entry->reg().has_size()) {
+      out.require(entry->reg().size() == length, "{} makes a file of {} bytes, and file {} has {}", file_name(ghost),
+                  length, file, entry->reg().size());
+    }
+  }
+}
+
 void verify_remaps(const Set& set, const FileIndex& files, Findings& out) {
   std::set<std::uint64_t> ghosts;
   for (const auto* remap : set.list<pb::RemapFilePathEntry>({Type::remap_fpath, 0})) {
@@ -147,6 +165,7 @@ void verify_remaps(const Set& set, const FileIndex& files, Findings& out) {
       ghosts.insert(id);
       const Name ghost{Type::ghost_file, id};
       out.require(set.has(ghost), "remap-fpath.img: file {} wants {}, which is missing", remap->orig_id(), file_name(ghost));
+      verify_ghost(set, ghost, remap->orig_id(), out);
     } else if (remap->remap_type() == pb::REMAP_LINKED && remap->has_remap_type()) {
       out.require(files.has(pb::FD_REG, id), "remap-fpath.img: file {} wants {}, which is no REG file", remap->orig_id(), id);
     }

@@ -100,6 +100,13 @@ TEST(Verify, NamesReferencesThatLeadNowhere) {
                                        }
                                      }),
               Contains(HasSubstr("inode 12345")));
+  EXPECT_THAT(changed<pb::FileEntry>({Type::files, 0},
+                                     [](auto& file) {
+                                       if (file.has_reg() && file.reg().name().ends_with("/gone")) {
+                                         file.mutable_reg()->set_size(17);
+                                       }
+                                     }),
+              Contains(HasSubstr("ghost-file-1.img makes a file of 16 bytes")));
   EXPECT_THAT(changed<pb::PagemapHead>({Type::pagemap, 25262}, [](auto& head) { head.set_pages_id(1); }),
               Contains(HasSubstr("pages-1.img")));
   EXPECT_THAT(changed<pb::InventoryEntry>({Type::inventory, 0}, [](auto& inventory) { inventory.clear_root_ids(); }),

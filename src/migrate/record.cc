@@ -135,7 +135,8 @@ Result<GivenRecord> decode_given(std::string_view json) {
                                    std::pair{"restart_policy", &out.restart_policy}}) {
     const Json value = root.value(key, Json());
     if (!value.is_string()) {
-      return fail(Kind::corrupt, "the record of the move lacks \"{}\"", key);
+      // Not a const char*: clang could take that for fail()'s own last parameter.
+      return fail(Kind::corrupt, "the record of the move lacks \"{}\"", std::string_view(key));
     }
     *field = value.get<std::string>();
   }

@@ -28,6 +28,8 @@ std::string_view stage_name(Stage stage) {
       return "pre-resume";
     case Stage::post_resume:
       return "post-resume";
+    case Stage::status_ready:
+      return "status-ready";
   }
   return "";
 }

@@ -28,6 +28,7 @@ enum class Stage {
   post_restore,
   pre_resume,
   post_resume,
+  status_ready,  // a server listens
 };
 // "pre-dump", "network-lock", …
 std::string_view stage_name(Stage stage);
@@ -57,19 +58,23 @@ enum class NetworkLock { iptables, nftables, skip };
 struct ExternalMount {
   std::string key;    // dump: path in the container; restore: the key kept in the image
   std::string value;  // dump: the key to keep; restore: path on the host
+  bool operator==(const ExternalMount&) const = default;
 };
 struct CgroupRoot {
   std::string controller;  // empty: all that are not named otherwise
   std::string path;
+  bool operator==(const CgroupRoot&) const = default;
 };
 struct InheritFd {
   std::string key;  // "pipe:[123]", "socket:[5]", "tty[8800:3]", a path without its leading slash, or an external key
   int fd = -1;      // in this process's table; not owned
+  bool operator==(const InheritFd&) const = default;
 };
 struct JoinNamespace {
   std::string kind;  // pid, net, ipc, uts, mnt, user, time
   std::string file;  // path, or a pid in decimal
   std::string extra; // user: "UID,GID"
+  bool operator==(const JoinNamespace&) const = default;
 };
 
 // Options that dump and restore share.
@@ -100,6 +105,7 @@ struct CommonOptions {
   std::vector<std::string> cgroup_controllers;  // whose properties are saved; empty: all
   std::vector<std::string> cgroup_properties;   // saved beside those that are known
   std::uint32_t cpu_capability = 5;  // fpu and instructions, for a set that says what its processor had
+  bool operator==(const CommonOptions&) const = default;
 };
 
 struct DumpOptions : CommonOptions {
@@ -113,6 +119,10 @@ struct DumpOptions : CommonOptions {
   std::string parent_images;  // relative to images_dir
   bool track_memory = false;
   bool auto_dedup = false;
+  // Inode of the Unix socket by which a process of the tree asked for its own checkpoint; 0: none.  After the
+  // restore it holds the answer (docs/criu.md).
+  std::uint32_t caller_socket = 0;
+  bool operator==(const DumpOptions&) const = default;
 };
 
 struct DumpReport {  // all times in µs, as stats_entry has them
@@ -128,6 +138,7 @@ struct RestoreOptions : CommonOptions {
   std::vector<std::string> veth_pairs;
   std::string lsm_profile;
   bool auto_dedup = false;
+  bool operator==(const RestoreOptions&) const = default;
 };
 
 struct RestoreReport {

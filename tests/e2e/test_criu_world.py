@@ -5,7 +5,7 @@ import os
 import signal
 
 from ferrylab import processes, wait_until
-from test_criu_command import COUNT_TO_FILE, CriuCase
+from criu_case import COUNT_TO_FILE, CriuCase
 
 PIDS = "/sys/fs/cgroup/pids"
 

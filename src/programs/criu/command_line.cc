@@ -137,6 +137,18 @@ Result<void> check_dump(const Settings& settings) {
   return {};
 }
 
+// What only a server has a use for.
+Result<void> check_no_server(const Settings& settings, std::string_view command) {
+  if (!settings.address.empty()) {
+    return tl::unexpected<Error>(not_supported(fmt::format("option --address for {}", command), "there is no page server"));
+  }
+  if (settings.status_fd >= 0) {
+    return tl::unexpected<Error>(not_supported(fmt::format("option --status-fd for {}", command),
+                                               "it tells when a server listens, and only criu service does"));
+  }
+  return {};
+}
+
 Result<void> check_restore(Settings& settings, const std::vector<std::string>& words) {
   if (settings.restore.sibling && !settings.restore.detached) {
     return fail(Kind::invalid, "option --restore-sibling needs --restore-detached: only a parent can wait");
@@ -159,12 +171,21 @@ Result<void> parse_words(Invocation& run, const std::vector<std::string>& words)
   constexpr std::array kRefused{
       Refused{"page-server", "memory goes into the images directory"},
       Refused{"lazy-pages", "a restored tree has all its memory when it starts"},
-      Refused{"service", "use criu swrk, which serves one connection"},
   };
   if (words.empty()) {
     return fail(Kind::invalid, "a command is missing: dump, pre-dump, restore, check, dedup, cpuinfo or swrk, see criu --help");
   }
   const std::string& command = words.front();
+  if (command == "service") {
+    run.command = Command::service;
+    return no_more_words(words, 1);
+  }
+  if (command == "exec" || command == "show") {
+    run.command = Command::deprecated;
+    run.deprecated = command;
+    return {};
+  }
+  FERRY_CHECK(check_no_server(run.settings, command));
   if (command == "dump") {
     run.command = Command::dump;
     FERRY_CHECK(no_more_words(words, 1));

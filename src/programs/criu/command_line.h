@@ -10,12 +10,15 @@
 
 namespace ferry::criu {
 
-enum class Command { help, version, dump, pre_dump, dedup, restore, check, cpuinfo_dump, cpuinfo_check, swrk };
+enum class Command {
+  help, version, dump, pre_dump, dedup, restore, check, cpuinfo_dump, cpuinfo_check, swrk, service, deprecated
+};
 
 struct Invocation {
   Command command = Command::help;
   Settings settings;
   int swrk_fd = -1;
+  std::string deprecated;  // the command that CRIU itself has given up
 };
 
 // Reads the configuration files too, and applies the command line over them.

@@ -104,7 +104,7 @@ TEST(CommandLine, BadUsageIsSaidInOneSentence) {
 }
 
 TEST(CommandLine, CommandsThatAreNotDoneAreRefusedByName) {
-  for (const std::string& command : std::vector<std::string>{"page-server", "lazy-pages", "service"}) {
+  for (const std::string& command : std::vector<std::string>{"page-server", "lazy-pages"}) {
     const auto run = parse({command});
     ASSERT_FALSE(run.has_value());
     EXPECT_EQ(run.error().kind, Kind::unsupported);
@@ -120,6 +120,20 @@ TEST(CommandLine, PreDumpAndDedupAreCommands) {
   EXPECT_FALSE(parse({"pre-dump"}).has_value());
   EXPECT_FALSE(parse({"pre-dump", "-t", "7", "--pre-dump-mode", "guess"}).has_value());
   EXPECT_EQ(parse({"dedup", "-D", "."})->command, Command::dedup);
+}
+
+TEST(CommandLine, OnlyAServiceHasAnAddressAndTellsThatItIsReady) {
+  const auto service = parse({"service", "--address", "/run/s", "--status-fd", "7", "--daemon", "--pidfile", "p"});
+  ASSERT_TRUE(service.has_value());
+  EXPECT_EQ(service->command, Command::service);
+  EXPECT_EQ(service->settings.address, "/run/s");
+  EXPECT_EQ(service->settings.status_fd, 7);
+  EXPECT_TRUE(service->settings.restore.detached);
+  for (const std::vector<std::string>& option : {std::vector<std::string>{"--address", "x"}, {"--status-fd", "3"}}) {
+    const auto dump = parse({"dump", "-t", "1", option[0], option[1]});
+    ASSERT_FALSE(dump.has_value());
+    EXPECT_THAT(dump.error().message(), HasSubstr("option " + option[0] + " for dump is not supported"));
+  }
 }
 
 TEST(CommandLine, VersionAndHelpComeBeforeEverythingElse) {

@@ -16,6 +16,7 @@ Checkpoints and restores trees of processes, as CRIU does; this one is part of f
   criu cpuinfo dump|check --images-dir DIR   write or compare the processor's features
   criu dedup --images-dir DIR                take out of the parent sets what DIR holds anew
   criu swrk FD                               serve RPC requests on an inherited socket
+  criu service --address SOCKET              serve RPC requests on a named socket
 
 Options (--no-NAME takes back what a configuration file switched on):
 )";

@@ -1,5 +1,6 @@
 // criu, as runc, Podman and people call it: parse, do, say how it went.
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -14,6 +15,7 @@
 #include "image/dedup.h"
 #include "programs/criu/command_line.h"
 #include "programs/criu/operation.h"
+#include "programs/criu/service.h"
 #include "programs/criu/swrk.h"
 #include "tracee/thread.h"
 #include "state/cpu/cpuinfo.h"
@@ -22,6 +24,7 @@ namespace ferry::criu {
 namespace {
 
 constexpr int kFailed = 1;
+constexpr int kDeprecated = 255;
 
 void print(int fd, std::string_view text) {
   while (!text.empty()) {
@@ -50,18 +53,6 @@ void occupy_standard_streams() {
       }
     }
   }
-}
-
-int become(const std::vector<std::string>& command) {
-  std::vector<char*> argv;
-  for (const std::string& word : command) {
-    argv.push_back(const_cast<char*>(word.c_str()));
-  }
-  argv.push_back(nullptr);
-  ::execvp(argv[0], argv.data());
-  Result<void> failed = sys_fail(fmt::format("execvp({})", command.front()));
-  log::error(failed.error());
-  return kFailed;
 }
 
 int end_dump(const DumpOutcome& outcome, const Settings& settings) {
@@ -164,6 +155,13 @@ int in_workplace(const Engine& engine, const Invocation& run) {
   if (run.command == Command::restore) {
     return restore(engine, run.settings, *place);
   }
+  if (run.command == Command::service) {
+    const Result<void> ended = run_service(engine, run.settings, *place);
+    if (!ended.has_value()) {
+      log::error(ended.error());
+    }
+    return ended.has_value() ? 0 : kFailed;
+  }
   const Result<void> result = run.command == Command::cpuinfo_dump
                                   ? state::cpu::dump_cpuinfo(place->images())
                                   : state::cpu::check_cpuinfo(place->images(), run.settings.common.cpu_capability);
@@ -174,7 +172,18 @@ int in_workplace(const Engine& engine, const Invocation& run) {
   return 0;
 }
 
+// Signals that end a program which writes to where it cannot: then nothing would be undone.  Handlers, not
+// SIG_IGN: what we execute has the default again (execve(2)).  The write reports its error.
+void survive_writes() {
+  struct sigaction action {};
+  action.sa_handler = [](int) {};
+  for (const int signal : {SIGPIPE, SIGXFSZ}) {
+    ::sigaction(signal, &action, nullptr);
+  }
+}
+
 int work(std::vector<std::string> arguments) {
+  survive_writes();
   occupy_standard_streams();
   const auto run = parse_command_line(std::move(arguments));
   if (!run.has_value()) {
@@ -198,12 +207,17 @@ int work(std::vector<std::string> arguments) {
       const WorkerEnd end = serve(run->swrk_fd, run->settings, engine);
       return end.exec_command.empty() ? end.status : become(end.exec_command);
     }
+    case Command::deprecated:
+      print(STDERR_FILENO, fmt::format("Error (criu): the command {} is deprecated, in CRIU too; crit and ferry image "
+                                       "show look into images\n", run->deprecated));
+      return kDeprecated;
     case Command::dump:
     case Command::pre_dump:
     case Command::dedup:
     case Command::restore:
     case Command::cpuinfo_dump:
     case Command::cpuinfo_check:
+    case Command::service:
       return in_workplace(engine, *run);
   }
   return kFailed;

@@ -1,5 +1,7 @@
 #include "programs/criu/operation.h"
 
+#include <unistd.h>
+
 #include <limits>
 
 #include "base/log.h"
@@ -61,6 +63,18 @@ std::string text_of(const engine::RestoreReport& report) {
 }
 
 }  // namespace
+
+int become(const std::vector<std::string>& command) {
+  std::vector<char*> argv;
+  for (const std::string& word : command) {
+    argv.push_back(const_cast<char*>(word.c_str()));
+  }
+  argv.push_back(nullptr);
+  ::execvp(argv[0], argv.data());
+  const Result<void> failed = sys_fail(fmt::format("execvp({})", command.front()));
+  log::error(failed.error());
+  return 1;
+}
 
 DumpOutcome run_dump(const Engine& engine, const Settings& settings, const Workplace& place, engine::Listener* caller) {
   engine::DumpOptions options = dump_options(settings);

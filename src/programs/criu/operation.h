@@ -39,4 +39,7 @@ DumpOutcome run_pre_dump(const Engine& engine, const Settings& settings, const W
 RestoreOutcome run_restore(const Engine& engine, const Settings& settings, const Workplace& place,
                            engine::Listener* caller);
 
+// Executes a command in our place (--exec-cmd).  Returns the exit status to end with if it cannot.
+int become(const std::vector<std::string>& command);
+
 }  // namespace ferry::criu

@@ -74,7 +74,13 @@ constexpr std::array kOptions{
     }, 'v'),
     flag("display-stats", [](S& s, const V& v) { s.display_stats = v.on; return done(); }),
     value("pidfile", [](S& s, const V& v) { s.pidfile = v.text; return done(); }),
-    refused_value("status-fd", "it belongs to the page server and the service, and there are none"),
+    value("status-fd", [](S& s, const V& v) -> Result<void> {
+      FERRY_TRY(s.status_fd, parse_number<int>(v.option, v.text));
+      if (s.status_fd < 0) {
+        return fail(Kind::invalid, "option --status-fd: {} is no descriptor", s.status_fd);
+      }
+      return {};
+    }),
     value("config", [](S& s, const V& v) { s.config_file = v.text; return done(); }),
     plain("no-default-config", [](S& s, const V&) { s.default_config = false; return done(); }),
     value("root", [](S& s, const V& v) { s.common.root = v.text; return done(); }, 'r'),
@@ -106,7 +112,7 @@ constexpr std::array kOptions{
     flag("shell-job", [](S& s, const V& v) { s.common.shell_job = v.on; return done(); }, 'j'),
     flag("file-locks", [](S& s, const V& v) { s.common.file_locks = v.on; return done(); }, 'l'),
     refused_flag("page-server", kNoPages),
-    refused_value("address", kNoPages),
+    value("address", [](S& s, const V& v) { s.address = v.text; return done(); }),
     refused_value("port", kNoPages),
     refused_value("ps-socket", kNoPages),
     value("prev-images-dir", [](S& s, const V& v) { s.dump.parent_images = v.text; return done(); }),

@@ -1,11 +1,15 @@
 #include "programs/criu/rpc_channel.h"
 
+#include <linux/netlink.h>
 #include <poll.h>
 #include <sys/socket.h>
 
 #include <array>
 #include <cerrno>
 #include <cstring>
+
+#include "sys/file.h"
+#include "sys/sock_diag.h"
 
 namespace ferry::criu {
 
@@ -20,6 +24,16 @@ Result<HostPid> RpcChannel::peer() const {
     return fail(Kind::invalid, "fd {} is no Unix socket with a peer in this pid namespace", fd_);
   }
   return HostPid{credentials.pid};
+}
+
+Result<std::uint32_t> RpcChannel::peer_inode() const {
+  FERRY_TRY(const auto st, sys::stat_fd(fd_, "the RPC socket"));
+  FERRY_TRY(auto netlink, sys::Netlink::open(NETLINK_SOCK_DIAG));
+  FERRY_TRY(const sys::UnixDiag diag, sys::unix_diag(netlink, static_cast<std::uint32_t>(st.st_ino)));
+  if (diag.peer.value_or(0) == 0) {
+    return fail(Kind::gone, "the caller has closed the RPC socket");
+  }
+  return *diag.peer;
 }
 
 Result<std::optional<std::string>> RpcChannel::receive() const {

@@ -17,6 +17,9 @@ class RpcChannel {
   // Whose descriptor numbers the requests hold.  Errors: os, if it is no connected Unix socket.
   Result<HostPid> peer() const;
 
+  // Inode of the peer's end of the socket.  Errors: gone, if it is closed.
+  [[nodiscard]] Result<std::uint32_t> peer_inode() const;
+
   // One packet, whatever its size; nothing at the end of the connection.
   Result<std::optional<std::string>> receive() const;
 

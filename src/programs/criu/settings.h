@@ -20,6 +20,9 @@ struct Settings {
   bool log_to_stderr = false;
   int verbosity = 2;  // a log::Level; 0 is silence
 
+  std::string address;  // service: the path of its socket; empty: criu_service.socket in the work directory
+  int status_fd = -1;   // service: gets a zero byte when it listens
+  bool in_service = false;  // the request came over a named socket, not over an inherited one
   std::string pidfile;
   std::vector<std::string> action_scripts;
   std::vector<int> close_fds;
@@ -33,6 +36,7 @@ struct Settings {
 
   bool default_config = true;
   std::string config_file;
+  bool operator==(const Settings&) const = default;
 };
 
 // The engine's view of the settings.  The directories are the caller's to fill in.

@@ -84,6 +84,7 @@ class Worker {
   const Engine& engine_;
   HostPid peer_;
   std::vector<std::string> exec_command_;
+  bool nobody_listens_ = false;
 };
 
 Result<void> Worker::prepare(const rpc::criu_req& request, Prepared& prepared) {
@@ -95,6 +96,9 @@ Result<void> Worker::prepare(const rpc::criu_req& request, Prepared& prepared) {
   // Last, because it wins over the request itself.
   const Result<void> file = opts.has_config_file() ? apply_config_file(settings, opts.config_file()) : Result<void>{};
   FERRY_CHECK(places);
+  if (base_.in_service && (opts.rst_sibling() || opts.inherit_fd_size() > 0)) {
+    return fail(Kind::invalid, "RPC options rst_sibling and inherit_fd need a criu that the caller started (criu swrk)");
+  }
   FERRY_TRY(Workplace place, Workplace::open(settings));
   prepared.place.emplace(std::move(place));
   for (const Result<void>* const step : {&options, &file}) {
@@ -111,9 +115,15 @@ rpc::criu_resp Worker::dump(const rpc::criu_req& request) {
   if (const auto ready = prepare(request, prepared); !ready.has_value()) {
     return bad_options(request.type(), ready.error());
   }
-  if (const auto named = names_process(request); !named.has_value()) {
-    log::error(named.error());
-    return bad_options(request.type(), named.error());
+  const bool itself = !request.opts().has_pid();
+  if (itself) {
+    prepared.settings.dump.pid = peer_;
+    const auto socket = channel_.peer_inode();
+    if (!socket.has_value()) {
+      log::error(socket.error());
+      return answer(request.type(), socket.error());
+    }
+    prepared.settings.dump.caller_socket = *socket;
   }
   RpcListener listener(channel_, prepared.settings.notify_scripts);
   const DumpOutcome outcome = run_dump(engine_, prepared.settings, *prepared.place, &listener);
@@ -121,6 +131,8 @@ rpc::criu_resp Worker::dump(const rpc::criu_req& request) {
       outcome.result.has_value() ? answer(request.type(), true) : answer(request.type(), outcome.result.error());
   if (outcome.result.has_value()) {
     response.mutable_dump()->set_restored(false);
+    // Whoever saved itself and was ended gets its answer at the restore.
+    nobody_listens_ = itself && !prepared.settings.dump.leave_running;
   }
   if (const std::string line = log::first_error(); !line.empty()) {
     response.set_cr_errmsg(line);
@@ -301,6 +313,9 @@ WorkerEnd Worker::run() {
       return {kProtocolFailure, {}};
     }
     const rpc::criu_resp response = known ? handle(request) : answer(rpc::EMPTY, false);
+    if (nobody_listens_) {
+      return {};
+    }
     if (const auto sent = channel_.send(response.SerializeAsString()); !sent.has_value()) {
       log::error(sent.error());
       return {kProtocolFailure, {}};

@@ -242,7 +242,7 @@ TEST_F(Swrk, BadOptionsAreEbadrqc) {
   for (const Spoil spoil : std::initializer_list<Spoil>{
            [](rpc::criu_opts& o) { o.set_log_file("a/b"); }, [](rpc::criu_opts& o) { o.set_images_dir_fd(9999); },
            [](rpc::criu_opts& o) { o.set_images_dir_fd(-1); }, [](rpc::criu_opts& o) { o.set_empty_ns(0x20000000); },
-           [](rpc::criu_opts& o) { o.set_lazy_pages(true); }, [](rpc::criu_opts& o) { o.clear_pid(); },
+           [](rpc::criu_opts& o) { o.set_lazy_pages(true); },
            [](rpc::criu_opts& o) { o.add_external("nonsense"); }}) {
     start();
     auto dump = request(rpc::DUMP);
@@ -252,6 +252,45 @@ TEST_F(Swrk, BadOptionsAreEbadrqc) {
     EXPECT_FALSE(response.success());
     EXPECT_EQ(response.cr_errno(), EBADRQC);
     EXPECT_THAT(response.cr_errmsg(), testing::EndsWith("\n"));
+    EXPECT_EQ(finish(), 1);
+  }
+}
+
+TEST_F(Swrk, ADumpWithoutPidIsThatOfTheCallerAndAnsweredAtTheRestore) {
+  for (const bool lives_on : {true, false}) {
+    struct stat socket {};
+    start();
+    ASSERT_EQ(::fstat(caller_.get(), &socket), 0);
+    engine_.checkpoint = [&](const engine::DumpOptions& options, engine::Listener&) -> Result<engine::DumpReport> {
+      EXPECT_EQ(options.pid, HostPid{::getpid()});
+      EXPECT_EQ(options.caller_socket, socket.st_ino);
+      return engine::DumpReport{};
+    };
+    auto dump = request(rpc::DUMP);
+    dump.mutable_opts()->clear_pid();
+    dump.mutable_opts()->set_leave_running(lives_on);
+    const auto response = ask(dump);
+    EXPECT_EQ(response.success(), lives_on);
+    EXPECT_EQ(closed_, !lives_on) << "the answer of a process that was ended waits in its image";
+    EXPECT_EQ(finish(), 0);
+  }
+}
+
+TEST_F(Swrk, OverANamedSocketTheCallersDescriptorsAndChildrenAreOutOfReach) {
+  base_.in_service = true;
+  for (const bool sibling : {true, false}) {
+    start();
+    auto restore = request(rpc::RESTORE);
+    if (sibling) {
+      restore.mutable_opts()->set_rst_sibling(true);
+    } else {
+      auto* const inherit = restore.mutable_opts()->add_inherit_fd();
+      inherit->set_key("pipe:[1]");
+      inherit->set_fd(1);
+    }
+    const auto response = ask(restore);
+    EXPECT_FALSE(response.success());
+    EXPECT_EQ(response.cr_errno(), EBADRQC);
     EXPECT_EQ(finish(), 1);
   }
 }

@@ -245,6 +245,11 @@ Result<void> Collector::collect_peer(const Known& known, DumpContext& context) {
   if (entry->peer() == 0 || by_inode_.contains(entry->peer())) {
     return {};
   }
+  if (entry->ino() == context.options.caller_socket) {
+    entry->set_uflags(entry->uflags() | kCaller);
+    entry->set_peer(0);
+    return {};
+  }
   if (is_external(context.options, entry->peer()) || is_external(context.options, entry->ino())) {
     return {};  // whoever restores gives the socket by --inherit-fd
   }

@@ -8,7 +8,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <memory>
 
+#include "state/leftovers.h"
 #include "state/socket/options.h"
 #include "state/unix_socket/name.h"
 #include "state/unix_socket/queue.h"
@@ -119,11 +121,30 @@ const pb::UnixSkEntry* Restorer::accepted_from(const pb::UnixSkEntry& entry) con
   return found == listeners_.end() ? nullptr : found->second;
 }
 
+// The socket of a process that saved itself: the answer to its request waits in it, and says that this is
+// the restored process (criu_resp with type DUMP, success, and dump.restored; docs/criu.md).
+Result<UniqueFd> answered_socket(std::uint32_t type) {
+  constexpr std::string_view kRestored{"\x08\x01\x10\x01\x1a\x02\x08\x01", 8};
+  int ends[2];
+  if (::socketpair(AF_UNIX, static_cast<int>(type) | SOCK_CLOEXEC, 0, ends) != 0) {
+    return sys_fail("socketpair(AF_UNIX)");
+  }
+  UniqueFd theirs(ends[0]);
+  const UniqueFd ours(ends[1]);
+  if (::send(ours.get(), kRestored.data(), kRestored.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(kRestored.size())) {
+    return sys_fail("send(the answer to a process that saved itself)");
+  }
+  return theirs;
+}
+
 Result<UniqueFd> Restorer::open(const pb::UnixSkEntry& entry, RestoreContext& context) {
   index(context.set);
   FERRY_TRY(UniqueFd given, socket::inherited(entry.ino(), context.options));
   if (given) {
     return given;
+  }
+  if ((entry.uflags() & kCaller) != 0) {
+    return answered_socket(entry.type());
   }
   if (const auto half = halves_.find(entry.ino()); half != halves_.end()) {
     UniqueFd fd = std::move(half->second);
@@ -232,6 +253,30 @@ Result<UniqueFd> Restorer::open_single(const pb::UnixSkEntry& entry, RestoreCont
   return fd;
 }
 
+namespace {
+
+// A failed restore takes the socket's name away again, unless somebody else has it by then.
+// Called inside, in the directory that a relative name starts from.
+void forget_unless_restored(const std::string& path, RestoreContext& context) {
+  const std::size_t slash = path.rfind('/');
+  const std::string parent = slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+  // By descriptor, because whoever runs inside is gone when leftovers are taken away.
+  const auto directory = std::make_shared<UniqueFd>(::open(parent.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  struct stat made {};
+  if (::lstat(path.c_str(), &made) != 0) {
+    made = {};  // it is about to get this name; whatever socket has it then
+  }
+  context.leftovers.add([directory, name = path.substr(slash + 1), made] {
+    struct stat now {};
+    if (::fstatat(directory->get(), name.c_str(), &now, AT_SYMLINK_NOFOLLOW) == 0 && S_ISSOCK(now.st_mode) &&
+        (made.st_ino == 0 || (now.st_ino == made.st_ino && now.st_dev == made.st_dev))) {
+      ::unlinkat(directory->get(), name.c_str(), 0);
+    }
+  });
+}
+
+}  // namespace
+
 Result<void> Restorer::bind(const pb::UnixSkEntry& entry, int fd, RestoreContext& context) {
   if (entry.name().empty()) {
     return {};
@@ -263,8 +308,10 @@ Result<void> Restorer::bind(const pb::UnixSkEntry& entry, int fd, RestoreContext
     if (bound != 0) {
       return sys_fail(error, fmt::format("bind({})", path));
     }
+    forget_unless_restored(path, context);
     FERRY_CHECK(restore_permissions(path, entry));
     if (deleted) {
+      forget_unless_restored(aside, context);
       if (::rename(path.c_str(), aside.c_str()) != 0) {
         return sys_fail(fmt::format("rename({})", path));
       }

@@ -16,6 +16,7 @@ namespace unix_socket {
 inline constexpr std::uint32_t kEstablished = 1, kClosed = 7, kListen = 10;
 // Bits of UnixSkEntry.uflags.
 inline constexpr std::uint32_t kExternal = 1;
+inline constexpr std::uint32_t kCaller = 2;  // by it the tree asked for its checkpoint; its other end is criu
 
 // The two directions; the kind hands over to them.
 class Collector;
