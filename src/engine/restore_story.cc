@@ -126,6 +126,9 @@ Result<void> RestoreStory::make_root_world(int controller) {
     FERRY_CHECK(deputy_.enter(context_.root().pid));
   }
   FERRY_TRY(layout_, clear_root(context_));
+  if (namespaces_.is_new(state::NsKind::user)) {
+    FERRY_CHECK(state::userns::become_root(context_));
+  }
   FERRY_CHECK(state::timens::restore(context_));
   FERRY_CHECK(nested_.make(context_));
   FERRY_CHECK(state::net::restore(context_));

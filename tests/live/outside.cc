@@ -175,7 +175,8 @@ std::string mounts(const std::string& mountinfo) {
     while (words >> word) {
       const std::size_t colon = word.find(':');
       const bool peer = word.rfind("shared:", 0) == 0 || word.rfind("master:", 0) == 0;
-      out += " " + (peer ? word.substr(0, colon) : word);
+      const bool bound_namespace = colon != std::string::npos && word.find('[', colon) == colon + 1;  // uts:[402653…]
+      out += " " + (peer || bound_namespace ? word.substr(0, colon) : word);
     }
     sorted.insert(out);
   }

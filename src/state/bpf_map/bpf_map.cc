@@ -94,6 +94,7 @@ class BpfMapKind : public FileKind {
     entry.set_frozen(number("frozen").value_or(0) != 0);
     entry.set_map_name(std::string(info.name, ::strnlen(info.name, sizeof info.name)));
     entry.set_map_extra(info.map_extra);
+    entry.set_ifindex(info.ifindex);
     FERRY_CHECK(collect_fown(probe, context, *entry.mutable_fown()));
     if (!saved_.insert(info.id).second) {
       return {};

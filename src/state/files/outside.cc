@@ -1,12 +1,17 @@
 #include "state/files/outside.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <map>
 #include <set>
 
 #include "image/proto/files.pb.h"
 #include "image/proto/mount.pb.h"
+#include "state/memory/memory.h"
 #include "state/nsids/nsids.h"
+#include "sys/file.h"
 
 namespace ferry::state {
 namespace {
@@ -17,6 +22,49 @@ using image::Type;
 bool terminals_may_be_outside(const DumpOptions& options) {
   return std::any_of(options.external.begin(), options.external.end(),
                      [](const std::string& external) { return external.starts_with("tty["); });
+}
+
+// Links of procfs that lead to the file of this id.
+std::vector<std::string> links_to(std::uint32_t id, const DumpTask& task, const image::Set& set) {
+  std::vector<std::string> out;
+  for (const auto* fd : set.list<pb::FdinfoEntry>({Type::fdinfo, task.ids->files_id()})) {
+    if (fd->id() == id) {
+      out.push_back(fmt::format("fd/{}", fd->fd()));
+    }
+  }
+  if (task.mm == nullptr) {
+    return out;
+  }
+  if (task.mm->exe_file_id() == id) {
+    out.emplace_back("exe");
+  }
+  for (const pb::VmaEntry& vma : task.mm->vmas()) {
+    if (vma.shmid() == id && (vma.status() & (memory::kFilePrivate | memory::kFileShared)) != 0) {
+      out.push_back(fmt::format("map_files/{:x}-{:x}", vma.start(), vma.end()));
+    }
+  }
+  return out;
+}
+
+// Whether the tree finds the same file by its path: a program that went into a mount namespace of its own
+// still maps its files by the mounts of the one it came from, and either way leads to them.
+bool is_found_inside(const pb::FileEntry& file, const DumpContext& context) {
+  for (const auto& task : context.tasks) {
+    if (task->zombie) {
+      continue;
+    }
+    for (const std::string& link : links_to(file.id(), *task, context.set)) {
+      struct stat there {}, inside {};
+      const auto root = sys::open_at(task->proc.get(), "root", O_PATH | O_DIRECTORY);
+      if (!root.has_value() || ::fstatat(task->proc.get(), link.c_str(), &there, 0) != 0) {
+        return false;
+      }
+      const auto found = sys::open_in_root(root->get(), file.reg().name(), O_PATH);
+      return found.has_value() && ::fstat(found->get(), &inside) == 0 && inside.st_dev == there.st_dev &&
+             inside.st_ino == there.st_ino;
+    }
+  }
+  return false;
 }
 
 // Who holds the file of this id, in words.
@@ -62,7 +110,7 @@ Result<void> check_files_are_inside(DumpContext& context) {
   for (const auto* file : context.set.list<pb::FileEntry>({Type::files, 0})) {
     if (!file->has_reg() || file->reg().ext() || !file->reg().has_mnt_id() || file->reg().mnt_id() < 0 ||
         mounts.contains(file->reg().mnt_id()) ||
-        (terminals.contains(file->id()) && terminals_may_be_outside(context.options))) {
+        (terminals.contains(file->id()) && terminals_may_be_outside(context.options)) || is_found_inside(*file, context)) {
       continue;
     }
     const auto owner = owners.find(file->id());

@@ -419,6 +419,10 @@ Result<void> collect(DumpContext& context) {
                 "cannot be carried",
                 collectors.front().ns().task->subject(), context.root().subject());
   }
+  if (collectors.size() > 1 && !tree_namespaces(context, NsKind::user).empty()) {
+    return fail(Kind::unsupported, "{} has a mount namespace beside that of {}, in a user namespace, which cannot be carried",
+                collectors.back().ns().task->subject(), context.root().subject());
+  }
   std::vector<View> views;
   for (Collector& collector : collectors) {
     FERRY_CHECK(collector.read());

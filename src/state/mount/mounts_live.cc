@@ -97,7 +97,7 @@ LIVE_TEST(Mounts, KeepFlagsOfMountAndSuperblock) {
   EXPECT_EQ(errno, EROFS);
 }
 
-LIVE_TEST(Mounts, KeepWhatLiesBelowOtherMounts) {
+LIVE_TEST_WITH(Mounts, KeepWhatLiesBelowOtherMounts, {.user_namespace = false}) {
   enter_playground();
   ASSERT_TRUE(make_directory("/mnt/a") && make_directory("/mnt/a/b"));
   write("/mnt/a/ground", "ground");
@@ -173,7 +173,7 @@ LIVE_TEST(Mounts, BindFilesAndDirectoriesThatWereDeleted) {
   EXPECT_FALSE(make_directory("/mnt/dir/new"));
 }
 
-LIVE_TEST(Mounts, PropagateAsBefore) {
+LIVE_TEST_WITH(Mounts, PropagateAsBefore, {.user_namespace = false}) {
   enter_playground();
   for (const char* name : {"shared", "peer", "slave", "both", "below", "private", "unbindable"}) {
     ASSERT_TRUE(make_directory(std::string("/mnt/") + name));

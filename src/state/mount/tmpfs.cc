@@ -59,6 +59,10 @@ Result<void> take_hidden(const View& view, ByDevice& wanted) {
       FERRY_CHECK(take(found->second).during("mount {}", line.mountpoint));
     }
     if (*it != view.order->front() && ::umount2(line.mountpoint.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW) != 0) {
+      if (errno == EINVAL) {  // mount_namespaces(7): the mounts of a user namespace hold together in a copy of ours
+        return fail(Kind::unsupported, "{} hides what other mounts hold, in a user namespace, which cannot be carried",
+                    line.mountpoint);
+      }
       return sys_fail(fmt::format("umount2({}) in a copy of the namespace", line.mountpoint));
     }
   }

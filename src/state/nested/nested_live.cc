@@ -51,6 +51,9 @@ class Child {
   pid_t pid_ = -1;
 };
 
+// Mounts of several namespaces below a user namespace are refused.
+const Options kNoUserNamespace{.user_namespace = false};
+
 void enter_playground() {
   if (::getpid() != 1) {  // in a pid namespace of its own the body has its mounts as well
     ASSERT_EQ(::unshare(CLONE_NEWNS), 0);
@@ -59,7 +62,7 @@ void enter_playground() {
   ASSERT_EQ(::mount("tmpfs", "/mnt", "tmpfs", 0, "mode=755"), 0);
 }
 
-LIVE_TEST(Nested, MountNamespacesKeepTheirOwnMounts) {
+LIVE_TEST_WITH(Nested, MountNamespacesKeepTheirOwnMounts, kNoUserNamespace) {
   enter_playground();
   ASSERT_EQ(::mkdir("/mnt/own", 0755), 0);
   ASSERT_EQ(::mkdir("/mnt/common", 0755), 0);
@@ -89,7 +92,7 @@ LIVE_TEST(Nested, MountNamespacesKeepTheirOwnMounts) {
   EXPECT_EQ(content_of("/mnt/common/answer"), "from the child");
 }
 
-LIVE_TEST(Nested, MountNamespacesPropagateToEachOther) {
+LIVE_TEST_WITH(Nested, MountNamespacesPropagateToEachOther, kNoUserNamespace) {
   enter_playground();
   for (const char* name : {"/mnt/shared", "/mnt/slave"}) {
     ASSERT_EQ(::mkdir(name, 0755), 0);

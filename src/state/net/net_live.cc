@@ -73,7 +73,8 @@ LIVE_TEST(Net, KeepsKernelParameters) {
   }
 }
 
-LIVE_TEST(Net, KeepsPacketFilters) {
+// The old iptables want to write a lock file of the host.
+LIVE_TEST_WITH(Net, KeepsPacketFilters, {.user_namespace = false}) {
   ASSERT_EQ(::unshare(CLONE_NEWNET), 0);
   must("ip link set lo up");
   must("nft 'add table inet t; add set inet t s { type ipv4_addr; flags interval; elements = { 10.0.0.0/8, 192.0.2.1 } ; };"

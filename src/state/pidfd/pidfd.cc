@@ -1,6 +1,7 @@
 #include "state/pidfd/pidfd.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -8,6 +9,8 @@
 #include <cerrno>
 #include <charconv>
 #include <map>
+
+#include "state/proc_file/dead_process.h"
 
 namespace ferry::state {
 namespace {
@@ -50,7 +53,7 @@ class PidfdKind : public FileKind {
   Result<UniqueFd> open(const pb::FileEntry& file, RestoreContext& context) override {
     const pb::PidfdEntry& entry = file.pidfd();
     if (entry.nspid() < 0) {
-      return open_dead(entry);
+      return open_dead(entry, context);
     }
     for (const auto& task : context.tasks) {
       if (task->ns_pid().value == entry.nspid()) {
@@ -94,16 +97,11 @@ class PidfdKind : public FileKind {
 
   // Of a process that is dead and reaped: one that we make for the purpose, the same one for all descriptors
   // of that process.  It is reaped when all of them are open.
-  Result<UniqueFd> open_dead(const pb::PidfdEntry& entry) {
+  Result<UniqueFd> open_dead(const pb::PidfdEntry& entry, RestoreContext& context) {
     auto known = stand_ins_.find(entry.ino());
     if (known == stand_ins_.end()) {
-      const pid_t child = ::fork();
-      if (child == 0) {
-        ::_exit(0);
-      }
-      if (child < 0) {
-        return sys_fail("fork");
-      }
+      // In the tree's pid namespace: pidfd_send_signal(2) tells processes of others apart (EINVAL).
+      FERRY_TRY(const pid_t child, proc_file::make_sleeper(context.root().pid, 0));
       known = stand_ins_.emplace(entry.ino(), child).first;
     }
     return open_pidfd(known->second, entry.flags() & ~kThread);
@@ -111,6 +109,7 @@ class PidfdKind : public FileKind {
 
   void reap() {
     for (const auto& [ino, child] : stand_ins_) {
+      ::kill(child, SIGKILL);
       while (::waitpid(child, nullptr, 0) < 0 && errno == EINTR) {
       }
     }

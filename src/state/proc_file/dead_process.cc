@@ -81,12 +81,7 @@ std::string with_pid(const std::string& path, pid_t pid, pid_t other) {
   return out;
 }
 
-DeadProcesses::~DeadProcesses() { (void)end(); }
-
-Result<pid_t> DeadProcesses::make(HostPid root, pid_t wanted) {
-  if (const auto known = stands_.find(wanted); known != stands_.end()) {
-    return known->second.inner;
-  }
+Result<pid_t> make_sleeper(HostPid root, pid_t wanted) {
   FERRY_TRY(const UniqueFd ns, sys::open(fmt::format("/proc/{}/ns/pid", root), O_RDONLY));
   Result<pid_t> made;
   // setns(2): the pid namespace is that of this thread's children, so the thread is one of its own.
@@ -100,7 +95,16 @@ Result<pid_t> DeadProcesses::make(HostPid root, pid_t wanted) {
       made = clone_sleeper(0);
     }
   }).join();
-  FERRY_TRY(const pid_t ours, std::move(made));
+  return made;
+}
+
+DeadProcesses::~DeadProcesses() { (void)end(); }
+
+Result<pid_t> DeadProcesses::make(HostPid root, pid_t wanted) {
+  if (const auto known = stands_.find(wanted); known != stands_.end()) {
+    return known->second.inner;
+  }
+  FERRY_TRY(const pid_t ours, make_sleeper(root, wanted));
   stands_[wanted] = {ours, ours};
   FERRY_TRY(const auto text, sys::read_file(fmt::format("/proc/{}/status", ours)));
   FERRY_TRY(const auto status, sys::parse_status(text));

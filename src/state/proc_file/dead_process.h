@@ -24,6 +24,10 @@ Numbers numbers_in(std::string_view path);
 // The path with another process, which has one thread, in place of process or thread `pid`.
 std::string with_pid(const std::string& path, pid_t pid, pid_t other);
 
+// A child of this process that sleeps in the pid namespace of `root`; has the number `wanted` there if that one
+// is free, 0 for any.  The caller kills and waits for it.
+Result<pid_t> make_sleeper(HostPid root, pid_t wanted);
+
 // The processes that stand in for dead ones, children of this process until end().
 class DeadProcesses {
  public:

@@ -8,6 +8,7 @@
 #include "state/tty/pty.h"
 #include "state/tty/termios.h"
 #include "state/tty/tty.h"
+#include "state/userns/userns.h"
 #include "sys/file.h"
 
 namespace ferry::state::tty {
@@ -124,6 +125,13 @@ Result<UniqueFd> make_master(const pb::TtyInfoEntry& info, std::uint32_t index, 
   if (const auto owner = info_of(index << 1, context.set); owner.has_value() && (*owner)->has_uid()) {
     if (::fchown(slave.get(), (*owner)->uid(), (*owner)->gid()) != 0) {
       return sys_fail(fmt::format("fchown(pseudoterminal {}, {}, {})", index, (*owner)->uid(), (*owner)->gid()));
+    }
+  } else if (const pb::UsernsEntry* maps = userns::maps_of(context.set, *context.root().ids); maps != nullptr) {
+    // Made by us, who are nobody there.  devpts gives a terminal to whoever opens /dev/ptmx, and its group by an
+    // option of the mount.
+    const auto uid = userns::outside(maps->uid_map(), 0);
+    if (uid && ::fchown(slave.get(), *uid, static_cast<gid_t>(-1)) != 0) {
+      return sys_fail(fmt::format("fchown(pseudoterminal {}, {})", index, *uid));
     }
   }
   FERRY_CHECK(restore_data(index, master.get(), slave.get(), context.set));

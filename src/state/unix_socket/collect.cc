@@ -16,6 +16,7 @@
 #include "state/socket/options.h"
 #include "state/unix_socket/queue.h"
 #include "state/unix_socket/unix_socket.h"
+#include "state/userns/userns.h"
 #include "sys/file.h"
 
 namespace ferry::state::unix_socket {
@@ -56,8 +57,9 @@ Result<void> collect_memories(int fd, std::uint32_t state, const DumpContext& co
   const bool known = peer.pid != 0 || peer.uid != ~0U;
   if (known && (state == kEstablished || state == kListen)) {
     entry.set_ferry_peer_pid(inner_pid(context, peer.pid));
-    entry.set_ferry_peer_uid(peer.uid);
-    entry.set_ferry_peer_gid(peer.gid);
+    const userns::Owner owner = userns::inside(context, {peer.uid, peer.gid});
+    entry.set_ferry_peer_uid(owner.uid);
+    entry.set_ferry_peer_gid(owner.gid);
   }
   FERRY_TRY(const int offset, socket::get_int(fd, SOL_SOCKET, SO_PEEK_OFF, "SO_PEEK_OFF"));
   if (offset >= 0) {
@@ -305,8 +307,9 @@ Result<void> Collector::collect_queue(const Known& known, DumpContext& context) 
     }
     if (packet.credentials && packet.credentials->pid != 0) {
       entry.set_ferry_pid(inner_pid(context, packet.credentials->pid));
-      entry.set_ferry_uid(packet.credentials->uid);
-      entry.set_ferry_gid(packet.credentials->gid);
+      const userns::Owner owner = userns::inside(context, {packet.credentials->uid, packet.credentials->gid});
+      entry.set_ferry_uid(owner.uid);
+      entry.set_ferry_gid(owner.gid);
     }
     if (!packet.descriptors.empty()) {
       pb::ScmEntry& scm = *entry.add_scm();

@@ -1,4 +1,5 @@
 #include "state/unix_socket/on_behalf.h"
+#include "state/userns/userns.h"
 
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -46,10 +47,11 @@ void become_root(const Caller& caller, tracee::Batch& batch) {
 // The same with the thread that stands in the tree's namespaces: system calls of one thread, where the C
 // library's functions would change all of them (nptl(7)).
 Result<void> in_our_place(const Caller& caller, RestoreContext& context, const std::function<Result<void>()>& work) {
+  const userns::Owner owner = userns::outside(context, {caller.uid, caller.gid});
   return context.inside.run([&]() -> Result<void> {
     const int dumpable = ::prctl(PR_GET_DUMPABLE);
-    ::syscall(SYS_setresgid, kKeep, caller.gid, kKeep);
-    ::syscall(SYS_setresuid, kKeep, caller.uid, kKeep);
+    ::syscall(SYS_setresgid, kKeep, owner.gid, kKeep);
+    ::syscall(SYS_setresuid, kKeep, owner.uid, kKeep);
     Result<void> done = work();
     const bool back = ::syscall(SYS_setresuid, kKeep, 0, kKeep) == 0 && ::syscall(SYS_setresgid, kKeep, 0, kKeep) == 0;
     ::prctl(PR_SET_DUMPABLE, dumpable);

@@ -1,5 +1,8 @@
 #include "state/unix_socket/queue.h"
 
+#include <linux/sockios.h>
+#include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/un.h>
@@ -8,6 +11,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <limits>
 
 #include "state/socket/options.h"
 
@@ -83,7 +87,13 @@ Result<std::vector<Packet>> peek(int fd, int type, std::string_view subject) {
   std::vector<char> room(kFirstRoom);
   std::vector<char> control(CMSG_SPACE(kMostDescriptors * sizeof(int)) + CMSG_SPACE(256));
   int at = 0;
-  for (;;) {
+  // A reset waits behind the data, for the first read that finds none, and a look would take it away.
+  pollfd state{fd, 0, 0};
+  int left = std::numeric_limits<int>::max();
+  if (type != SOCK_DGRAM && ::poll(&state, 1, 0) == 1 && (state.revents & POLLERR) != 0 && ::ioctl(fd, SIOCINQ, &left) != 0) {
+    return sys_fail(fmt::format("ioctl({}, SIOCINQ)", subject));
+  }
+  while (left > 0) {
     iovec part{room.data(), room.size()};
     sockaddr_un from{};
     msghdr message{};
@@ -122,6 +132,7 @@ Result<std::vector<Packet>> peek(int fd, int type, std::string_view subject) {
     }
     packet.bytes.assign(room.data(), static_cast<std::size_t>(n));
     at += static_cast<int>(n);
+    left -= static_cast<int>(n);
     if (stream && !out.empty() && packet.descriptors.empty() && out.back().descriptors.empty() &&
         same_credentials(packet, out.back())) {
       out.back().bytes += packet.bytes;
@@ -129,6 +140,7 @@ Result<std::vector<Packet>> peek(int fd, int type, std::string_view subject) {
       out.push_back(std::move(packet));
     }
   }
+  return out;
 }
 
 Result<void> send(int fd, const Message& what, bool stream, std::string_view subject) {

@@ -7,6 +7,7 @@
 #include "state/unix_socket/queue.h"
 #include "state/unix_socket/restore.h"
 #include "state/unix_socket/unix_socket.h"
+#include "state/userns/userns.h"
 
 namespace ferry::state::unix_socket {
 namespace {
@@ -54,7 +55,8 @@ Result<void> Restorer::deliver(const pb::UnixSkEntry& entry, int fd, const pb::S
   if (packet.has_ferry_pid()) {
     const RestoreTask* sender = packet.ferry_pid() == 0 ? nullptr : context.find(NsPid(packet.ferry_pid()));
     // unix(7), SCM_CREDENTIALS: the process has to exist, so for one that is gone ours has to do.
-    message.credentials = ucred{sender == nullptr ? ::getpid() : sender->pid.value, packet.ferry_uid(), packet.ferry_gid()};
+    const userns::Owner owner = userns::outside(context, {packet.ferry_uid(), packet.ferry_gid()});
+    message.credentials = ucred{sender == nullptr ? ::getpid() : sender->pid.value, owner.uid, owner.gid};
   }
   const bool named = entry.type() == SOCK_DGRAM && packet.has_ferry_address();
   const pb::UnixSkEntry* other = partner(entry);

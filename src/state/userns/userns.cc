@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "sys/file.h"
+#include "tracee/batch.h"
 
 namespace ferry::state::userns {
 namespace {
@@ -86,6 +87,15 @@ std::optional<std::uint32_t> inside(const Extents& map, std::uint32_t id) {
   return std::nullopt;
 }
 
+std::optional<std::uint32_t> outside(const Extents& map, std::uint32_t id) {
+  for (const auto& extent : map) {
+    if (id >= extent.first() && id - extent.first() < extent.count()) {
+      return extent.lower_first() + (id - extent.first());
+    }
+  }
+  return std::nullopt;
+}
+
 Result<void> collect(DumpContext& context) {
   const DumpTask& root = context.root();
   pb::UsernsEntry entry;
@@ -127,6 +137,40 @@ Result<void> restore(RestoreContext& context) {
   }
   FERRY_CHECK(sys::write_file(proc + "/gid_map", format_map(entry->gid_map())).during("user namespace"));
   return sys::write_file(proc + "/uid_map", format_map(entry->uid_map())).during("user namespace");
+}
+
+Owner inside(const DumpContext& context, Owner ours) {
+  const pb::UsernsEntry* maps = maps_of(context.set, *context.tasks.front()->ids);
+  if (maps == nullptr) {
+    return ours;
+  }
+  return {inside(maps->uid_map(), ours.uid).value_or(ours.uid), inside(maps->gid_map(), ours.gid).value_or(ours.gid)};
+}
+
+Owner outside(RestoreContext& context, Owner theirs) {
+  const pb::UsernsEntry* maps = maps_of(context.set, *context.root().ids);
+  if (maps == nullptr) {
+    return theirs;
+  }
+  return {outside(maps->uid_map(), theirs.uid).value_or(theirs.uid),
+          outside(maps->gid_map(), theirs.gid).value_or(theirs.gid)};
+}
+
+Result<void> become_root(RestoreContext& context) {
+  const pb::UsernsEntry* entry = maps_of(context.set, *context.root().ids);
+  tracee::Batch batch;
+  if (entry != nullptr && outside(entry->gid_map(), 0)) {
+    batch.must("setresgid", SYS_setresgid, {0, 0, 0});
+  }
+  if (entry != nullptr && outside(entry->uid_map(), 0)) {
+    batch.must("setresuid", SYS_setresuid, {0, 0, 0});
+  }
+  if (batch.empty()) {
+    return {};
+  }
+  RestoreTask& root = context.root();
+  FERRY_CHECK(root.process.run(root.leader(), batch).during("user namespace"));
+  return {};
 }
 
 Deputy::Deputy(Deputy&& other) noexcept

@@ -32,6 +32,19 @@ const pb::UsernsEntry* maps_of(const image::Set& set, const pb::TaskKobjIdsEntry
 
 // Writes the maps of the root skeleton, which was made in a user namespace of its own.
 Result<void> restore(RestoreContext& context);
+// Makes the root skeleton, and with it all that descend from it, the root of that namespace, if it has one:
+// until then it is our user, whom the namespace does not know, and who owns none of the tree's files.
+Result<void> become_root(RestoreContext& context);
+// An id of the tree as we see it.
+std::optional<std::uint32_t> outside(const Extents& map, std::uint32_t id);
+
+// A user's and group's ids in a credential that the kernel told us or will be told by us, from and to the ids
+// that the tree sees and images hold.  Whoever has none there keeps the id.
+struct Owner {
+  std::uint32_t uid, gid;
+};
+Owner inside(const DumpContext& context, Owner ours);
+Owner outside(RestoreContext& context, Owner theirs);
 
 // Stands for this process towards skeletons in a user namespace: pidfd_getfd(2) asks for privileges over the
 // process that a descriptor is taken from, and a skeleton has none over us.  The deputy has our descriptor
