@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 
-from criu_case import CriuCase
+from criu_case import COUNT_TO_FILE, CriuCase
 from ferrylab import processes, wait_until
 from support import deadline
 from watching import is_held, programs, untouched

@@ -50,7 +50,7 @@ class Service(LabCase):
         self.assertEqual(os.stat(self.address).st_mode & 0o777, 0o666)
         return service
 
-    def client(self, how):
+    def ask(self, how):
         with open(self.out, "wb") as out:
             child = self.h1.popen(["/usr/bin/python3", "-c", CLIENT, self.images, self.address, how], stdout=out, stderr=out,
                                   start_new_session=True, cwd="/")
@@ -72,7 +72,7 @@ class Service(LabCase):
 
     def test_a_process_saves_itself_and_finds_its_answer_when_restored(self):
         self.start()
-        child = self.client("and end")
+        child = self.ask("and end")
         self.assertEqual(child.wait(20), -signal.SIGKILL)
         self.assertEqual(self.said(), ["saving"])
         self.h1.run(["criu", "restore", "--images-dir", self.images, "--restore-detached", "-v4", "--log-file", "restore.log"])
@@ -80,7 +80,7 @@ class Service(LabCase):
 
     def test_a_process_saves_itself_and_lives_on(self):
         service = self.start()
-        self.client("leave-running")
+        self.ask("leave-running")
         wait_until(lambda: self.said() == ["saving", "saved"], 10, lambda: f"the client, it said {self.said()}")
         self.assertTrue(service.alive())
         self.assertTrue(os.path.exists(os.path.join(self.images, "inventory.img")))

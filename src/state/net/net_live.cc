@@ -37,6 +37,40 @@ void must(const std::string& command) {
   EXPECT_EQ(said.find("[status"), std::string::npos) << said;
 }
 
+// Life times run; what a link counts changes.
+std::string without_times(const std::string& text) {
+  return std::regex_replace(text, std::regex("(valid_lft|preferred_lft|expires) [0-9]+sec|state [A-Z]+|age [0-9]+|used [0-9/]+|[a-z_]+_timer +[0-9.]+"), "$1");
+}
+
+std::string state_of_network() {
+  std::string all;
+  for (const char* command : {"ip -details -oneline link", "ip -oneline address", "ip route show table all",
+                              "ip -6 route show table all", "ip rule", "ip -6 rule", "ip neigh show nud permanent"}) {
+    // In which order is no state.
+    std::istringstream lines(without_times(run(command)));
+    std::multiset<std::string> sorted;
+    for (std::string line; std::getline(lines, line);) {
+      sorted.insert(line);
+    }
+    all += std::string(command) + ":\n";
+    for (const std::string& line : sorted) {
+      all += line + "\n";
+    }
+  }
+  return all;
+}
+
+// Addresses are tentative until nobody has answered for a second.
+bool wait_until_settled() {
+  for (int i = 0; i < 500; ++i) {
+    if (run("ip -6 address show tentative").find("inet6") == std::string::npos) {
+      return true;
+    }
+    ::usleep(10'000);
+  }
+  return false;
+}
+
 std::string value_of(const std::string& parameter) {
   std::ifstream file("/proc/sys/net/" + parameter);
   std::string value;
@@ -47,6 +81,14 @@ void set(const std::string& parameter, const std::string& value) {
   std::ofstream file("/proc/sys/net/" + parameter);
   file << value << std::flush;
   EXPECT_TRUE(file.good()) << parameter;
+}
+
+sockaddr_in address_of(const char* text, std::uint16_t port) {
+  sockaddr_in out{};
+  out.sin_family = AF_INET;
+  out.sin_port = ::htons(port);
+  EXPECT_EQ(::inet_pton(AF_INET, text, &out.sin_addr), 1);
+  return out;
 }
 
 LIVE_TEST(Net, KeepsKernelParameters) {
@@ -71,6 +113,63 @@ LIVE_TEST(Net, KeepsKernelParameters) {
   for (const auto& [name, value] : values) {
     EXPECT_EQ(value_of(name), value) << name;
   }
+}
+
+LIVE_TEST(Net, KeepsAddressesRoutesRulesAndNeighbours) {
+  ASSERT_EQ(::unshare(CLONE_NEWNET), 0);
+  must("ip link set lo up");
+  must("ip link add name in index 7 type veth peer name out index 9");
+  must("ip link set in address 02:00:00:00:00:07 mtu 1400 txqueuelen 77 alias 'an alias'");
+  must("ip link set in up");
+  must("ip link set out up");
+  must("ip address add 10.9.8.7/24 broadcast 10.9.8.255 label in:one dev in");
+  must("ip address add 10.9.8.8/24 dev in");
+  must("ip address add 10.1.1.1 peer 10.1.1.2 dev out");
+  must("ip address add 10.7.7.7/32 dev lo valid_lft 5000 preferred_lft 4000");
+  must("ip -6 address add fd00:1::1/64 dev in nodad");
+  must("ip -6 address add fd00:1::2/64 dev in noprefixroute nodad");
+  must("ip -6 address del ::1/128 dev lo");
+  ASSERT_TRUE(wait_until_settled()) << "5 s passed and an address was still tentative";
+  must("ip route add default via 10.9.8.1 metric 5");
+  must("ip route add 172.30.0.0/16 nexthop via 10.9.8.2 weight 2 nexthop dev out weight 3");
+  must("ip route add blackhole 192.0.2.0/24 table 77");
+  must("ip route add 10.50.0.0/16 via 10.9.8.3 src 10.9.8.8 mtu 1300 table 77");
+  must("ip route del 10.9.8.0/24 dev in");
+  must("ip route add 10.9.8.0/25 dev in scope link");
+  must("ip -6 route add fd00:2::/64 via fd00:1::9 metric 99");
+  must("ip -6 route add unreachable fd00:3::/64");
+  must("ip rule add from 10.9.8.0/24 lookup 77 priority 500");
+  must("ip rule add fwmark 5 iif in blackhole priority 600");
+  must("ip rule del from all lookup default");
+  must("ip -6 rule add to fd00:9::/64 lookup 77 priority 700");
+  must("ip neigh add 10.9.8.44 lladdr 02:00:00:00:00:44 dev in nud permanent");
+  must("ip neigh add fd00:1::44 lladdr 02:00:00:00:00:45 dev in nud permanent");
+  const std::string before = state_of_network();
+  checkpoint_here();
+  ASSERT_TRUE(wait_until_settled()) << "5 s passed and a restored address was still tentative";
+  EXPECT_EQ(state_of_network(), before);
+}
+
+LIVE_TEST(Net, KeepsLinksOfManyKinds) {
+  ASSERT_EQ(::unshare(CLONE_NEWNET), 0);
+  must("ip link add name br0 address 02:00:00:00:01:01 type bridge stp_state 0 ageing_time 20000");
+  must("ip link add name port type veth peer name other");
+  must("ip link set port master br0 up");
+  must("ip link set br0 up");
+  must("ip link set other up");
+  must("ip link add name mv link other type macvlan mode bridge");
+  if (::access("/dev/net/tun", F_OK) == 0) {  // a small /dev has no such device
+    must("ip tuntap add name tap0 mode tap user 12 group 34");
+    must("ip tuntap add name tun0 mode tun");
+    must("ip link set tun0 mtu 1300");
+  }
+  must("ip address add 10.4.0.1/24 dev br0");
+  must("ip address add 10.5.0.1/24 dev mv");
+  ASSERT_TRUE(wait_until_settled()) << "5 s passed and an address was still tentative";
+  const std::string before = state_of_network();
+  checkpoint_here();
+  ASSERT_TRUE(wait_until_settled()) << "5 s passed and a restored address was still tentative";
+  EXPECT_EQ(state_of_network(), before);
 }
 
 // The old iptables want to write a lock file of the host.
@@ -99,5 +198,63 @@ LIVE_TEST_WITH(Net, KeepsPacketFilters, {.user_namespace = false}) {
 }
 
 // A pair of interfaces between two namespaces of the tree.
+LIVE_TEST(Net, KeepsSeveralNamespacesAndThePairBetweenThem) {
+  ASSERT_EQ(::unshare(CLONE_NEWNET), 0);
+  must("ip link set lo up");
+  int ends[2];
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    char byte = ::unshare(CLONE_NEWNET) == 0 ? 'y' : 'n';
+    if (::write(ends[1], &byte, 1) != 1 || ::read(ends[1], &byte, 1) != 1) {
+      ::_exit(90);
+    }
+    must("ip link set lo up");
+    must("ip link set inner up");
+    must("ip address add 10.2.0.2/24 dev inner");
+    set("ipv4/conf/inner/rp_filter", "2");
+    if (!wait_until_settled()) {
+      ::_exit(92);
+    }
+    const std::string before = without_times(run("ip -details -oneline link") + run("ip route show table all"));
+    if (::write(ends[1], &byte, 1) != 1 || ::read(ends[1], &byte, 1) != 1) {
+      ::_exit(91);
+    }
+    if (!wait_until_settled()) {
+      ::_exit(93);
+    }
+    const std::string after = without_times(run("ip -details -oneline link") + run("ip route show table all"));
+    if (before != after) {
+      ::dprintf(2, "before:\n%s\nafter:\n%s\n", before.c_str(), after.c_str());
+      ::_exit(1);
+    }
+    if (value_of("ipv4/conf/inner/rp_filter") != "2") {
+      ::_exit(2);
+    }
+    const int client = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const sockaddr_in there = address_of("10.2.0.1", 5555);
+    ::_exit(::connect(client, reinterpret_cast<const sockaddr*>(&there), sizeof there) == 0 ? 0 : 3);
+  }
+  char byte = 0;
+  ASSERT_EQ(::read(ends[0], &byte, 1), 1);
+  ASSERT_EQ(byte, 'y');
+  must("ip link add name outer type veth peer name inner netns " + std::to_string(child));
+  must("ip link set outer up");
+  must("ip address add 10.2.0.1/24 dev outer");
+  ASSERT_EQ(::write(ends[0], "g", 1), 1);
+  ASSERT_EQ(::read(ends[0], &byte, 1), 1);
+
+  checkpoint_here();
+
+  const int server = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const sockaddr_in here = address_of("10.2.0.1", 5555);
+  ASSERT_EQ(::bind(server, reinterpret_cast<const sockaddr*>(&here), sizeof here), 0);
+  ASSERT_EQ(::listen(server, 1), 0);
+  ASSERT_EQ(::write(ends[0], "j", 1), 1);
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+}
+
 }  // namespace
 }  // namespace ferry::live

@@ -5,17 +5,21 @@
 #include <linux/neighbour.h>
 #include <linux/nexthop.h>
 #include <linux/rtnetlink.h>
+#include <net/if.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <optional>
 #include <set>
+#include <thread>
 #include <vector>
 
 #include "state/net/message.h"
 #include "sys/netlink.h"
+#include "tracee/deadline.h"
 
 namespace ferry::state::net {
 namespace {
@@ -183,12 +187,48 @@ Result<void> settle(const std::vector<Body>& now, const std::vector<Body>& wante
   return add_all(std::move(missing), add, NLM_F_CREATE | NLM_F_APPEND, subject);
 }
 
+// The kernel makes these with the address, once it has settled; ours would stand beside them.
+bool comes_with_address(const Body& body) {
+  const auto head = head_of<rtmsg>(body);
+  return head.has_value() && head->rtm_family == AF_INET6 && head->rtm_protocol == RTPROT_KERNEL &&
+         (head->rtm_type == RTN_LOCAL || head->rtm_type == RTN_ANYCAST);
+}
+
+// Whether an address waits to be settled on an interface that is ready.
+Result<bool> is_settling() {
+  std::set<unsigned> ready;
+  FERRY_TRY(const auto links, dump<ifinfomsg>(RTM_GETLINK, AF_UNSPEC, "interfaces"));
+  for (const Body& body : links) {
+    const auto head = head_of<ifinfomsg>(body);
+    if (head.has_value() && (head->ifi_flags & (IFF_UP | IFF_RUNNING)) == (IFF_UP | IFF_RUNNING)) {
+      ready.insert(static_cast<unsigned>(head->ifi_index));
+    }
+  }
+  FERRY_TRY(const auto addresses, dump<ifaddrmsg>(RTM_GETADDR, AF_INET6, "addresses"));
+  return std::any_of(addresses.begin(), addresses.end(), [&](const Body& body) {
+    const auto head = head_of<ifaddrmsg>(body);
+    return head.has_value() && (head->ifa_flags & IFA_F_TENTATIVE) != 0 && ready.contains(head->ifa_index);
+  });
+}
+
+// Without duplicate address detection an address settles at once, but in a worker of the kernel's; until then
+// nobody can be reached at it.  One that has not settled in time does so later, by detection.
+Result<void> let_addresses_settle() {
+  const tracee::Deadline deadline(std::chrono::milliseconds(200));
+  for (;;) {
+    FERRY_TRY(const bool settling, is_settling());
+    if (!settling || deadline.passed()) {
+      return {};
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
 Result<void> restore_routes_of(const image::Set& set, image::Name name, unsigned char family) {
   FERRY_TRY(auto wanted, load(set.raw(name), kRouteMagic, RTM_NEWROUTE, image::file_name(name)));
   FERRY_TRY(auto now, dump<rtmsg>(RTM_GETROUTE, family, "routes"));
-  std::erase_if(now, [](const Body& body) { return is_cached(body); });
-  std::erase_if(wanted, [](const Body& body) { return is_cached(body); });
   for (auto* list : {&now, &wanted}) {
+    std::erase_if(*list, [](const Body& body) { return is_cached(body) || comes_with_address(body); });
     for (Body& body : *list) {
       body = plain_route(body);
     }
@@ -302,7 +342,7 @@ Result<void> restore_addresses(const image::Set& set, std::uint32_t id) {
       }
     }
   }
-  return {};
+  return let_addresses_settle();
 }
 
 Result<void> restore_routes(const image::Set& set, std::uint32_t id, const pb::NetnsEntry& entry) {
