@@ -55,5 +55,6 @@ void verify_pages(const Set& set, int directory, Findings& out);
 void verify_files(const Set& set, const FileIndex& files, Findings& out);
 void verify_queues(const Set& set, const FileIndex& files, Findings& out);
 void verify_namespaces(const Set& set, Findings& out);
+void verify_tables(const Set& set, Findings& out);
 
 }  // namespace ferry::image

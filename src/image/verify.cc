@@ -1,5 +1,10 @@
 #include "image/verify.h"
 
+#include <linux/netlink.h>
+
+#include <algorithm>
+#include <cstring>
+
 #include "image/findings.h"
 #include "image/page_store.h"
 #include "image/proto/core.pb.h"
@@ -23,6 +28,7 @@ std::vector<std::string> verify(const Set& set, int directory) {
   verify_files(set, files, out);
   verify_queues(set, files, out);
   verify_namespaces(set, out);
+  verify_tables(set, out);
   return std::move(out).take();
 }
 
@@ -165,6 +171,29 @@ void verify_namespaces(const Set& set, Findings& out) {
     for (const auto* segment : set.list<pb::IpcShmEntry>(name)) {
       const Name pages{Type::pagemap_shmem, segment->desc().id()};
       out.require(!segment->in_pagemaps() || set.has(pages), "{}: {} is missing", file_name(name), file_name(pages));
+    }
+  }
+}
+
+// Addresses, routes and rules, as iproute2 saves them: a magic number and netlink messages, each of a length
+// that is rounded up to four (netlink(7)).
+void verify_tables(const Set& set, Findings& out) {
+  for (const Type type : {Type::ifaddr, Type::route, Type::route6, Type::rule}) {
+    for (const Name name : set.names(type)) {
+      const std::string* const bytes = set.raw(name);
+      if (bytes == nullptr || bytes->empty()) {
+        continue;
+      }
+      std::size_t at = sizeof(std::uint32_t);
+      while (at + sizeof(nlmsghdr) <= bytes->size()) {
+        nlmsghdr head{};
+        std::memcpy(&head, bytes->data() + at, sizeof head);
+        if (head.nlmsg_len < sizeof head || head.nlmsg_len > bytes->size() - at) {
+          break;
+        }
+        at += std::min<std::size_t>(NLMSG_ALIGN(head.nlmsg_len), bytes->size() - at);
+      }
+      out.require(at == bytes->size(), "{}: the message at {:#x} is cut off", file_name(name), at);
     }
   }
 }

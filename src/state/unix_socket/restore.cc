@@ -257,11 +257,16 @@ namespace {
 
 // A failed restore takes the socket's name away again, unless somebody else has it by then.
 // Called inside, in the directory that a relative name starts from.
-void forget_unless_restored(const std::string& path, RestoreContext& context) {
+Result<void> forget_unless_restored(const std::string& path, RestoreContext& context) {
   const std::size_t slash = path.rfind('/');
   const std::string parent = slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
   // By descriptor, because whoever runs inside is gone when leftovers are taken away.
   const auto directory = std::make_shared<UniqueFd>(::open(parent.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  if (!*directory) {
+    Result<void> failed = sys_fail(fmt::format("open({})", parent));
+    ::unlink(path.c_str());
+    return failed;
+  }
   struct stat made {};
   if (::lstat(path.c_str(), &made) != 0) {
     made = {};  // it is about to get this name; whatever socket has it then
@@ -273,6 +278,7 @@ void forget_unless_restored(const std::string& path, RestoreContext& context) {
       ::unlinkat(directory->get(), name.c_str(), 0);
     }
   });
+  return {};
 }
 
 }  // namespace
@@ -308,10 +314,10 @@ Result<void> Restorer::bind(const pb::UnixSkEntry& entry, int fd, RestoreContext
     if (bound != 0) {
       return sys_fail(error, fmt::format("bind({})", path));
     }
-    forget_unless_restored(path, context);
+    FERRY_CHECK(forget_unless_restored(path, context));
     FERRY_CHECK(restore_permissions(path, entry));
     if (deleted) {
-      forget_unless_restored(aside, context);
+      FERRY_CHECK(forget_unless_restored(aside, context));
       if (::rename(path.c_str(), aside.c_str()) != 0) {
         return sys_fail(fmt::format("rename({})", path));
       }
