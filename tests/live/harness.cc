@@ -9,6 +9,7 @@
 #include <deque>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <sstream>
 #include <stdexcept>
 #include <thread>
@@ -47,6 +48,19 @@ std::string tail_of(const std::string& path) {
   return text.size() > kTail ? "[…]" + text.substr(text.size() - kTail) : text;
 }
 
+// Bodies give what they make in /tmp their pid as they see it; one that is skipped or fails leaves it behind,
+// in the way of the next one that has the same.
+void remove_leavings(pid_t inner) {
+  const std::string number = "-" + std::to_string(inner);
+  for (const fs::directory_entry& entry : fs::directory_iterator("/tmp")) {
+    const std::string name = entry.path().filename().string();
+    if (name.rfind("ferry-", 0) == 0 && ((name + "-").find(number + "-") != std::string::npos)) {
+      std::error_code ignored;
+      fs::remove_all(entry.path(), ignored);
+    }
+  }
+}
+
 class Live : public testing::Test {
  public:
   Live(const LiveTest& test, Flavour flavour) : test_(test), flavour_(flavour) {}
@@ -76,10 +90,16 @@ class Live : public testing::Test {
     scratch_ = &scratch;
     output_ = scratch.path("output");
     const std::string name = std::string(test_.suite) + "." + test_.name;
+    const bool alone = flavour_ == Flavour::pid_namespace || flavour_ == Flavour::user_namespace;
+    if (alone) {
+      remove_leavings(1);
+    }
     Program program(scratch, name,
                     flavour_ == Flavour::pid_namespace    ? Where::own_namespaces
                     : flavour_ == Flavour::user_namespace ? Where::own_user_namespace
                                                           : Where::our_namespaces);
+    const pid_t inner = alone ? 1 : program.pid();
+    const std::shared_ptr<void> at_the_end(nullptr, [inner](void*) { remove_leavings(inner); });
     std::uint32_t passed = 0;
     for (; program.wait_for_checkpoint(passed); program.pass(++passed)) {
       program.wants_pre_dump() ? pre_dump(program, passed) : checkpoint(program, passed);
