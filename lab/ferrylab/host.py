@@ -19,6 +19,9 @@ hostname "$1"
 ip link set lo up
 mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /run
 mkdir -p /run/lock /run/sshd
+# Hosts do not share what they remember.
+mkdir -p "$2/$1/var-lib-ferry" /var/lib/ferry
+mount --bind "$2/$1/var-lib-ferry" /var/lib/ferry
 mount --bind "$2/hosts" /etc/hosts
 if [ -e /etc/ssh/ssh_config ]; then mount --bind "$2/ssh_config" /etc/ssh/ssh_config; fi
 echo ready

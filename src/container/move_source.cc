@@ -118,7 +118,7 @@ Result<Departure> Departure::prepare(Docker& docker, const Options& options) {
 }
 
 Result<void> Departure::suspend_restarts() {
-  if (container_.restart_policy.name != "no" && !container_.restart_policy.name.empty()) {
+  if (has_restarts()) {
     FERRY_CHECK(docker_->set_restart_policy(container_.id, {}));
     suspended_ = true;
   }

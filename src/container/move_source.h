@@ -59,6 +59,7 @@ class Departure {
   [[nodiscard]] const std::map<std::string, Network>& networks() const { return networks_; }
   [[nodiscard]] const std::vector<std::string>& notes() const { return notes_; }
 
+  [[nodiscard]] bool has_restarts() const { return container_.restart_policy.name != "no" && !container_.restart_policy.name.empty(); }
   // Docker must not start it again while two hosts agree on who has it.
   Result<void> suspend_restarts();
   Result<void> resume_restarts();

@@ -25,6 +25,9 @@ class Arrival {
 
   // Sentences; with one the move is impossible.
   [[nodiscard]] std::vector<std::string> obstacles() const;
+  [[nodiscard]] const std::string& name() const { return plan_.name; }
+  // What it is given by finish().
+  [[nodiscard]] const RestartPolicy& restart_policy() const { return plan_.restart_policy; }
   [[nodiscard]] const std::vector<std::string>& differences() const { return plan_.differences; }
   [[nodiscard]] bool keeps_addresses() const { return plan_.keeps_addresses; }
   [[nodiscard]] bool has_image() const { return has_image_; }

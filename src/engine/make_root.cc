@@ -19,8 +19,6 @@ namespace {
 constexpr std::chrono::seconds kBirthTime{10};
 constexpr std::size_t kAreaSize = 16U << 20;
 // linux/ptrace.h, spelled out because it cannot be included beside sys/ptrace.h.
-constexpr unsigned long kSysGood = 1;
-constexpr unsigned long kSuspendSeccomp = 1 << 21;
 constexpr unsigned long kExitKill = 1 << 20;
 
 constexpr std::chrono::seconds kReapTime{10};
@@ -87,7 +85,7 @@ Result<void> make_root(const RootRequest& request, state::RestoreTask& root) {
 }
 
 Result<tracee::Thread> seize_root(HostPid pid) {
-  return tracee::Thread::seize(pid, kSysGood | kSuspendSeccomp | kExitKill);
+  return tracee::Thread::seize(pid, kOutlivingOptions | kExitKill);
 }
 
 Result<void> stop_root(tracee::Thread thread, state::RestoreTask& root) {

@@ -342,6 +342,21 @@ Result<void> RestoreStory::finish_threads() {
 
 // The point of no return.
 Result<void> RestoreStory::let_go() {
+  FERRY_CHECK(open_up());
+  return detach();
+}
+
+// ptrace(2): the options of every thread are its own.
+Result<void> RestoreStory::outlive_us() {
+  for (auto& task : tasks_) {
+    for (auto& thread : task->process.threads()) {
+      FERRY_CHECK(thread.set_options(kOutlivingOptions));
+    }
+  }
+  return {};
+}
+
+Result<void> RestoreStory::open_up() {
   if (namespaces_.is_new(state::NsKind::net)) {
     (void)tell(Stage::network_unlock);
   }
@@ -361,6 +376,12 @@ Result<void> RestoreStory::let_go() {
       const int signal = task->core->tc().has_stop_signo() ? static_cast<int>(task->core->tc().stop_signo()) : SIGSTOP;
       ::kill(task->pid.value, options_.leave_stopped ? SIGSTOP : signal);
     }
+  }
+  return {};
+}
+
+Result<void> RestoreStory::detach() {
+  for (auto& task : tasks_) {
     for (auto& thread : task->process.threads()) {
       FERRY_CHECK(thread.detach());
     }

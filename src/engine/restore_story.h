@@ -64,6 +64,11 @@ class RestoreStory {
   Result<void> finish_threads();
   // The point of no return.
   Result<void> let_go();
+  // let_go() in two halves: all but the end of tracing; and that.  Before the first, outlive_us() makes that the
+  // tree is not killed if we end.
+  Result<void> outlive_us();
+  Result<void> open_up();
+  Result<void> detach();
 
   // What can wait until the tree runs.
   Result<void> clean_up();

@@ -29,6 +29,8 @@ Result<void> make_root(const RootRequest& request, state::RestoreTask& root);
 
 // Seizes the only thread of a process that is to be dressed, still running; it dies with us from then on.
 Result<tracee::Thread> seize_root(HostPid pid);
+// The same options without PTRACE_O_EXITKILL: PTRACE_O_TRACESYSGOOD and PTRACE_O_SUSPEND_SECCOMP.
+inline constexpr unsigned long kOutlivingOptions = 1UL | 1UL << 21;
 // Stops it and makes it the root skeleton.
 Result<void> stop_root(tracee::Thread thread, state::RestoreTask& root);
 

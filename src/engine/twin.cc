@@ -209,6 +209,10 @@ Result<RestoreReport> Twin::resume() {
   return report;
 }
 
+Result<void> Twin::outlive_us() { return state_->story->outlive_us(); }
+
+Result<void> Twin::resume_untraced() { return state_->story->open_up(); }
+
 Result<void> Twin::clean_up() { return state_->story->clean_up(); }
 
 std::vector<Lap> Twin::laps() const { return state_->story == nullptr ? std::vector<Lap>() : state_->story->laps().all(); }

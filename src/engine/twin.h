@@ -55,8 +55,12 @@ class Twin {
   // The whole tree as the images in `images_dir` (an open directory, on tmpfs during a move) say:
   // everything but the last step, still stopped.  The directory may go afterwards.
   Result<void> grow(int images_dir);
+  // After grow(): from now on the tree goes on when this process ends, instead of dying with it.
+  Result<void> outlive_us();
   // Point of no return.
   Result<RestoreReport> resume();
+  // The same by a copy of this process (fork(2)) after its tracer has ended: the kernel has let the tree go then.
+  Result<void> resume_untraced();
   // After resume(), when there is time.
   Result<void> clean_up();
   // What the steps of grow() took.

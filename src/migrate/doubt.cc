@@ -2,47 +2,26 @@
 
 #include <stdlib.h>
 
-#include <thread>
-
 #include "container/docker.h"
 #include "migrate/door.h"
 #include "migrate/freezer.h"
 #include "migrate/hello.h"
 #include "migrate/link.h"
+#include "migrate/mend.h"
 #include "migrate/message.pb.h"
 #include "migrate/remote_shell.h"
-#include "migrate/send.h"
 
 namespace ferry::migrate {
 namespace {
 
 constexpr std::chrono::seconds kAnswerLimit(60);
 constexpr std::chrono::seconds kStopLimit(60);
-constexpr std::chrono::hours kPatience(24);
-constexpr std::chrono::seconds kBetween(5);
 
 Result<container::Docker> docker_of(const GivenRecord& record) {
   if (!record.docker_host.empty()) {
     ::setenv("DOCKER_HOST", record.docker_host.c_str(), 1);
   }
   return container::Docker::connect();
-}
-
-Result<void> end_source(container::Docker& docker, const GivenRecord& record) {
-  const auto container = docker.container(record.container_id);
-  if (!container && container.error().kind == Kind::gone) {
-    return {};
-  }
-  FERRY_CHECK(container);
-  if (container->running()) {
-    FERRY_CHECK(kill_frozen(record.freeze_cgroup));
-    FERRY_CHECK(docker.wait_until_stopped(record.container_id, kStopLimit));
-  }
-  if (record.keep_source) {
-    return {};
-  }
-  auto removed = docker.remove(record.container_id);
-  return !removed && removed.error().kind == Kind::gone ? Result<void>() : std::move(removed);
 }
 
 }  // namespace
@@ -67,41 +46,54 @@ Result<Decision> ask(const std::string& rsh, const std::string& destination, con
   return fail(Kind::corrupt, "{} does not answer what became of move {}", destination, move);
 }
 
+// First what needs no daemon: a frozen process may be killed at any time.
+Result<void> end_source(container::Docker& docker, const GivenRecord& record) {
+  FERRY_CHECK(kill_frozen(record.freeze_cgroup));
+  const auto container = docker.container(record.container_id);
+  if (!container && container.error().kind == Kind::gone) {
+    return {};
+  }
+  FERRY_CHECK(container);
+  if (container->running()) {
+    FERRY_CHECK(docker.wait_until_stopped(record.container_id, kStopLimit));
+  }
+  if (record.keep_source) {
+    return {};
+  }
+  auto removed = docker.remove(record.container_id);
+  return !removed && removed.error().kind == Kind::gone ? Result<void>() : std::move(removed);
+}
+
+Result<void> let_run_on(const std::string& freeze_cgroup) {
+  FERRY_TRY(const auto pids, members(freeze_cgroup));
+  if (pids.empty()) {
+    return {};
+  }
+  // Frozen, so that no program finds a connection that does not work.
+  FERRY_CHECK(freeze(freeze_cgroup));
+  const auto mended = mend_connections(freeze_cgroup, Mend::go_on);
+  const auto opened = reopen_door_of(pids.front());
+  FERRY_CHECK(thaw(freeze_cgroup));
+  FERRY_CHECK(mended);
+  return opened;
+}
+
 Result<std::string> act(const GivenRecord& record, Decision decision) {
-  FERRY_TRY(container::Docker docker, docker_of(record));
   std::string sentence;
   if (decision == Decision::taken) {
+    FERRY_TRY(container::Docker docker, docker_of(record));
     FERRY_CHECK(end_source(docker, record).during("ending container {} here", record.container_name));
     sentence = fmt::format("container {} runs on {}; it was ended here", record.container_name, record.destination);
   } else {
-    if (const auto container = docker.container(record.container_id); container && container->running()) {
-      FERRY_CHECK(reopen_door_of(container->pid));
-    }
-    FERRY_CHECK(thaw(record.freeze_cgroup));
+    FERRY_CHECK(let_run_on(record.freeze_cgroup));
     if (!record.restart_policy.empty() && record.restart_policy != "no") {
+      FERRY_TRY(container::Docker docker, docker_of(record));
       FERRY_CHECK(docker.set_restart_policy(record.container_id, {record.restart_policy, record.restart_retries}));
     }
     sentence = fmt::format("container {} did not move to {}; it runs on here", record.container_name, record.destination);
   }
   forget_given(record.move);
   return sentence;
-}
-
-Result<std::string> resolve(const std::string& move) {
-  FERRY_TRY(const GivenRecord record, read_given(move));
-  FERRY_TRY(const Decision decision, ask(record.rsh, record.destination, record.move));
-  return act(record, decision);
-}
-
-void resolve_patiently(const std::string& move) {
-  const auto end = std::chrono::steady_clock::now() + kPatience;
-  while (std::chrono::steady_clock::now() < end) {
-    const auto resolved = resolve(move);
-    if (resolved || resolved.error().kind == Kind::invalid || resolved.error().kind == Kind::corrupt || !read_given(move)) {
-      return;
-    }
-    std::this_thread::sleep_for(kBetween);  // between two tries to reach the other host, not for an event here
-  }
 }
 
 }  // namespace ferry::migrate

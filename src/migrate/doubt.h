@@ -5,6 +5,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "container/docker.h"
 #include "migrate/record.h"
 
 namespace ferry::migrate {
@@ -16,7 +17,10 @@ Result<Decision> ask(const std::string& rsh, const std::string& destination, con
 // thawed and given its restart policy back.  The value is a sentence about it.
 Result<std::string> act(const GivenRecord& record, Decision decision);
 
-// For the guard: asks until there is an answer, then acts.
-void resolve_patiently(const std::string& move);
+// The two halves of it.  The processes are killed where they stand, and the container is removed unless the user
+// keeps it; it may be gone already.
+Result<void> end_source(container::Docker& docker, const GivenRecord& record);
+// Connections, packets and processes of the source go on, as far as anything holds them.  Needs no daemon.
+Result<void> let_run_on(const std::string& freeze_cgroup);
 
 }  // namespace ferry::migrate

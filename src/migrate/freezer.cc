@@ -25,15 +25,31 @@ Result<void> thaw(const std::string& cgroup) {
 }
 
 Result<void> kill_frozen(const std::string& cgroup) {
-  FERRY_TRY(const std::string text, sys::read_file(cgroup + "/cgroup.procs"));
-  std::istringstream pids(text);
-  pid_t pid = 0;
-  while (pids >> pid) {
-    if (pid > 0 && ::kill(pid, SIGKILL) != 0 && errno != ESRCH) {
+  FERRY_TRY(const auto pids, members(cgroup));
+  for (const HostPid pid : pids) {
+    if (::kill(pid.value, SIGKILL) != 0 && errno != ESRCH) {
       return sys_fail(fmt::format("kill({}, SIGKILL)", pid));
     }
   }
-  return thaw(cgroup);
+  auto thawed = thaw(cgroup);
+  return !thawed && thawed.error().kind == Kind::gone ? Result<void>() : std::move(thawed);
+}
+
+Result<std::vector<HostPid>> members(const std::string& cgroup) {
+  std::vector<HostPid> out;
+  const auto text = sys::read_file(cgroup + "/cgroup.procs");
+  if (!text && text.error().kind == Kind::gone) {
+    return out;
+  }
+  FERRY_CHECK(text);
+  std::istringstream pids(*text);
+  pid_t pid = 0;
+  while (pids >> pid) {
+    if (pid > 0) {  // those of another pid namespace are 0
+      out.push_back(HostPid(pid));
+    }
+  }
+  return out;
 }
 
 }  // namespace ferry::migrate

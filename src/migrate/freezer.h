@@ -2,8 +2,10 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "base/error.h"
+#include "base/ids.h"
 
 namespace ferry::migrate {
 
@@ -15,5 +17,7 @@ Result<void> thaw(const std::string& cgroup);
 // Kills every process of a frozen cgroup and lets it go: a v1 freezer holds even the dying, so the
 // signal is sent first and nothing runs in between.
 Result<void> kill_frozen(const std::string& cgroup);
+// The processes in it.  None if it is gone.
+Result<std::vector<HostPid>> members(const std::string& cgroup);
 
 }  // namespace ferry::migrate

@@ -97,7 +97,7 @@ Result<void> Guard::tell(std::string_view line) {
   }
 }
 
-Guard::~Guard() {
+void Guard::dismiss() {
   if (pipe_) {
     if (auto told = tell(kDismissed); !told) {
       log::warning("the guard of the move could not be dismissed: {}", told.error().message());

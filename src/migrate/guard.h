@@ -22,8 +22,9 @@ class Guard {
   static Result<Guard> post(const std::function<void(const Lines&)>& at_death);
   Guard(Guard&&) = default;
   Guard& operator=(Guard&&) = delete;
-  // Dismisses it: whoever destroys the guard in an orderly way has put everything right.
-  ~Guard();
+  ~Guard() = default;
+  // Everything is right, or was never touched.  Without this the guard acts when we end, however we do.
+  void dismiss();
 
   // A line it will have to know; without a newline.
   Result<void> tell(std::string_view line);

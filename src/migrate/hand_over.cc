@@ -111,31 +111,26 @@ Result<Verdict> HandOver::end() {
     static_cast<void>(thaw(record_.freeze_cgroup));
     forget_given(record_.move);
   };
-  if (auto told = guard_.tell("given " + record_.move); !told) {
-    forget_given(record_.move);
-    return tl::unexpected<Error>(std::move(told).error());
-  }
   if (auto frozen = freeze(record_.freeze_cgroup); !frozen) {
-    static_cast<void>(guard_.tell("kept"));
     undo();
     return tl::unexpected<Error>(std::move(frozen).error());
   }
   if (auto shut = door_.shut(); !shut) {
-    static_cast<void>(guard_.tell("kept"));
     undo();
     return tl::unexpected<Error>(std::move(shut).error());
   }
   if (auto sent = send_packets(); !sent) {
-    static_cast<void>(guard_.tell("kept"));
     undo();
     return tl::unexpected<Error>(std::move(sent).error());
   }
+  book_.step(Step::record);
   link_.no_interrupts();
   times_.given_ns = monotonic_ns();
   wire::Message given;
   given.mutable_given();
   wire::Message answer;
   auto answered = link_.send(given);
+  book_.step(Step::given);
   // A destination that failed has said so before the connection broke.
   auto received = link_.receive(answer, kAnswerLimit);
   if (received) {
@@ -157,20 +152,23 @@ Result<Verdict> HandOver::end() {
   return decided(Decision::refused, answer.refused().reason());
 }
 
+// The logbook before the record goes: whoever finds neither takes the container for ours.
 Result<Verdict> HandOver::decided(Decision decision, const std::string& reason) {
+  book_.step(Step::decided);
+  const bool noted = book_.decide(decision == Decision::taken ? Outcome::moved : Outcome::stayed).has_value();
   if (decision == Decision::taken) {
     taken_ = true;
     // What arrived in between; lost, it would be sent again by its sender.
     static_cast<void>(connected_ ? send_packets() : Result<void>());
     door_.leave_shut();
     FERRY_CHECK(kill_frozen(record_.freeze_cgroup));
-    forget_given(record_.move);
-    static_cast<void>(guard_.tell("taken"));
+    if (noted) {
+      forget_given(record_.move);
+    }
     return Verdict::as_asked;
   }
   FERRY_CHECK(thaw(record_.freeze_cgroup));
   forget_given(record_.move);
-  static_cast<void>(guard_.tell("kept"));
   return fail(Kind::os, "{}: {}", record_.destination, reason);
 }
 
@@ -179,6 +177,7 @@ Result<Verdict> HandOver::ask_until_known(const Error& broken) {
              broken.message(), record_.destination);
   const auto begin = std::chrono::steady_clock::now();
   bool said = false;
+  book_.doubt();
   for (;;) {
     const auto answer = ask(record_.rsh, record_.destination, record_.move);
     if (answer) {

@@ -14,8 +14,8 @@
 #include "container/move_source.h"
 #include "engine/keeper.h"
 #include "migrate/door.h"
-#include "migrate/guard.h"
 #include "migrate/link.h"
+#include "migrate/logbook.h"
 #include "migrate/record.h"
 #include "migrate/rounds.h"
 
@@ -44,8 +44,8 @@ class LookKeeper : public engine::Keeper {
 class HandOver : public engine::Keeper {
  public:
   // `rounds`: what was sent ahead; nullptr if nothing was.
-  HandOver(Link& link, container::Departure& departure, Guard& guard, GivenRecord record, Rounds* rounds, Door& door)
-      : link_(link), departure_(departure), guard_(guard), record_(std::move(record)), rounds_(rounds), door_(door) {}
+  HandOver(Link& link, container::Departure& departure, Logbook& book, GivenRecord record, Rounds* rounds, Door& door)
+      : link_(link), departure_(departure), book_(book), record_(std::move(record)), rounds_(rounds), door_(door) {}
 
   Result<void> about_to_stop() override { return door_.withhold(); }
   Result<bool> memory(state::DumpTask& task, image::Set& set) override {
@@ -79,7 +79,7 @@ class HandOver : public engine::Keeper {
 
   Link& link_;
   container::Departure& departure_;
-  Guard& guard_;
+  Logbook& book_;
   GivenRecord record_;
   Rounds* rounds_;
   Door& door_;

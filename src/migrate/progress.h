@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,13 @@ class Progress {
   void begin(const std::string& phase);
   // Of the current phase; draws at most ten times a second.
   void bytes(std::uint64_t total);
+  // A round of memory is over: its number, and how much has been written meanwhile.
+  void round(int number, std::uint64_t dirty_pages) {
+    if (rounds_) {
+      rounds_(number, dirty_pages);
+    }
+  }
+  void watch_rounds(std::function<void(int number, std::uint64_t dirty_pages)> watcher) { rounds_ = std::move(watcher); }
   void end();
   // A sentence between the phases.
   void say(const std::string& text);
@@ -47,6 +55,7 @@ class Progress {
   std::vector<Phase> phases_;
   Clock::time_point begun_{};
   Clock::time_point drawn_{};
+  std::function<void(int, std::uint64_t)> rounds_;
 };
 
 // "12.3 MiB"

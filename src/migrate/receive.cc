@@ -17,13 +17,17 @@
 #include "engine/reference.h"
 #include "engine/twin.h"
 #include "migrate/announce.h"
+#include "migrate/freezer.h"
 #include "migrate/guard.h"
 #include "migrate/hello.h"
 #include "migrate/link.h"
+#include "migrate/logbook.h"
 #include "migrate/message.pb.h"
 #include "migrate/pages.h"
 #include "migrate/pump.h"
 #include "migrate/record.h"
+#include "migrate/settle.h"
+#include "migrate/understudy.h"
 #include "state/net_gate/net_gate.h"
 #include "sys/file.h"
 #include "tracee/thread.h"
@@ -78,27 +82,10 @@ class HeldOutput {
 
 // What is left to do when the receiver was killed: nothing that was not decided may stay.
 void clean_up_after(const Guard::Lines& lines) {
-  std::string twin;
-  std::string move;
   for (const std::string& line : lines) {
-    if (line.starts_with("twin ")) {
-      twin = line.substr(5);
-    } else if (line.starts_with("move ")) {
-      move = line.substr(5);
-    } else if (line.starts_with("shim ")) {
-      ::kill(std::atoi(line.c_str() + 5), SIGCONT);
+    if (line.starts_with("move ")) {
+      settle_patiently(line.substr(5), Role::destination);
     }
-  }
-  if (move.empty() || twin.empty()) {
-    return;
-  }
-  ::unlink(fmt::format("{}/{}.sock", kRunDirectory, move).c_str());
-  const auto decided = decide(move, Decision::refused);
-  if (!decided || *decided == Decision::taken) {
-    return;
-  }
-  if (auto docker = Docker::connect()) {
-    static_cast<void>(container::discard_twin(*docker, twin));  // there is nobody left to tell
   }
 }
 
@@ -114,26 +101,25 @@ enum class Stage {
 
 class Receiver {
  public:
-  Receiver(Link& link, Docker& docker, Guard& guard) : link_(link), docker_(docker), guard_(guard) {}
+  Receiver(Link& link, Docker& docker, Guard& guard, std::string source)
+      : link_(link), docker_(docker), guard_(guard), source_(std::move(source)) {}
   Receiver(const Receiver&) = delete;
   Receiver& operator=(const Receiver&) = delete;
   ~Receiver() {
-    if (stage_ == Stage::taken) {
-      return;
+    if (stage_ != Stage::taken && !leave()) {
+      return;  // the guard goes on trying
     }
-    held_.release();
-    twin_.reset();  // the skeletons die first, so that Docker finds a container that has ended
-    if (arrival_ && !arrival_->id().empty()) {
-      if (auto gone = container::discard_twin(docker_, arrival_->id()); !gone) {
-        log::warning("{}", gone.error().message());
-      }
+    if (book_.has_value()) {
+      book_->close(stage_ == Stage::taken ? Outcome::moved : Outcome::stayed, why_);
     }
+    guard_.dismiss();
   }
 
   Result<void> serve() {
     for (;;) {
       auto done = step();
       if (!done) {
+        why_ = done.error().message();
         return give_up(std::move(done).error());
       }
       if (*done) {
@@ -143,6 +129,25 @@ class Receiver {
   }
 
  private:
+  // The skeletons die first, so that Docker finds a container that has ended.
+  bool leave() {
+    if (held_still_) {
+      if (auto killed = kill_frozen(freeze_cgroup_); !killed) {
+        log::warning("{}", killed.error().message());
+        return false;
+      }
+    }
+    held_.release();
+    twin_.reset();
+    if (arrival_ && !arrival_->id().empty()) {
+      if (auto gone = container::discard_twin(docker_, arrival_->id()); !gone && gone.error().kind != Kind::gone) {
+        log::warning("{}", gone.error().message());
+        return false;
+      }
+    }
+    return true;
+  }
+
   // True when there is nothing more to do.
   Result<bool> step() {
     const bool holding = stage_ == Stage::taken && !late_;
@@ -188,10 +193,12 @@ class Receiver {
         return start(message.start());
       case Message::kPrecopy:
         FERRY_CHECK(expect(Stage::started, "the order to prepare for its memory"));
+        book_->step(Step::rounds);
         FERRY_CHECK(twin_->grow_ahead(looked_at_, pages_->directory()).during("making skeletons on the destination"));
         return done();
       case Message::kRound:
         FERRY_CHECK(expect(Stage::started, "the end of a round"));
+        book_->round(++round_, message.round().dirty_pages());
         return done();
       case Message::kPackets:
         return packets(message.packets());
@@ -255,6 +262,7 @@ class Receiver {
     move_ = offer.move();
     FERRY_TRY(Arrival arrival, Arrival::plan(docker_, offer.container_json(), offer.networks_json()));
     arrival_.emplace(std::move(arrival));
+    FERRY_CHECK(open_logbook());
     Message message;
     wire::Reply& reply = *message.mutable_reply();
     for (const std::string& text : arrival_->obstacles()) {
@@ -273,29 +281,47 @@ class Receiver {
     }
     FERRY_CHECK(link_.send(message));
     if (reply.obstacles_size() > 0) {
+      why_ = reply.obstacles(0);
       return true;
     }
     stage_ = Stage::offered;
     return false;
   }
 
+  Result<void> open_logbook() {
+    Entry entry;
+    entry.move = move_;
+    entry.role = Role::destination;
+    entry.container_name = arrival_->name();
+    entry.peer = source_;
+    entry.step = Step::offer;
+    entry.restart_policy = arrival_->restart_policy().name;
+    entry.restart_retries = arrival_->restart_policy().maximum_retries;
+    entry.restarts_suspended = entry.restart_policy != "no" && !entry.restart_policy.empty();
+    FERRY_TRY(Logbook book, Logbook::open(std::move(entry)));
+    book_.emplace(std::move(book));
+    FERRY_CHECK(guard_.tell("move " + move_));
+    book_->step(Step::offer);
+    return {};
+  }
+
   Result<bool> image() {
+    book_->step(Step::image);
     FERRY_TRY(const auto bytes, receive_read(link_, [&](int fd) { return arrival_->load_image(fd); }));
     return done(bytes);
   }
 
   Result<bool> create() {
+    book_->step(Step::twin);
     auto created = arrival_->create();
-    if (!arrival_->id().empty()) {
-      FERRY_CHECK(guard_.tell("move " + move_));
-      FERRY_CHECK(guard_.tell("twin " + arrival_->id()));
-    }
+    FERRY_CHECK(book_->change([&](Entry& entry) { entry.container_id = arrival_->id(); }));
     FERRY_CHECK(created);
     stage_ = Stage::created;
     return done();
   }
 
   Result<bool> layer() {
+    book_->step(Step::files);
     container::LayerReport report;
     FERRY_TRY(const auto bytes, receive_read(link_, [&](int fd) -> Result<void> {
                 FERRY_TRY(report, arrival_->unpack_layer(fd));
@@ -315,6 +341,7 @@ class Receiver {
   }
 
   Result<bool> start(const wire::Start& start) {
+    book_->step(Step::start);
     FERRY_TRY(const std::string set, link_.receive_text(kSetLimit));
     if (::mkdir(kRunDirectory, 0700) != 0 && errno != EEXIST) {
       return sys_fail(fmt::format("mkdir({})", kRunDirectory));
@@ -328,11 +355,21 @@ class Receiver {
     root_ = skeleton.root;
     FERRY_TRY(const auto shim, container::find_shim(root_, arrival_->id()));
     shim_ = shim.pid;
-    FERRY_CHECK(guard_.tell(fmt::format("shim {}", shim_)));
+    FERRY_TRY(freeze_cgroup_, freeze_cgroup_of(shim));
+    FERRY_CHECK(book_->change([&](Entry& entry) {
+      entry.root = root_.value;
+      entry.shim = shim_.value;
+      entry.freeze_cgroup = freeze_cgroup_;
+    }));
     FERRY_TRY(PageFiles pages, PageFiles::make());
     pages_.emplace(std::move(pages));
     stage_ = Stage::started;
     return done();
+  }
+
+  [[nodiscard]] Result<std::string> freeze_cgroup_of(const container::ShimInfo& shim) const {
+    FERRY_TRY(const auto facts, container::runtime_facts(shim, root_, arrival_->id()));
+    return facts.freeze_cgroup;
   }
 
   // Docker works in a thread with a connection of its own, while this thread serves the criu it starts.
@@ -407,6 +444,7 @@ class Receiver {
     pages_.reset();
     laps_.add("free images");
     stage_ = Stage::grown;
+    book_->step(Step::grow);
     return false;
   }
 
@@ -443,13 +481,26 @@ class Receiver {
     if (has_log_) {
       FERRY_CHECK(held_.hold(shim_, root_));
     }
+    // From here on the tree outlives us: if we are killed it is let go by the kernel, and frozen, until whoever
+    // comes after us (understudy, guard, resolve) has seen whether it was taken.
+    FERRY_CHECK(freeze(freeze_cgroup_));
+    held_still_ = true;
+    FERRY_CHECK(twin_->outlive_us());
+    FERRY_TRY(Understudy understudy, post_understudy());
+    book_->step(Step::hold);
+    laps_.add("prepare for our death");
     FERRY_TRY(const Decision decision, decide(move_, Decision::taken));
     if (decision != Decision::taken) {
       return fail(Kind::gone, "the source asked what became of the container, and was told that it is not here");
     }
     laps_.add("record");
     stage_ = Stage::taken;
+    book_->step(Step::taken);
+    understudy.take_the_stage();
     auto resumed = twin_->resume();
+    if (auto thawed = thaw(freeze_cgroup_); !thawed) {
+      log::error(thawed.error());
+    }
     deliver_packets();
     laps_.add("let go");
     Message message;
@@ -464,6 +515,7 @@ class Receiver {
     if (!resumed) {
       log::error(resumed.error());
     }
+    book_->step(Step::resumed);
     if (auto announced = announce_addresses(root_); !announced) {
       notes_.push_back("the container's address was not announced: " + announced.error().message());
     }
@@ -477,6 +529,20 @@ class Receiver {
     return false;
   }
 
+  Result<Understudy> post_understudy() {
+    const auto thaw_it = [this] { static_cast<void>(thaw(freeze_cgroup_)); };
+    // The guard has to wait for it, so it keeps the guard's pipe; the source must see that we are gone.
+    const auto at_once = [this] { link_.close(); };
+    const auto at_death = [this, thaw_it] {
+      const auto decided = decision_of(move_);
+      if (decided.has_value() && *decided == Decision::taken) {
+        static_cast<void>(twin_->resume_untraced());
+        thaw_it();
+      }
+    };
+    return Understudy::post(at_once, at_death, thaw_it);
+  }
+
   // The source is slow or gone: the twin's own lines may be printed before the last of the source.
   Result<bool> output_is_late(const Error& error) {
     held_.release();
@@ -486,6 +552,7 @@ class Receiver {
   }
 
   Result<bool> finish() {
+    book_->step(Step::finish);
     held_.release();
     FERRY_CHECK(arrival_->finish());
     Message message;
@@ -531,6 +598,10 @@ class Receiver {
   Link& link_;
   Docker& docker_;
   Guard& guard_;
+  std::string source_;
+  std::optional<Logbook> book_;  // from the offer on
+  std::string why_;              // it ends without the container
+  int round_ = 0;
   Stage stage_ = Stage::greeted;
   std::string move_;
   std::optional<Arrival> arrival_;
@@ -542,6 +613,8 @@ class Receiver {
   Laps laps_;
   HostPid root_;
   HostPid shim_;
+  std::string freeze_cgroup_;
+  bool held_still_ = false;  // frozen, and not ours to kill by ptrace
   HeldOutput held_;
   bool has_log_ = false;
   bool late_ = false;
@@ -559,14 +632,14 @@ Result<void> receive(UniqueFd in, UniqueFd out) {
   Link link(std::move(in), std::move(out), -1, "the source");
   FERRY_TRY(const HostFacts facts, facts_of_this_host());
   FERRY_CHECK(send_hello(link, facts));
-  FERRY_CHECK(receive_hello(link, kGreeting));
+  FERRY_TRY(const HostFacts source, receive_hello(link, kGreeting));
   auto docker = Docker::connect();
   if (!docker) {
     Message message;
     message.mutable_failure()->set_reason(docker.error().message());
     return link.send(message);
   }
-  Receiver receiver(link, *docker, guard);
+  Receiver receiver(link, *docker, guard, source.name);
   return receiver.serve();
 }
 

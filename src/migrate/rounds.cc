@@ -113,7 +113,7 @@ Result<Round> Rounds::round(Progress& progress) {
   }
   // The answer comes when everything has arrived: only then is it known how fast the way is.
   wire::Message message;
-  message.mutable_round();
+  message.mutable_round()->set_dirty_pages(out.dirty / kPageSize);
   FERRY_CHECK(link_->send(message));
   wire::Message answer;
   FERRY_CHECK(link_->receive(answer, kAnswerLimit));
@@ -131,6 +131,7 @@ Result<bool> Rounds::run(const RoundLimits& limits, Progress& progress) {
   for (;;) {
     FERRY_TRY(const Round last, round(progress));
     rounds_.push_back(last);
+    progress.round(static_cast<int>(rounds_.size()), last.dirty / kPageSize);
     log::debug("round {}: {} KiB written, {} KiB sent, {:.1f} ms", rounds_.size(), last.dirty >> 10, last.bytes >> 10, last.ms);
     // What is written during a round has to be sent in the next one: if this one was as short as the pause may
     // be, so will the last one be.

@@ -15,16 +15,17 @@
 #include "container/random_id.h"
 #include "container/twin.h"
 #include "engine/checkpoint.h"
-#include "migrate/doubt.h"
 #include "migrate/guard.h"
 #include "migrate/hand_over.h"
 #include "migrate/hello.h"
 #include "migrate/link.h"
+#include "migrate/logbook.h"
 #include "migrate/message.pb.h"
 #include "migrate/pump.h"
 #include "migrate/record.h"
 #include "migrate/remote_shell.h"
 #include "migrate/rounds.h"
+#include "migrate/settle.h"
 #include "tracee/thread.h"
 
 namespace ferry::migrate {
@@ -44,33 +45,11 @@ class Silent : public engine::Listener {
   Result<engine::Answer> on(const engine::Notice&) override { return engine::Answer{}; }
 };
 
-// What is undone when we are killed before the destination was given anything, and what is asked after.
+// What is left to do when we were killed.
 void clean_up_after(const Guard::Lines& lines) {
-  std::string given;
-  std::string container;
-  container::RestartPolicy policy;
   for (const std::string& line : lines) {
-    if (line.starts_with("restart ")) {
-      // "restart NAME RETRIES ID"
-      const auto second = line.find(' ', 8);
-      const auto third = line.find(' ', second + 1);
-      policy = {line.substr(8, second - 8), std::atol(line.c_str() + second)};
-      container = line.substr(third + 1);
-    } else if (line.starts_with("given ")) {
-      given = line.substr(6);
-    } else if (line == "kept") {
-      given.clear();
-    } else if (line == "taken") {
-      return;
-    }
-  }
-  if (!given.empty() && read_given(given)) {
-    resolve_patiently(given);
-    return;
-  }
-  if (!container.empty()) {
-    if (auto docker = Docker::connect()) {
-      static_cast<void>(docker->set_restart_policy(container, policy));  // there is nobody left to tell
+    if (line.starts_with("move ")) {
+      settle_patiently(line.substr(5), Role::source);
     }
   }
 }
@@ -104,8 +83,8 @@ class HeldBack {  // signals that end a program, readable instead
 
 class Sender {
  public:
-  Sender(const SendOptions& options, Docker& docker, Departure& departure, Guard& guard, RemoteShell& shell, int interrupt)
-      : options_(options), docker_(docker), departure_(departure), guard_(guard), shell_(shell),
+  Sender(const SendOptions& options, Docker& docker, Departure& departure, Logbook& book, RemoteShell& shell, int interrupt)
+      : options_(options), docker_(docker), departure_(departure), book_(book), shell_(shell),
         link_(shell.take_output(), shell.take_input(), interrupt, options.destination),
         progress_(kPhases, options.quiet) {}
 
@@ -135,6 +114,7 @@ class Sender {
   }
 
   Result<void> reach() {
+    book_.step(Step::reach);
     progress_.begin("reach " + options_.destination);
     FERRY_TRY(here_, facts_of_this_host());
     auto greeted = [&]() -> Result<HostFacts> {
@@ -165,8 +145,9 @@ class Sender {
   }
 
   Result<void> offer() {
+    book_.step(Step::offer);
     progress_.begin("compare hosts");
-    FERRY_TRY(record_.move, container::random_id());
+    record_.move = book_.entry().move;
     Message message;
     wire::Offer& offer = *message.mutable_offer();
     offer.set_move(record_.move);
@@ -203,6 +184,7 @@ class Sender {
     if (has_image_) {
       return {};
     }
+    book_.step(Step::image);
     progress_.begin("send image layers");
     Message message;
     message.mutable_image();
@@ -223,8 +205,9 @@ class Sender {
 
   Result<void> create() {
     progress_.begin("create the twin");
-    const auto& policy = departure_.container().restart_policy;
-    FERRY_CHECK(guard_.tell(fmt::format("restart {} {} {}", policy.name.empty() ? "no" : policy.name, policy.maximum_retries, departure_.container().id)));
+    // Synced before it is done, so that it can be undone whatever happens.
+    FERRY_CHECK(book_.change([&](Entry& entry) { entry.restarts_suspended = departure_.has_restarts(); }));
+    book_.step(Step::twin);
     FERRY_CHECK(departure_.suspend_restarts());
     Message message;
     message.mutable_create();
@@ -233,6 +216,7 @@ class Sender {
   }
 
   Result<void> send_files() {
+    book_.step(Step::files);
     progress_.begin("send files and log");
     Message message;
     message.mutable_layer();
@@ -312,6 +296,7 @@ class Sender {
 
   // The runtime needs to know what the tree looks like; a short look at it, without its memory.
   Result<void> start() {
+    book_.step(Step::start);
     progress_.begin("start the twin");
     engine::DumpOptions options = dump_options();
     options.leave_running = true;
@@ -340,6 +325,8 @@ class Sender {
     if (!options_.precopy) {
       return {};
     }
+    book_.step(Step::rounds);
+    progress_.watch_rounds([this](int number, std::uint64_t pages) { book_.round(number, pages); });
     progress_.begin("send memory");
     auto watched = Rounds::watch(link_, departure_.container().pid, skeletons_);
     if (!watched && watched.error().kind == Kind::unsupported) {
@@ -379,7 +366,8 @@ class Sender {
     engine::DumpOptions options = dump_options();
     FERRY_TRY(Door door, door_for(options));
     FERRY_CHECK(door.prepare());
-    HandOver keeper(link_, departure_, guard_, record_, rounds_.has_value() ? &*rounds_ : nullptr, door);
+    book_.step(Step::freeze);
+    HandOver keeper(link_, departure_, book_, record_, rounds_.has_value() ? &*rounds_ : nullptr, door);
     Silent listener;
     const std::uint64_t sent_before = link_.sent();
     const std::uint64_t begin = monotonic_ns();
@@ -435,6 +423,7 @@ class Sender {
 
   // The container lives over there; whatever fails now is worth a note and no more.
   void finish() {
+    book_.step(Step::finish);
     progress_.begin("finish");
     const auto note = [&](const Result<void>& result) {
       if (!result) {
@@ -474,7 +463,7 @@ class Sender {
   bool keeps_addresses_ = false;  // the twin has the same ones
   std::set<NsPid> skeletons_;     // that the destination has
   std::optional<Rounds> rounds_;  // what was sent ahead
-  Guard& guard_;
+  Logbook& book_;
   RemoteShell& shell_;
   Link link_;
   Progress progress_;
@@ -489,6 +478,22 @@ class Sender {
   container::LeavingLog log_;
 };
 
+Result<Logbook> open_logbook(const SendOptions& options, const Departure& departure) {
+  const container::Container& container = departure.container();
+  Entry entry;
+  FERRY_TRY(entry.move, container::random_id());
+  entry.role = Role::source;
+  entry.container_id = container.id;
+  entry.container_name = container.name;
+  entry.peer = options.destination;
+  entry.rsh = options.rsh;
+  entry.restart_policy = container.restart_policy.name;
+  entry.restart_retries = container.restart_policy.maximum_retries;
+  entry.keep_source = options.keep_source;
+  entry.freeze_cgroup = departure.facts().freeze_cgroup;
+  return Logbook::open(std::move(entry));
+}
+
 }  // namespace
 
 Result<SendReport> send(const SendOptions& options) {
@@ -500,15 +505,27 @@ Result<SendReport> send(const SendOptions& options) {
   FERRY_TRY(Departure departure, Departure::prepare(docker, {.container = options.container,
                                                              .drop_exec = options.drop_exec,
                                                              .keep_source = options.keep_source}));
-  FERRY_CHECK(container::wait_for_health_check(docker, departure.container(), std::chrono::seconds(60)));
-  FERRY_TRY(RemoteShell shell, RemoteShell::start(options.rsh, options.destination, {"ferry", "receive"}));
-  auto report = Sender(options, docker, departure, guard, shell, held.fd()).run();
+  FERRY_TRY(Logbook book, open_logbook(options, departure));
+  FERRY_CHECK(guard.tell("move " + book.entry().move));
+  book.step(Step::look);
+  const auto moved = [&]() -> Result<SendReport> {
+    FERRY_CHECK(container::wait_for_health_check(docker, departure.container(), std::chrono::seconds(60)));
+    FERRY_TRY(RemoteShell shell, RemoteShell::start(options.rsh, options.destination, {"ferry", "receive"}));
+    return Sender(options, docker, departure, book, shell, held.fd()).run();
+  };
+  auto report = moved();
   if (!report) {
     if (auto back = departure.resume_restarts(); !back) {
+      // Not the end of it: the guard goes on trying.
       log::warning("{}", back.error().message());
+      return report;
     }
+    book.close(Outcome::stayed, report.error().message());
+    guard.dismiss();
     return report;
   }
+  book.close(Outcome::moved);
+  guard.dismiss();
   report->container = departure.container().name;
   report->notes.insert(report->notes.begin(), departure.notes().begin(), departure.notes().end());
   return report;

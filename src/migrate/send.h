@@ -47,8 +47,4 @@ struct SendReport {
 // Starts a guard process, so the caller must have a single thread; blocks signals and ignores SIGPIPE.
 Result<SendReport> send(const SendOptions& options);
 
-// Brings a move to its end that lost its connection at the worst moment: asks the destination.
-// The value is a sentence about what became of the container.
-Result<std::string> resolve(const std::string& move);
-
 }  // namespace ferry::migrate

@@ -23,6 +23,7 @@ using Commands = std::vector<Command>;
 void add_checkpoint(CLI::App& root, Commands& commands);
 void add_start(CLI::App& root, Commands& commands);
 void add_migrate(CLI::App& root, Commands& commands);
+void add_moves(CLI::App& root, Commands& commands);
 void add_receive(CLI::App& root, Commands& commands);
 void add_image(CLI::App& root, Commands& commands);
 void add_version(CLI::App& root, Commands& commands);

@@ -53,6 +53,7 @@ int main(int argc, char** argv) {
   ferry::program::add_checkpoint(root, commands);
   ferry::program::add_start(root, commands);
   ferry::program::add_migrate(root, commands);
+  ferry::program::add_moves(root, commands);
   ferry::program::add_receive(root, commands);
   ferry::program::add_image(root, commands);
   ferry::program::add_version(root, commands);

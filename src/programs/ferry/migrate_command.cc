@@ -1,4 +1,4 @@
-// ferry migrate CONTAINER DEST, and ferry resolve for a move that lost its connection.
+// ferry migrate CONTAINER DEST.
 #include <CLI/CLI.hpp>
 
 #include <unistd.h>
@@ -6,7 +6,6 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "migrate/record.h"
 #include "migrate/send.h"
 #include "programs/ferry/command.h"
 
@@ -59,20 +58,6 @@ Result<void> move(const migrate::SendOptions& options) {
   return {};
 }
 
-Result<void> resolve(const std::string& id) {
-  if (id.empty()) {
-    FERRY_TRY(const auto waiting, migrate::given_moves());
-    for (const std::string& move : waiting) {
-      FERRY_TRY(const auto record, migrate::read_given(move));
-      fmt::print("{}   container {}   to {}\n", move, record.container_name, record.destination);
-    }
-    return {};
-  }
-  FERRY_TRY(const std::string sentence, migrate::resolve(id));
-  fmt::print("{}\n", sentence);
-  return {};
-}
-
 }  // namespace
 
 void add_migrate(CLI::App& root, Commands& commands) {
@@ -99,11 +84,6 @@ void add_migrate(CLI::App& root, Commands& commands) {
   moved->add_flag("--switch-anyway", options->switch_anyway, "Move with a longer pause instead of giving up");
   moved->add_flag("--json", options->quiet, "Print one JSON object and nothing else");
   commands.push_back({moved, true, [options] { return move(*options); }});
-
-  CLI::App* resolved = root.add_subcommand("resolve", "Ask what became of a move that lost its connection");
-  const auto id = std::make_shared<std::string>();
-  resolved->add_option("MOVE", *id, "Id of the move; without it those that wait are listed");
-  commands.push_back({resolved, true, [id] { return resolve(*id); }});
 }
 
 }  // namespace ferry::program
