@@ -350,7 +350,9 @@ Result<void> RestoreStory::let_go() {
 Result<void> RestoreStory::outlive_us() {
   for (auto& task : tasks_) {
     for (auto& thread : task->process.threads()) {
-      FERRY_CHECK(thread.set_options(kOutlivingOptions));
+      if (thread.tid().value != 0) {  // a process that has ended is not traced any more
+        FERRY_CHECK(thread.set_options(kOutlivingOptions));
+      }
     }
   }
   return {};

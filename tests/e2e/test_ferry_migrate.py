@@ -408,9 +408,13 @@ class Migrate(FerryCase):
         stopped twin or a frozen source."""
         if not self.exists(name, host):
             return False
-        first = len(self.counted(name, host))
         try:
+            first = len(self.counted(name, host))
             wait_until(lambda: len(self.counted(name, host)) > first, 1, "a further number")
         except ferrylab.WaitedTooLong:
             return False
+        except ferrylab.CommandFailed as failed:
+            if "No such container" in failed.output or "marked for removal" in failed.output:
+                return False  # a twin that is being removed
+            raise
         return True
