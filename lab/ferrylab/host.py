@@ -44,6 +44,7 @@ class Host:
         self.cgroup = f"/ferry-lab-{lab.id}-{name}"
         self.keeper = None
         self.daemons = {}
+        self.daemon_settings = {}  # of dockerd, as in daemon.json
         self.api = None
 
     # ---- life ----
@@ -124,7 +125,7 @@ class Host:
 
     def start_docker(self):
         config = os.path.join(self.directory, "daemon.json")
-        ssh.write(config, "{}\n")  # the machine's own /etc/docker/daemon.json is none of our business
+        ssh.write(config, json.dumps(self.daemon_settings) + "\n")  # the machine's own /etc/docker/daemon.json is none of our business
         self._daemon("dockerd", [
             "dockerd", "--experimental", "--config-file", config, "--data-root", self.data_root,
             "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid", "--host", "unix:///run/docker.sock",

@@ -72,8 +72,14 @@ auto archive_fail(archive* a, std::string_view what, const char* path) {
   const char* reason = archive_error_string(a);
   const int os_errno = archive_errno(a);
   // libarchive says EILSEQ for a broken format, and -1 where no errno fits.
-  return fail(os_errno == EILSEQ || os_errno == EINVAL || os_errno <= 0 ? Kind::corrupt : kind_of_errno(os_errno), "{} {}: {}", what,
-              path == nullptr ? "the layer" : path, reason == nullptr ? "unknown reason" : reason);
+  const bool format = os_errno == EILSEQ || os_errno == EINVAL || os_errno <= 0;
+  std::string text = reason == nullptr ? "unknown reason" : reason;
+  // Its sentence is often no more than "Write failed".
+  const std::string cause = format ? std::string() : std::error_code(os_errno, std::generic_category()).message();
+  if (text.find(cause) == std::string::npos) {
+    text += ": " + cause;
+  }
+  return fail(format ? Kind::corrupt : kind_of_errno(os_errno), "{} {}: {}", what, path == nullptr ? "the layer" : path, text);
 }
 
 // The attributes are filtered on the way out and on the way in: a stream may come from anywhere.

@@ -6,6 +6,7 @@ default every row is run with one or two of the columns, so that all of both are
 whole table.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -67,7 +68,8 @@ def steps():
             for role, has in (("source", source), ("destination", destination)) if has == "true"]
 
 
-AFTER_TAKEN = ("taken", "resumed", "decided", "finish", "given")  # the log's last lines may be lost from here on
+# The log's last lines may be lost when a move succeeds whose connection or ferry is gone.
+AFTER_TAKEN = ("hold", "taken", "resumed", "decided", "finish", "given")
 
 
 class Faults(MoveCase):
@@ -84,6 +86,9 @@ class Faults(MoveCase):
 
     def wait_for_lines_of(self, name, host, count):
         return wait_until(lambda: len(self.lines_of(name, host)) >= count, 15, f"{name} to count on {host.name}", 0.05)
+
+    def counted(self, name, host=None):
+        return [number for number, _ in self.lines_of(name, host or self.h1)]
 
     def homes(self, name):
         found = []
@@ -189,14 +194,16 @@ class Faults(MoveCase):
     def case(self, here, role, step, fault):
         there = self.h2 if here is self.h1 else self.h1
         rsh, pidfile = self.breaker(there)
+        if step == "image":  # which is a step only where the image is missing
+            there.try_docker("image", "rm", "--force", here.inspect(self.NAME)["Image"])
         move, entry = self.move_that_stops(self.NAME, f"{role}:{step}", here=here, there=there, rsh=rsh)
         fault(self, move, entry, here, there, pidfile)
         if fault is not Faults.killed and fault is not Faults.killed_with_its_guard:
             move.wait(40)
-        home = self.assert_one_life(self.NAME, step in AFTER_TAKEN)
+        home = self.assert_one_life(self.NAME, step in AFTER_TAKEN or fault in CUTS)
         move.wait(40)
         if fault in (Faults.stalled, Faults.guard_killed):
-            self.assertIs(home, there, f"a move that nothing hindered did not succeed: {self.said(self.NAME)}")
+            self.assertIs(home, there, f"a move that nothing hindered did not succeed: {self.said(self.NAME)[-600:]}")
         return home
 
     def run_table(self, columns):
@@ -245,6 +252,89 @@ class Faults(MoveCase):
         self.run_table((Faults.cut, Faults.cut_on_the_way_there, Faults.cut_on_the_way_back, Faults.stalled))
 
 
+    def restart_docker(self, host, **settings):
+        host.daemon_settings = settings
+        host.stop_docker()
+        host.start_docker()
+
+    def crash_docker(self, host):
+        """Killed and started again, as an init system does."""
+        daemon = host.daemons.pop("dockerd")
+        daemon.kill()
+
+        def gone():
+            self.lab.reap()  # a zombie's number would still look taken to the next one
+            return not daemon.alive() and state_of(daemon.pid) is None
+        wait_until(gone, 10, f"dockerd of {host.name} to die")
+        host.start_docker()
+
+    @deadline(240)
+    def test_a_docker_daemon_is_killed_and_started_again(self):
+        """With live-restore its containers go on, and so does the move, or it leaves the container where it was."""
+        for host in (self.h1, self.h2):
+            self.restart_docker(host, **{"live-restore": True})
+            self.addCleanup(self.restart_docker, host)
+        self.gaps = 0
+        self.start(self.NAME)
+        home = self.h1
+        rows = [("source", "twin", "source"), ("destination", "files", "destination"), ("source", "rounds", "source"),
+                ("source", "freeze", "source")]
+        if ALL:
+            rows += [("source", "freeze", "destination"), ("destination", "hold", "destination"), ("source", "given", "source"),
+                     ("destination", "finish", "destination")]
+        for role, step, which in rows:
+            with self.subTest(f"{role} at {step}, the daemon of the {which}"):
+                there = self.h2 if home is self.h1 else self.h1
+                move, entry = self.move_that_stops(self.NAME, f"{role}:{step}", here=home, there=there)
+                self.crash_docker(home if which == "source" else there)
+                os.kill(entry["pid"], signal.SIGCONT)
+                move.wait(60)
+                home = self.assert_one_life(self.NAME, True)
+
+    # ---- a disk that is full on the destination ----
+
+    @deadline(120)
+    def test_no_room_for_the_files(self):
+        self.start(self.NAME)
+        self.gaps = 0
+        self.h1.docker("exec", self.NAME, "dd", "if=/dev/urandom", "of=/root/big", "bs=1M", "count=48")
+        self.h2.stop_docker()
+        self.h2.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", self.h2.data_root])
+        self.addCleanup(self.h2.start_docker)
+        self.addCleanup(self.h2.run, ["umount", "--recursive", self.h2.data_root], check=False)
+        self.addCleanup(self.h2.stop_docker)
+        self.h2.start_docker()
+        done = self.try_migrate(self.NAME)
+        self.assertEqual(done.returncode, 1, done.stdout)
+        self.assertIn("No space left on device", done.stdout)
+        self.assertIs(self.assert_one_life(self.NAME, False), self.h1)
+
+    @deadline(120)
+    def test_no_room_for_the_decision(self):
+        """TAKEN cannot be written, nor REFUSED: the source waits frozen until there is room."""
+        self.start(self.NAME)
+        self.gaps = 0
+        move, entry = self.move_that_stops(self.NAME, "destination:hold")
+        moves = "/var/lib/ferry/moves"
+        self.h2.run(["sh", "-c", f"mount -t tmpfs -o size=16k,nr_inodes=100 tmpfs {moves} && dd if=/dev/zero of={moves}/full 2>/dev/null; true"])
+        with self.cleaned_by(lambda: self.h2.run(["umount", moves], check=False)):
+            os.kill(entry["pid"], signal.SIGCONT)
+            wait_until(lambda: "stays frozen" in self.said(self.NAME), 20, "the source to say that it waits")
+            self.assertFalse(self.counts_on(self.NAME, self.h1))
+            self.assertEqual([m["state"] for m in self.ps(self.h1) if m["container"] == self.NAME and "ended" not in m], ["doubt"])
+        self.assertEqual(move.wait(40), 1)
+        self.resolve_everywhere(self.NAME)
+        self.assertIs(self.assert_one_life(self.NAME, False), self.h1)
+
+    @contextlib.contextmanager
+    def cleaned_by(self, clean):
+        try:
+            yield
+        finally:
+            clean()
+
+
+CUTS = (Faults.cut, Faults.cut_on_the_way_there, Faults.cut_on_the_way_back)
 KILLS = (Faults.killed, Faults.killed_with_its_guard, Faults.both_killed, Faults.both_killed_with_their_guards, Faults.guard_killed)
 
 for inherited in list(vars(MoveCase)):

@@ -50,7 +50,7 @@ class MoveCase(test_ferry_migrate.Migrate):
         def stands_still():
             entry = self.entry(host, name)
             if move.poll() is not None:
-                raise AssertionError(f"the move ended before it came to {at}: {self.said(name)}")
+                raise AssertionError(f"the move ended before it came to {at}: {self.said(name)[-600:]}")
             if entry and entry["role"] == role and entry["ended"] == 0 and state_of(entry["pid"]) == "T":
                 return entry
             return None
