@@ -8,14 +8,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <fstream>
 #include <iterator>
 #include <sstream>
 #include <string>
-#include <thread>
 
 #include "live/live.h"
+#include "live/other_thread.h"
 
 namespace ferry::live {
 namespace {
@@ -67,33 +66,27 @@ std::string line_of(const std::string& file, const std::string& start) {
 
 const Options kHost{.pid_namespace = false, .leave_running = false};
 
+// The body in `outer`, a thread of it in the group below; `threads` is the file that takes threads there, and
+// `hierarchy` how /proc names the hierarchy.
+void keep_a_thread_in_its_group(const Group& outer, const Group& inner, const char* threads, const char* hierarchy) {
+  ASSERT_TRUE(put(outer / "cgroup.procs", std::to_string(::getpid())));
+  OtherThread other;
+  ASSERT_TRUE(put(inner / threads, std::to_string(other.tid())));
+  const std::string mine = line_of("/proc/self/cgroup", hierarchy);
+
+  checkpoint_here();
+
+  EXPECT_EQ(line_of("/proc/self/cgroup", hierarchy), mine);
+  EXPECT_EQ(line_of("/proc/self/task/" + std::to_string(other.tid()) + "/cgroup", hierarchy), mine + "/inner");
+}
+
 LIVE_TEST_WITH(Cgroup, KeepsThreadsInGroupsOfTheirOwn, kHost) {
   if (::access(kPids, F_OK) != 0) {
     GTEST_SKIP() << "this host has no v1 hierarchy of pids";
   }
   const Group outer(name_of_test(kPids));
   const Group inner(outer / "inner");
-  ASSERT_TRUE(put(outer / "cgroup.procs", std::to_string(::getpid())));
-  std::atomic<pid_t> tid{0};
-  std::atomic<bool> end{false};
-  std::thread thread([&] {
-    tid = ::gettid();
-    while (!end) {
-      ::sched_yield();
-    }
-  });
-  while (tid == 0) {
-    ::sched_yield();
-  }
-  ASSERT_TRUE(put(inner / "tasks", std::to_string(tid)));
-  const std::string mine = line_of("/proc/self/cgroup", ":pids:");
-
-  checkpoint_here();
-
-  EXPECT_EQ(line_of("/proc/self/cgroup", ":pids:"), mine);
-  EXPECT_EQ(line_of("/proc/self/task/" + std::to_string(tid) + "/cgroup", ":pids:"), mine + "/inner");
-  end = true;
-  thread.join();
+  keep_a_thread_in_its_group(outer, inner, "tasks", ":pids:");
 }
 
 LIVE_TEST_WITH(Cgroup, KeepsThreadedGroupsOfVersionTwo, kHost) {
@@ -103,27 +96,7 @@ LIVE_TEST_WITH(Cgroup, KeepsThreadedGroupsOfVersionTwo, kHost) {
   const Group outer(name_of_test(kUnified));
   const Group inner(outer / "inner");
   ASSERT_TRUE(put(inner / "cgroup.type", "threaded"));
-  ASSERT_TRUE(put(outer / "cgroup.procs", std::to_string(::getpid())));
-  std::atomic<pid_t> tid{0};
-  std::atomic<bool> end{false};
-  std::thread thread([&] {
-    tid = ::gettid();
-    while (!end) {
-      ::sched_yield();
-    }
-  });
-  while (tid == 0) {
-    ::sched_yield();
-  }
-  ASSERT_TRUE(put(inner / "cgroup.threads", std::to_string(tid)));
-  const std::string mine = line_of("/proc/self/cgroup", "0::");
-
-  checkpoint_here();
-
-  EXPECT_EQ(line_of("/proc/self/cgroup", "0::"), mine);
-  EXPECT_EQ(line_of("/proc/self/task/" + std::to_string(tid) + "/cgroup", "0::"), mine + "/inner");
-  end = true;
-  thread.join();
+  keep_a_thread_in_its_group(outer, inner, "cgroup.threads", "0::");
 }
 
 // A child with a cgroup namespace whose root is a group of its own.

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "live/live.h"
+#include "live/other_thread.h"
 
 namespace ferry::live {
 namespace {
@@ -58,28 +59,15 @@ LIVE_TEST(Pidfd, OfALivingAZombieAndADeadProcess) {
 
 LIVE_TEST(Pidfd, OfAThread) {
   constexpr unsigned kThread = 0200;  // PIDFD_THREAD: O_EXCL
-  std::atomic<pid_t> tid{0};
-  std::atomic<bool> end{false};
-  std::thread thread([&] {
-    tid = ::gettid();
-    while (!end) {
-      ::sched_yield();
-    }
-  });
-  while (tid == 0) {
-    ::sched_yield();
-  }
-  const int fd = open_pidfd(tid, kThread), self = open_pidfd(::getpid());
+  OtherThread other;
+  const int fd = open_pidfd(other.tid(), kThread), self = open_pidfd(::getpid());
   if (fd < 0) {
-    end = true;
-    thread.join();
     GTEST_SKIP() << "no PIDFD_THREAD";
   }
   checkpoint_here();
   EXPECT_FALSE(over(fd));
   EXPECT_EQ(send(self, 0), 0);
-  end = true;
-  thread.join();
+  other.end();
   pollfd p{fd, POLLIN, 0};
   EXPECT_EQ(::poll(&p, 1, 5000), 1);
   EXPECT_FALSE(over(self));

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "live/live.h"
+#include "live/other_thread.h"
 
 namespace ferry::live {
 namespace {
@@ -86,22 +87,11 @@ LIVE_TEST(ProcFile, OfADeadProcess) {
 
 // The stand-in is a process, not a thread of this one, which the name of the descriptor shows.
 LIVE_TEST_WITH(ProcFile, OfADeadThread, {.changes = true}) {
-  std::atomic<pid_t> tid{0};
-  std::atomic<bool> end{false};
-  std::thread thread([&] {
-    tid = ::gettid();
-    while (!end) {
-      ::sched_yield();
-    }
-  });
-  while (tid == 0) {
-    ::sched_yield();
-  }
-  const std::string task = "/proc/self/task/" + std::to_string(tid);
+  OtherThread other;
+  const std::string task = "/proc/self/task/" + std::to_string(other.tid());
   const int file = ::open((task + "/comm").c_str(), O_RDONLY), directory = ::open(task.c_str(), O_RDONLY | O_DIRECTORY);
   ASSERT_GE(directory, 0);
-  end = true;
-  thread.join();
+  other.end();
   char byte = 0;
   while (::pread(file, &byte, 1, 0) == 1) {  // the kernel's own end of the thread comes after join
     ::sched_yield();
