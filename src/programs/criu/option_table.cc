@@ -169,7 +169,8 @@ constexpr std::array kOptions{
       FERRY_TRY(s.dump.ghost_limit, parse_size(v.option, v.text));
       return {};
     }),
-    refused_flag("ghost-fiemap", "holes of deleted files are found by SEEK_HOLE"),
+    // Another way to the same holes; SEEK_HOLE finds them on every file system.
+    flag("ghost-fiemap", [](S&, const V&) { return done(); }),
     value("lsm-profile", [](S& s, const V& v) { s.restore.lsm_profile = v.text; return done(); }),
     refused_value("lsm-mount-context", "SELinux mount contexts are not changed"),
     value("timeout", [](S& s, const V& v) -> Result<void> {
@@ -195,14 +196,15 @@ constexpr std::array kOptions{
     flag("mntns-compat-mode", [](S&, const V&) { return done(); }),
     refused_flag("unprivileged", "it has to run as root"),
     refused_flag("allow-uprobes", "the uprobes mapping is not skipped"),
-    refused_flag("deprecated", "there are no deprecated features to switch on"),
+    // They let CRIU use what it has given up, and check pass over what no kernel has yet; there is neither here.
+    flag("deprecated", [](S&, const V&) { return done(); }),
     refused_value("tls-cacert", kNoTls),
     refused_value("tls-cacrl", kNoTls),
     refused_value("tls-cert", kNoTls),
     refused_value("tls-key", kNoTls),
     refused_flag("tls", kNoTls),
     refused_plain("tls-no-cn-verify", kNoTls),
-    refused_plain("ms", "its checks are the ones that check does"),
+    plain("ms", [](S&, const V&) { return done(); }),
 };
 
 }  // namespace
