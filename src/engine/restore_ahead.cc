@@ -45,12 +45,12 @@ Result<void> RestoreStory::grow_ahead(int buffer) {
   return {};
 }
 
-Result<void> RestoreStory::write_ahead(NsPid pid, std::uint64_t vaddr, std::span<const std::byte> pages) {
+Result<void> RestoreStory::write_ahead(NsPid pid, std::span<const sys::Placed> pages) {
   const auto found = ahead_.find(pid);
   if (found == ahead_.end()) {
     return fail(Kind::gone, "pid {} has no skeleton yet", pid);
   }
-  return found->second.memory.write(*found->second.task, vaddr, pages).during("memory of pid {}", pid);
+  return found->second.memory.write(*found->second.task, pages).during("memory of pid {}", pid);
 }
 
 Result<void> RestoreStory::zero_ahead(NsPid pid, std::uint64_t vaddr, std::uint64_t bytes) {

@@ -24,6 +24,7 @@
 #include "state/memory/staged.h"
 #include "state/nsids/nsids.h"
 #include "state/restore.h"
+#include "sys/memory.h"
 #include "sys/nftables.h"
 #include "state/userns/userns.h"
 
@@ -52,7 +53,7 @@ class RestoreStory {
   // memory that they had when the set was made.  `buffer`: a directory on tmpfs.
   Result<void> grow_ahead(int buffer);
   // Pages that arrive for what was grown ahead.  Errors: gone (nothing was grown for this process).
-  Result<void> write_ahead(NsPid pid, std::uint64_t vaddr, std::span<const std::byte> pages);
+  Result<void> write_ahead(NsPid pid, std::span<const sys::Placed> pages);
   Result<void> zero_ahead(NsPid pid, std::uint64_t vaddr, std::uint64_t bytes);
   [[nodiscard]] bool is_ahead(NsPid pid) const { return ahead_.contains(pid); }
   // In place of take_root() and grow(): takes over what another story grew ahead.  Processes that have come,

@@ -174,8 +174,8 @@ Result<void> Twin::grow_ahead(const image::Set& look, int buffer) {
 
 bool Twin::is_ahead(NsPid pid) const { return state_->ahead != nullptr && state_->ahead->is_ahead(pid); }
 
-Result<void> Twin::write_ahead(NsPid pid, std::uint64_t vaddr, std::span<const std::byte> pages) {
-  return state_->ahead->write_ahead(pid, vaddr, pages);
+Result<void> Twin::write_ahead(NsPid pid, std::span<const sys::Placed> pages) {
+  return state_->ahead->write_ahead(pid, pages);
 }
 
 Result<void> Twin::zero_ahead(NsPid pid, std::uint64_t vaddr, std::uint64_t bytes) {

@@ -15,6 +15,7 @@
 #include "base/laps.h"
 #include "engine/options.h"
 #include "image/set.h"
+#include "sys/memory.h"
 
 namespace ferry::engine {
 
@@ -50,7 +51,8 @@ class Twin {
   // often as it changes; those of other memory are kept in `buffer`.
   Result<void> grow_ahead(const image::Set& look, int buffer);
   [[nodiscard]] bool is_ahead(NsPid pid) const;
-  Result<void> write_ahead(NsPid pid, std::uint64_t vaddr, std::span<const std::byte> pages);
+  // Several threads may bring pages at the same time; none of a page twice at once.
+  Result<void> write_ahead(NsPid pid, std::span<const sys::Placed> pages);
   Result<void> zero_ahead(NsPid pid, std::uint64_t vaddr, std::uint64_t bytes);
   // The whole tree as the images in `images_dir` (an open directory, on tmpfs during a move) say:
   // everything but the last step, still stopped.  The directory may go afterwards.

@@ -11,7 +11,6 @@
 #include "migrate/freezer.h"
 #include "migrate/hello.h"
 #include "migrate/message.pb.h"
-#include "migrate/pages.h"
 #include "migrate/pump.h"
 
 namespace ferry::migrate {
@@ -47,6 +46,16 @@ Result<std::unique_ptr<image::PageSink>> LookKeeper::pages(image::Set&, image::N
   return std::unique_ptr<image::PageSink>(std::make_unique<NoPages>());
 }
 
+Result<void> LookKeeper::about_to_stop() {
+  began_ns_ = monotonic_ns();
+  return door_.withhold();
+}
+
+Result<Verdict> LookKeeper::end() {
+  ended_ns_ = monotonic_ns();
+  return Verdict::run_on;
+}
+
 Result<void> LookKeeper::images(const image::Set& set) {
   for (const image::Name& name : set.names(image::Type::mm)) {
     processes_.insert(NsPid(static_cast<pid_t>(name.id)));
@@ -57,11 +66,27 @@ Result<void> LookKeeper::images(const image::Set& set) {
 
 Result<std::unique_ptr<image::PageSink>> HandOver::pages(image::Set&, image::Name pagemap) {
   FERRY_CHECK(link_.check_interrupt());
-  return std::unique_ptr<image::PageSink>(std::make_unique<PageSender>(link_, pagemap));
+  return std::unique_ptr<image::PageSink>(std::make_unique<OrderedPages>(streams_.pages(), pagemap));
+}
+
+Result<void> HandOver::about_to_stop() {
+  streams_.hurry();
+  if (throttle_ != nullptr) {
+    // A thread without processor time does not even come to a stop.
+    FERRY_CHECK(throttle_->lift());
+  }
+  return door_.withhold();
 }
 
 // The files first: building the tree opens them.
 Result<void> HandOver::images(const image::Set& set) {
+  wire::Message end;
+  FERRY_TRY(const std::uint64_t mark, streams_.pages().mark(true));
+  end.mutable_pages_end()->set_mark(mark);
+  FERRY_CHECK(link_.send(end));
+  if (rounds_ != nullptr) {
+    rounds_->ended();
+  }
   times_.memory_ns = monotonic_ns();
   FERRY_CHECK(send_changes().during("sending the files that changed"));
   times_.files_ns = monotonic_ns();
@@ -69,8 +94,8 @@ Result<void> HandOver::images(const image::Set& set) {
   wire::Message message;
   message.mutable_images();
   FERRY_CHECK(link_.send(message));
-  FERRY_CHECK(link_.send_bulk(std::as_bytes(std::span(bytes))));
-  return link_.end_bulk();
+  FERRY_CHECK(streams_.bulk().send_bulk(std::as_bytes(std::span(bytes))));
+  return streams_.bulk().end_bulk();
 }
 
 Result<void> HandOver::send_changes() {
@@ -84,7 +109,7 @@ Result<void> HandOver::send_changes() {
     wire_delta.add_removed(path);
   }
   FERRY_CHECK(link_.send(message));
-  FERRY_TRY(changed_bytes_, send_written(link_, [&](int fd) -> Result<void> {
+  FERRY_TRY(changed_bytes_, send_written(streams_.bulk(), [&](int fd) -> Result<void> {
               FERRY_CHECK(departure_.pack_changes(delta, fd));
               return {};
             }));

@@ -18,6 +18,7 @@
 #include "migrate/logbook.h"
 #include "migrate/record.h"
 #include "migrate/rounds.h"
+#include "migrate/streams_out.h"
 
 namespace ferry::migrate {
 
@@ -26,28 +27,32 @@ class LookKeeper : public engine::Keeper {
  public:
   // `door`: what arrives during the look waits.
   explicit LookKeeper(Door& door) : door_(door) {}
-  Result<void> about_to_stop() override { return door_.withhold(); }
+  Result<void> about_to_stop() override;
   Result<bool> memory(state::DumpTask&, image::Set&) override { return true; }
   Result<std::unique_ptr<image::PageSink>> pages(image::Set& set, image::Name pagemap) override;
   Result<void> images(const image::Set& set) override;
-  Result<Verdict> end() override { return Verdict::run_on; }
+  Result<Verdict> end() override;
+  // How long the tree stood still.
+  [[nodiscard]] double stopped_ms() const { return static_cast<double>(ended_ns_ - began_ns_) / 1e6; }
   [[nodiscard]] const std::string& encoded() const { return encoded_; }
   // Those that are alive.
   [[nodiscard]] const std::set<NsPid>& processes() const { return processes_; }
 
  private:
   Door& door_;
+  std::uint64_t began_ns_ = 0, ended_ns_ = 0;
   std::string encoded_;
   std::set<NsPid> processes_;
 };
 
 class HandOver : public engine::Keeper {
  public:
-  // `rounds`: what was sent ahead; nullptr if nothing was.
-  HandOver(Link& link, container::Departure& departure, Logbook& book, GivenRecord record, Rounds* rounds, Door& door)
-      : link_(link), departure_(departure), book_(book), record_(std::move(record)), rounds_(rounds), door_(door) {}
+  // `rounds`: what was sent ahead; nullptr if nothing was.  `throttle`: likewise.
+  HandOver(Link& link, StreamsOut& streams, container::Departure& departure, Logbook& book, GivenRecord record, Rounds* rounds,
+           Throttle* throttle, Door& door)
+      : link_(link), streams_(streams), departure_(departure), book_(book), record_(std::move(record)), rounds_(rounds), throttle_(throttle), door_(door) {}
 
-  Result<void> about_to_stop() override { return door_.withhold(); }
+  Result<void> about_to_stop() override;
   Result<bool> memory(state::DumpTask& task, image::Set& set) override {
     return rounds_ == nullptr ? Result<bool>(false) : rounds_->last(task, set);
   }
@@ -78,10 +83,12 @@ class HandOver : public engine::Keeper {
   Result<Verdict> ask_until_known(const Error& broken);
 
   Link& link_;
+  StreamsOut& streams_;
   container::Departure& departure_;
   Logbook& book_;
   GivenRecord record_;
   Rounds* rounds_;
+  Throttle* throttle_;
   Door& door_;
   bool taken_ = false;
   std::vector<Lap> their_parts_;

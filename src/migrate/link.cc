@@ -1,9 +1,7 @@
 #include "migrate/link.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <sys/uio.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -34,9 +32,7 @@ std::uint64_t limit_of(FrameKind kind) {
     case FrameKind::bulk:
       return kBulkLimit;
     case FrameKind::pages:
-      return kBulkLimit + sizeof(PageHead);
-    case FrameKind::zeros:
-      return sizeof(PageHead);
+      return kBulkLimit;
   }
   return 0;
 }
@@ -51,7 +47,12 @@ Result<void> Link::check_interrupt() const {
   return {};
 }
 
-Result<void> Link::wait(int fd, short events, std::chrono::milliseconds silence) const {
+Error Link::named(Error error) const {
+  error.what = fmt::format("{}: {}", peer_, error.what);
+  return error;
+}
+
+Result<void> Link::wait(Transport::Wait wanted, std::chrono::milliseconds silence) const {
   using Clock = std::chrono::steady_clock;
   const auto deadline = Clock::now() + silence;
   for (;;) {
@@ -59,17 +60,32 @@ Result<void> Link::wait(int fd, short events, std::chrono::milliseconds silence)
     if (left <= 0) {
       return fail(Kind::gone, "{} has been silent for {} s", peer_, std::chrono::duration_cast<std::chrono::seconds>(silence).count());
     }
-    std::array<pollfd, 2> wanted{pollfd{.fd = fd, .events = events, .revents = 0},
-                                 pollfd{.fd = interrupt_, .events = POLLIN, .revents = 0}};
-    const int ready = ::poll(wanted.data(), wanted.size(), static_cast<int>(std::min<long long>(left, 1 << 30)));
+    std::array<pollfd, 2> fds{pollfd{.fd = wanted.fd, .events = wanted.events, .revents = 0},
+                              pollfd{.fd = interrupt_, .events = POLLIN, .revents = 0}};
+    const int ready = ::poll(fds.data(), fds.size(), static_cast<int>(std::min<long long>(left, 1 << 30)));
     if (ready < 0 && errno != EINTR) {
       return sys_fail("poll(connection)");
     }
-    if (ready > 0 && wanted[1].revents != 0) {
+    if (ready > 0 && fds[1].revents != 0) {
       return fail(Kind::invalid, "interrupted");
     }
     if (ready > 0) {
       return {};
+    }
+  }
+}
+
+Result<void> Link::rest_until(std::chrono::steady_clock::time_point end) const {
+  for (;;) {
+    const auto left = end - std::chrono::steady_clock::now();
+    if (left <= left.zero()) {
+      return {};
+    }
+    const auto ns = std::chrono::duration_cast<std::chrono::nanoseconds>(left).count();
+    const timespec limit{.tv_sec = ns / 1'000'000'000, .tv_nsec = ns % 1'000'000'000};
+    pollfd wanted{.fd = interrupt_, .events = POLLIN, .revents = 0};
+    if (::ppoll(&wanted, 1, &limit, nullptr) > 0) {
+      return fail(Kind::invalid, "interrupted");
     }
   }
 }
@@ -80,21 +96,21 @@ Result<void> Link::send_frame(FrameKind kind, std::span<const std::byte> head, s
                              iovec{const_cast<std::byte*>(head.data()), head.size()},
                              iovec{const_cast<std::byte*>(body.data()), body.size()}};
   std::size_t left = sizeof frame + head.size() + body.size();
+  if (pace_ != nullptr) {
+    FERRY_CHECK(rest_until(pace_->book(Pace::Clock::now(), left)));
+  }
   sent_ += left;
   std::size_t at = 0;
   while (left > 0) {
-    const ssize_t written = ::writev(out_.get(), parts.data() + at, static_cast<int>(parts.size() - at));
-    if (written < 0 && errno == EAGAIN) {
-      FERRY_CHECK(wait(out_.get(), POLLOUT, kSilence));
+    auto written = transport_->write(std::span(parts).subspan(at));
+    if (!written) {
+      return tl::unexpected<Error>(named(std::move(written).error()));
+    }
+    if (*written == 0) {
+      FERRY_CHECK(wait(transport_->to_write(), kSilence));
       continue;
     }
-    if (written < 0 && errno == EPIPE) {
-      return fail(Kind::gone, "the connection to {} broke", peer_);
-    }
-    if (written < 0 && errno != EINTR) {
-      return sys_fail(fmt::format("writing to {}", peer_));
-    }
-    auto done = static_cast<std::size_t>(std::max<ssize_t>(written, 0));
+    std::size_t done = *written;
     left -= done;
     while (at < parts.size() && done >= parts[at].iov_len) {
       done -= parts[at++].iov_len;
@@ -144,28 +160,31 @@ Result<std::uint64_t> Link::send_stream(int fd) {
 
 Result<void> Link::receive_bytes(void* bytes, std::size_t size) {
   auto* at = static_cast<char*>(bytes);
+  bool wait_first = !transport_->pending();
   while (size > 0) {
-    FERRY_CHECK(wait(in_.get(), POLLIN, kSilence));
-    const ssize_t got = ::read(in_.get(), at, size);
-    if (got == 0) {
-      return fail(Kind::gone, "the connection to {} ended", peer_);
+    if (wait_first) {
+      FERRY_CHECK(wait(transport_->to_read(), kSilence));
     }
-    if (got < 0 && errno != EINTR && errno != EAGAIN) {
-      return sys_fail(fmt::format("reading from {}", peer_));
+    auto got = transport_->read(at, size);
+    if (!got) {
+      return tl::unexpected<Error>(named(std::move(got).error()));
     }
-    const auto done = static_cast<std::size_t>(std::max<ssize_t>(got, 0));
-    at += done;
-    size -= done;
+    // What is pending may be a part of a record, with which nobody can begin anything.
+    wait_first = *got == 0 || !transport_->pending();
+    at += *got;
+    size -= *got;
   }
   return {};
 }
 
 Result<Link::Frame> Link::receive_head(std::chrono::milliseconds silence) {
-  FERRY_CHECK(wait(in_.get(), POLLIN, silence));
+  if (!transport_->pending()) {
+    FERRY_CHECK(wait(transport_->to_read(), silence));
+  }
   Head head;
   FERRY_CHECK(receive_bytes(&head, sizeof head));
   const auto kind = static_cast<FrameKind>(head.kind);
-  if (head.kind < 1 || head.kind > 4 || head.zero != 0) {
+  if (head.kind < 1 || head.kind > 3 || head.zero != 0) {
     return fail(Kind::corrupt, "{} does not speak ferry's protocol (is something printed by its login files?)", peer_);
   }
   if (head.length > limit_of(kind)) {

@@ -1,10 +1,9 @@
-// The connection between the two sides of a move: frames over a pair of descriptors.
+// A connection between the two sides of a move: frames over a Transport.
 //
 // A frame is a kind (u32), a zero (u32), a length (u64), all little-endian, and as many bytes.
 //   control  one wire::Message
 //   bulk     a piece of the stream that the last control message announced; an empty one ends it
-//   pages    a PageHead, then the content of whole pages
-//   zeros    a PageHead: pages that hold nothing but zeros
+//   pages    a batch of pages (page_batch.h)
 // Every length is checked against the limit of its kind before anything is read.
 //
 // Errors of all calls: gone, if the other side went away or kept silent too long; its own sentence, if
@@ -22,6 +21,8 @@
 
 #include "base/error.h"
 #include "base/unique_fd.h"
+#include "migrate/pace.h"
+#include "migrate/transport.h"
 
 namespace ferry::migrate {
 
@@ -29,23 +30,16 @@ namespace wire {
 class Message;
 }
 
-enum class FrameKind : std::uint32_t { control = 1, bulk = 2, pages = 3, zeros = 4 };
-
-struct PageHead {
-  std::uint32_t image_type = 0;  // image::Type of the pagemap
-  std::uint32_t reserved = 0;
-  std::uint64_t image_id = 0;
-  std::uint64_t vaddr = 0;
-  std::uint64_t pages = 0;
-};
-static_assert(sizeof(PageHead) == 32);
+enum class FrameKind : std::uint32_t { control = 1, bulk = 2, pages = 3 };
 
 class Link {
  public:
   // Takes the descriptors over.  `interrupt` becomes readable when the user wants to stop (a
   // signalfd(2)), -1 for none; it is not read and not owned.
   Link(UniqueFd in, UniqueFd out, int interrupt, std::string peer)
-      : in_(std::move(in)), out_(std::move(out)), interrupt_(interrupt), peer_(std::move(peer)) {}
+      : Link(std::make_unique<FdTransport>(std::move(in), std::move(out)), interrupt, std::move(peer)) {}
+  Link(std::unique_ptr<Transport> transport, int interrupt, std::string peer)
+      : transport_(std::move(transport)), interrupt_(interrupt), peer_(std::move(peer)) {}
   Link(Link&&) = default;
   Link& operator=(Link&&) = default;
 
@@ -71,21 +65,26 @@ class Link {
   Result<std::uint64_t> receive_stream(const std::function<Result<void>(std::span<const std::byte>)>& sink);
   Result<std::string> receive_text(std::uint64_t limit);
 
+  // What is sent from now on leaves no faster than this.
+  void slow_to(std::shared_ptr<Pace> pace) { pace_ = std::move(pace); }
   // From now on the user can no longer interrupt.
   void no_interrupts() { interrupt_ = -1; }
+  void interrupt_by(int fd) { interrupt_ = fd; }
+  [[nodiscard]] int interrupt() const { return interrupt_; }
   [[nodiscard]] Result<void> check_interrupt() const;
   [[nodiscard]] const std::string& peer() const { return peer_; }
   [[nodiscard]] std::uint64_t sent() const { return sent_; }
-  void close() {
-    in_.reset();
-    out_.reset();
-  }
+  void close() { transport_->hang_up(); }
+  // Readable when there is something to receive.
+  [[nodiscard]] int descriptor() const { return transport_->to_read().fd; }
 
  private:
-  Result<void> wait(int fd, short events, std::chrono::milliseconds silence) const;
+  Result<void> wait(Transport::Wait wanted, std::chrono::milliseconds silence) const;
+  Result<void> rest_until(std::chrono::steady_clock::time_point end) const;
+  [[nodiscard]] Error named(Error error) const;
 
-  UniqueFd in_;
-  UniqueFd out_;
+  std::unique_ptr<Transport> transport_;
+  std::shared_ptr<Pace> pace_;
   int interrupt_ = -1;
   std::string peer_;         // "host h2", for sentences
   std::uint64_t sent_ = 0;   // bytes

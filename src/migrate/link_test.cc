@@ -12,7 +12,6 @@
 #include <thread>
 
 #include "migrate/message.pb.h"
-#include "migrate/pages.h"
 #include "migrate/pump.h"
 
 namespace ferry::migrate {
@@ -110,7 +109,7 @@ Result<void> receive_raw(const RawHead& head) {
 
 TEST(Link, TrustsNoHead) {
   for (const RawHead& head : {RawHead{0, 0, 4}, RawHead{9, 0, 4}, RawHead{1, 7, 4}, RawHead{1, 0, 1ULL << 40},
-                              RawHead{2, 0, 17ULL << 20}, RawHead{4, 0, 33}}) {
+                              RawHead{2, 0, 17ULL << 20}, RawHead{3, 0, 17ULL << 20}, RawHead{4, 0, 33}}) {
     const auto result = receive_raw(head);
     ASSERT_FALSE(result) << head.kind;
     EXPECT_EQ(result.error().kind, Kind::corrupt) << head.kind;
@@ -152,46 +151,6 @@ TEST(Pump, ReportsAReaderThatFailsEarly) {
   sender.join();
   ASSERT_FALSE(received);
   EXPECT_EQ(received.error().what, "no room");
-}
-
-TEST(PageSender, SendsAddressesOfZerosAndContentOfTheRest) {
-  Ends ends = make_ends();
-  std::string content(3 * 4096, '\0');
-  content[4096 + 5] = 'x';
-  {
-    PageSender sender(ends.here, image::Name{image::Type::pagemap, 42});
-    sender.describe(0x10000, 1, image::kPresent);
-    sender.describe(0x30000, 2, image::kPresent);
-    sender.describe(0x90000, 7, image::kLazy);
-    ASSERT_TRUE(sender.append(bytes_of(content)));
-    ASSERT_TRUE(sender.finish());
-  }
-  const auto expect = [&](FrameKind kind, std::uint64_t vaddr, std::uint64_t pages) {
-    const auto frame = ends.there.receive_head(seconds(5));
-    ASSERT_TRUE(frame);
-    EXPECT_EQ(frame->kind, kind);
-    PageHead head;
-    ASSERT_TRUE(ends.there.receive_bytes(&head, sizeof head));
-    EXPECT_EQ(head.vaddr, vaddr);
-    EXPECT_EQ(head.pages, pages);
-    EXPECT_EQ(head.image_id, 42U);
-    std::string body(frame->length - sizeof head, '\0');
-    ASSERT_TRUE(ends.there.receive_bytes(body.data(), body.size()));
-    EXPECT_EQ(body, kind == FrameKind::pages ? content.substr(4096, 4096) : "");
-  };
-  expect(FrameKind::zeros, 0, 0);
-  expect(FrameKind::zeros, 0x10000, 1);
-  expect(FrameKind::pages, 0x30000, 1);
-  expect(FrameKind::zeros, 0x31000, 1);
-}
-
-TEST(PageSender, NoticesPagesThatWereNotDescribed) {
-  Ends ends = make_ends();
-  PageSender sender(ends.here, image::Name{image::Type::pagemap, 1});
-  sender.describe(0x10000, 1, image::kPresent);
-  EXPECT_FALSE(sender.finish());
-  const std::string content(2 * 4096, 'x');
-  EXPECT_FALSE(sender.append(bytes_of(content)));
 }
 
 }  // namespace

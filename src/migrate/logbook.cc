@@ -67,6 +67,7 @@ std::string encode_entry(const Entry& e) {
               {"restart_policy", e.restart_policy},
               {"restart_retries", e.restart_retries},
               {"keep_source", e.keep_source},
+              {"processor_quota", e.processor_quota},
               {"freeze_cgroup", e.freeze_cgroup},
               {"root", e.root},
               {"shim", e.shim},
@@ -109,6 +110,7 @@ Result<Entry> decode_entry(std::string_view json) {
     e.restart_policy = root.at("restart_policy").get<std::string>();
     e.restart_retries = root.at("restart_retries").get<std::int64_t>();
     e.keep_source = root.at("keep_source").get<bool>();
+    e.processor_quota = root.value("processor_quota", "");
     e.freeze_cgroup = root.at("freeze_cgroup").get<std::string>();
     e.root = root.at("root").get<pid_t>();
     e.shim = root.at("shim").get<pid_t>();

@@ -45,6 +45,7 @@ struct Entry {
   std::string restart_policy = "no";
   std::int64_t restart_retries = 0;
   bool keep_source = false;
+  std::string processor_quota;  // as Throttle::undo() has it; empty: it was not touched
   std::string freeze_cgroup;
   pid_t root = 0;  // of the twin
   pid_t shim = 0;

@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <chrono>
+#include <mutex>
 #include <optional>
 #include <thread>
 
@@ -28,6 +29,7 @@
 #include "migrate/record.h"
 #include "migrate/settle.h"
 #include "migrate/understudy.h"
+#include "migrate/streams_in.h"
 #include "state/net_gate/net_gate.h"
 #include "sys/file.h"
 #include "tracee/thread.h"
@@ -119,8 +121,9 @@ class Receiver {
     for (;;) {
       auto done = step();
       if (!done) {
-        why_ = done.error().message();
-        return give_up(std::move(done).error());
+        Error error = streams_.break_off(std::move(done).error());
+        why_ = error.message();
+        return give_up(std::move(error));
       }
       if (*done) {
         return {};
@@ -156,10 +159,9 @@ class Receiver {
       return output_is_late(frame.error());
     }
     FERRY_CHECK(frame);
-    if (frame->kind == FrameKind::pages || frame->kind == FrameKind::zeros) {
+    if (frame->kind == FrameKind::pages) {
       FERRY_CHECK(expect(Stage::started, "pages"));
-      FERRY_TRY(const ArrivedPages arrived, receive_pages(link_, *frame, buffer_));
-      FERRY_CHECK(put(arrived));
+      FERRY_CHECK(reader_.receive(link_, *frame, [this](image::Name name, std::span<const ArrivedPages> runs) { return put(name, runs); }));
       return false;
     }
     Message message;
@@ -176,6 +178,10 @@ class Receiver {
       case Message::kOffer:
         FERRY_CHECK(expect(Stage::greeted, "an offer"));
         return offered(message.offer());
+      case Message::kStreams:
+        FERRY_CHECK(expect(Stage::offered, "the order to listen"));
+        FERRY_CHECK(streams_.open(message.streams()));
+        return false;
       case Message::kImage:
         FERRY_CHECK(expect(Stage::offered, "an image"));
         return image();
@@ -194,12 +200,16 @@ class Receiver {
       case Message::kPrecopy:
         FERRY_CHECK(expect(Stage::started, "the order to prepare for its memory"));
         book_->step(Step::rounds);
-        FERRY_CHECK(twin_->grow_ahead(looked_at_, pages_->directory()).during("making skeletons on the destination"));
-        return done();
+        return precopy();
       case Message::kRound:
         FERRY_CHECK(expect(Stage::started, "the end of a round"));
         book_->round(++round_, message.round().dirty_pages());
+        FERRY_CHECK(streams_.wait_for(message.round().mark()));
         return done();
+      case Message::kPagesEnd:
+        FERRY_CHECK(expect(Stage::started, "the end of all pages"));
+        FERRY_CHECK(streams_.end_pages(message.pages_end().mark()));
+        return false;
       case Message::kPackets:
         return packets(message.packets());
       case Message::kDelta:
@@ -307,7 +317,7 @@ class Receiver {
 
   Result<bool> image() {
     book_->step(Step::image);
-    FERRY_TRY(const auto bytes, receive_read(link_, [&](int fd) { return arrival_->load_image(fd); }));
+    FERRY_TRY(const auto bytes, receive_read(streams_.bulk(), [&](int fd) { return arrival_->load_image(fd); }));
     return done(bytes);
   }
 
@@ -323,7 +333,7 @@ class Receiver {
   Result<bool> layer() {
     book_->step(Step::files);
     container::LayerReport report;
-    FERRY_TRY(const auto bytes, receive_read(link_, [&](int fd) -> Result<void> {
+    FERRY_TRY(const auto bytes, receive_read(streams_.bulk(), [&](int fd) -> Result<void> {
                 FERRY_TRY(report, arrival_->unpack_layer(fd));
                 return {};
               }));
@@ -334,7 +344,7 @@ class Receiver {
   Result<bool> log_file(const std::string& suffix) {
     FERRY_TRY(const UniqueFd file, arrival_->open_log(suffix));
     has_log_ = true;
-    FERRY_CHECK(link_.receive_stream([&](std::span<const std::byte> bytes) {
+    FERRY_CHECK(streams_.bulk().receive_stream([&](std::span<const std::byte> bytes) {
       return sys::write_all(file.get(), bytes.data(), bytes.size(), "the log of the twin");
     }));
     return false;
@@ -342,7 +352,7 @@ class Receiver {
 
   Result<bool> start(const wire::Start& start) {
     book_->step(Step::start);
-    FERRY_TRY(const std::string set, link_.receive_text(kSetLimit));
+    FERRY_TRY(const std::string set, streams_.bulk().receive_text(kSetLimit));
     if (::mkdir(kRunDirectory, 0700) != 0 && errno != EEXIST) {
       return sys_fail(fmt::format("mkdir({})", kRunDirectory));
     }
@@ -363,6 +373,7 @@ class Receiver {
     }));
     FERRY_TRY(PageFiles pages, PageFiles::make());
     pages_.emplace(std::move(pages));
+    FERRY_CHECK(streams_.begin_pages([this](image::Name name, std::span<const ArrivedPages> runs) { return put(name, runs); }));
     stage_ = Stage::started;
     return done();
   }
@@ -405,7 +416,7 @@ class Receiver {
       FERRY_CHECK(arrival_->unpack_changes(fd));
       return {};
     };
-    FERRY_CHECK(receive_read(link_, unpack));
+    FERRY_CHECK(receive_read(streams_.bulk(), unpack));
     return false;
   }
 
@@ -422,18 +433,34 @@ class Receiver {
     return {};
   }
 
-  // Straight to where it will be, if that is there already.
-  Result<void> put(const ArrivedPages& arrived) {
-    const NsPid pid(static_cast<pid_t>(arrived.name.id));
-    if (arrived.name.type != image::Type::pagemap || !twin_->is_ahead(pid)) {
-      return pages_->keep(arrived);
+  Result<bool> precopy() {
+    const std::lock_guard<std::mutex> held(where_pages_go_);
+    FERRY_CHECK(twin_->grow_ahead(looked_at_, pages_->directory()).during("making skeletons on the destination"));
+    return done();
+  }
+
+  // Straight to where they will be, if that is there already.  Called by several threads.
+  Result<void> put(image::Name name, std::span<const ArrivedPages> runs) {
+    const NsPid pid(static_cast<pid_t>(name.id));
+    {
+      const std::lock_guard<std::mutex> held(where_pages_go_);
+      if (name.type != image::Type::pagemap || !twin_->is_ahead(pid)) {
+        return pages_->keep(name, runs);
+      }
     }
-    return arrived.zeros ? twin_->zero_ahead(pid, arrived.vaddr, arrived.pages * image::kPageSize)
-                         : twin_->write_ahead(pid, arrived.vaddr, arrived.content);
+    std::vector<sys::Placed> placed;
+    for (const ArrivedPages& run : runs) {
+      if (run.zeros) {
+        FERRY_CHECK(twin_->zero_ahead(pid, run.vaddr, run.pages * image::kPageSize));
+      } else {
+        placed.push_back({run.vaddr, run.content});
+      }
+    }
+    return twin_->write_ahead(pid, placed);
   }
 
   Result<bool> grow() {
-    FERRY_TRY(const std::string bytes, link_.receive_text(kSetLimit));
+    FERRY_TRY(const std::string bytes, streams_.bulk().receive_text(kSetLimit));
     laps_.skip();
     FERRY_TRY(image::Set set, image::decode(bytes).during("reading the tree that arrived"));
     FERRY_CHECK(same_tmpfs(looked_at_, set));
@@ -608,7 +635,9 @@ class Receiver {
   std::optional<engine::Twin> twin_;
   image::Set looked_at_;  // what the twin's skeleton was made from
   std::optional<PageFiles> pages_;
-  std::vector<std::byte> buffer_;  // of pages that arrive
+  std::mutex where_pages_go_;  // held while that changes, and for what is not thread-safe about it
+  BatchReader reader_;         // of pages that come over the remote shell
+  StreamsIn streams_{link_};   // last: its threads use what is above
   std::vector<std::string> packets_;  // that the container has not had yet
   Laps laps_;
   HostPid root_;

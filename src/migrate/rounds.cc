@@ -10,7 +10,6 @@
 #include "image/page_store.h"
 #include "image/proto/mm.pb.h"
 #include "migrate/message.pb.h"
-#include "migrate/pages.h"
 #include "state/memory/pages.h"
 #include "sys/file.h"
 #include "sys/memory.h"
@@ -21,11 +20,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using image::kPageSize;
 
-constexpr std::size_t kPiece = 4U << 20;
 constexpr std::chrono::minutes kAnswerLimit(10);
-// A round that leaves this much of what the one before left does not get anywhere.
-constexpr double kStandstill = 0.9;
-constexpr int kPatience = 4;  // rounds in a row
 
 double ms_since(Clock::time_point begin) {
   return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
@@ -48,8 +43,8 @@ bool is_a_zombie(HostPid pid) {
 
 }  // namespace
 
-Result<Rounds> Rounds::watch(Link& link, HostPid root, std::set<NsPid> skeletons) {
-  Rounds out(link, std::move(skeletons));
+Result<Rounds> Rounds::watch(Link& control, PageStreams& streams, HostPid root, std::set<NsPid> skeletons) {
+  Rounds out(control, streams, std::move(skeletons));
   // A process has one tracker only.  Should the move fail, the next of a row of pre-dumps has all memory again.
   FERRY_TRY(const auto keepers, engine::TrackerKeeper::find(engine::list_tree(root)));
   for (const engine::TrackerKeeper& keeper : keepers) {
@@ -71,35 +66,17 @@ Result<Rounds> Rounds::watch(Link& link, HostPid root, std::set<NsPid> skeletons
   return out;
 }
 
-// A page that cannot be read has just been unmapped; if it comes back it counts as written.
-Result<void> Rounds::send(HostPid pid, NsPid ns_pid, int memory, const std::vector<sys::PageRange>& ranges, Round& round) {
-  buffer_.resize(kPiece);
-  PageSender sender(*link_, {image::Type::pagemap, static_cast<std::uint64_t>(ns_pid.value)});
-  for (const sys::PageRange& range : ranges) {
-    for (std::uint64_t at = range.start; at < range.end;) {
-      std::uint64_t size = std::min<std::uint64_t>(kPiece, range.end - at);
-      auto read = sys::read_memory(pid, at, std::span(buffer_).first(size), memory);
-      for (; !read.has_value() && size > kPageSize; read = sys::read_memory(pid, at, std::span(buffer_).first(size), memory)) {
-        size = std::max<std::uint64_t>(kPageSize, size / 8 / kPageSize * kPageSize);
-      }
-      if (read.has_value()) {
-        FERRY_TRY(const std::uint64_t sent, sender.send(at, std::span(buffer_).first(size)));
-        round.bytes += sent;
-      }
-      at += size;
-    }
-  }
-  return {};
-}
-
 Result<Round> Rounds::round(Progress& progress) {
   const auto begin = Clock::now();
-  const std::uint64_t sent_before = link_->sent();
+  const std::uint64_t content_before = streams_->content_bytes();
+  const std::uint64_t wire_before = streams_->wire_bytes();
   Round out;
   for (auto watched = watched_.begin(); watched != watched_.end();) {
     auto& [pid, it] = *watched;
+    const auto scan_begin = Clock::now();
     auto scan = it.tracker.scan(state::memory::Then::protect);
-    const auto memory = sys::open(fmt::format("/proc/{}/mem", pid), O_RDONLY);
+    out.scan_ms += ms_since(scan_begin);
+    auto memory = sys::open(fmt::format("/proc/{}/mem", pid), O_RDONLY);
     if (!scan.has_value() || !memory.has_value() || scan->renewed) {
       // It has ended, or runs another program: what is there now is sent in the freeze.
       log::debug("pid {} is not watched any more", pid);
@@ -107,41 +84,53 @@ Result<Round> Rounds::round(Progress& progress) {
       continue;
     }
     out.dirty += state::memory::count_pages(scan->written) * kPageSize;
-    FERRY_CHECK(send(pid, it.ns_pid, memory->get(), scan->written, out));
-    progress.bytes(link_->sent() - sent_before);
+    streams_->add({image::Type::pagemap, static_cast<std::uint64_t>(it.ns_pid.value)}, pid,
+                  std::make_shared<const UniqueFd>(std::move(*memory)), scan->written);
     ++watched;
   }
+  FERRY_CHECK(streams_->drain([&] { progress.bytes(streams_->wire_bytes() - wire_before); }));
+  FERRY_TRY(const std::uint64_t mark, streams_->mark(false));
   // The answer comes when everything has arrived: only then is it known how fast the way is.
   wire::Message message;
   message.mutable_round()->set_dirty_pages(out.dirty / kPageSize);
-  FERRY_CHECK(link_->send(message));
+  message.mutable_round()->set_mark(mark);
+  FERRY_CHECK(control_->send(message));
   wire::Message answer;
-  FERRY_CHECK(link_->receive(answer, kAnswerLimit));
+  FERRY_CHECK(control_->receive(answer, kAnswerLimit));
   if (!answer.has_done()) {
-    return fail(Kind::corrupt, "{} does not say that the pages have arrived", link_->peer());
+    return fail(Kind::corrupt, "{} does not say that the pages have arrived", control_->peer());
   }
+  out.bytes = streams_->content_bytes() - content_before;
+  out.wire = streams_->wire_bytes() - wire_before;
   out.ms = ms_since(begin);
   return out;
 }
 
-Result<bool> Rounds::run(const RoundLimits& limits, Progress& progress) {
+Result<bool> Rounds::run(const Controller::Limits& limits, Progress& progress, Throttle* throttle) {
   const auto begin = Clock::now();
-  const double limit = static_cast<double>(limits.downtime.count());
-  int standing = 0;
+  Controller controller(limits);
+  double share = 1;
   for (;;) {
-    FERRY_TRY(const Round last, round(progress));
+    FERRY_TRY(Round last, round(progress));
+    const auto step = controller.after({.ms = last.ms, .scan_ms = last.scan_ms, .dirty = last.dirty, .wire = last.wire}, ms_since(begin));
+    last.share = share;
+    last.predicted_ms = rounds_.empty() ? 0 : controller.predicted_ms();
     rounds_.push_back(last);
     progress.round(static_cast<int>(rounds_.size()), last.dirty / kPageSize);
-    log::debug("round {}: {} KiB written, {} KiB sent, {:.1f} ms", rounds_.size(), last.dirty >> 10, last.bytes >> 10, last.ms);
-    // What is written during a round has to be sent in the next one: if this one was as short as the pause may
-    // be, so will the last one be.
-    if (last.ms <= limit && rounds_.size() > 1) {
-      return true;
-    }
-    const bool still = rounds_.size() > 1 && static_cast<double>(last.dirty) > kStandstill * static_cast<double>(rounds_[rounds_.size() - 2].dirty);
-    standing = still ? standing + 1 : 0;
-    if (standing == kPatience || static_cast<int>(rounds_.size()) >= limits.rounds || Clock::now() - begin > limits.time) {
-      return false;
+    log::debug("round {}: {} KiB written, {} KiB sent, {:.1f} ms, a pause of {:.1f} ms", rounds_.size(), last.dirty >> 10, last.bytes >> 10,
+               last.ms, last.predicted_ms);
+    switch (step) {
+      case Controller::Step::another:
+        break;
+      case Controller::Step::slower:
+        FERRY_CHECK(throttle->slow_to(controller.share()));
+        share = controller.share();
+        progress.say(fmt::format("it writes faster than its memory can be sent: from here on it has {:.0f} % of its processor time", share * 100));
+        break;
+      case Controller::Step::hand_over:
+        return true;
+      case Controller::Step::give_up:
+        return false;
     }
   }
 }
@@ -169,12 +158,16 @@ Result<bool> Rounds::last(state::DumpTask& task, image::Set& set) {
   }
   FERRY_TRY(const auto scan, last_scan(task));
   state::memory::add_guards(scan.guards, *task.mm);
-  Round round;
-  round.dirty = state::memory::count_pages(scan.written) * kPageSize;
-  const auto begin = Clock::now();
-  FERRY_CHECK(send(task.pid, task.ns_pid, task.process.memory(), scan.written, round));
-  round.ms = ms_since(begin);
-  rounds_.push_back(round);
+  if (!last_begun_) {
+    last_begun_ = Clock::now();
+    content_before_ = streams_->content_bytes();
+    wire_before_ = streams_->wire_bytes();
+    rounds_.emplace_back();
+  }
+  rounds_.back().dirty += state::memory::count_pages(scan.written) * kPageSize;
+  FERRY_TRY(UniqueFd memory, sys::duplicate(task.process.memory()));
+  streams_->add({image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid.value)}, task.pid,
+                std::make_shared<const UniqueFd>(std::move(memory)), scan.written);
   std::vector<sys::PageRange> all = scan.written;
   all.insert(all.end(), scan.unchanged.begin(), scan.unchanged.end());
   state::memory::tidy(all);
@@ -191,6 +184,14 @@ Result<bool> Rounds::last(state::DumpTask& task, image::Set& set) {
     set.add(name, std::move(entry));
   }
   return true;
+}
+
+void Rounds::ended() {
+  if (last_begun_) {
+    rounds_.back().ms = ms_since(*last_begun_);
+    rounds_.back().bytes = streams_->content_bytes() - content_before_;
+    rounds_.back().wire = streams_->wire_bytes() - wire_before_;
+  }
 }
 
 }  // namespace ferry::migrate

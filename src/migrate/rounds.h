@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <memory>
 #include <set>
 #include <utility>
@@ -13,23 +14,24 @@
 #include "base/error.h"
 #include "base/ids.h"
 #include "image/set.h"
+#include "migrate/controller.h"
 #include "migrate/link.h"
+#include "migrate/page_streams.h"
 #include "migrate/progress.h"
+#include "migrate/throttle.h"
 #include "state/dump.h"
 #include "state/memory/tracker.h"
 
 namespace ferry::migrate {
 
-struct RoundLimits {
-  std::chrono::milliseconds downtime{20};  // as long as the last pages may take
-  int rounds = 30;
-  std::chrono::seconds time{600};
-};
-
 struct Round {
   double ms = 0;
+  double scan_ms = 0;       // for finding what was written
   std::uint64_t bytes = 0;  // of pages that were sent, without those of zeros
+  std::uint64_t wire = 0;   // what crossed for them
   std::uint64_t dirty = 0;  // bytes that had been written since the round before; all of them in the first
+  double share = 1;         // of its processor time that the container had
+  double predicted_ms = 0;  // the pause, were the container stopped after this round; 0 where nothing is known
 };
 
 class Rounds {
@@ -38,17 +40,19 @@ class Rounds {
   // fraction of a millisecond.  One that ends meanwhile is passed over, one that comes later is sent in the
   // freeze.
   // Errors: unsupported, if this kernel cannot watch memory.
-  static Result<Rounds> watch(Link& link, HostPid root, std::set<NsPid> skeletons);
+  static Result<Rounds> watch(Link& control, PageStreams& streams, HostPid root, std::set<NsPid> skeletons);
   Rounds(Rounds&&) = default;
   Rounds& operator=(Rounds&&) = default;
 
-  // Sends until what is left fits into the limit.  The value says whether it does: false when rounds or time
-  // are used up, or when rounds do not bring it down any more.
-  Result<bool> run(const RoundLimits& limits, Progress& progress);
+  // Sends until the controller is content.  The value says whether it is: false when it gives up.
+  // `throttle`: nullptr if the container must not be slowed down, or cannot be.
+  Result<bool> run(const Controller::Limits& limits, Progress& progress, Throttle* throttle);
 
-  // In the freeze: what was written since the last round, and the list of all pages that belong to the task,
-  // as an image of the set.  False if the process has no skeleton.
+  // In the freeze: begins to send what was written since the last round, and adds the list of all pages that
+  // belong to the task to the set.  False if the process has no skeleton.
   Result<bool> last(state::DumpTask& task, image::Set& set);
+  // When all of that has left.
+  void ended();
 
   [[nodiscard]] const std::vector<Round>& rounds() const { return rounds_; }
 
@@ -57,17 +61,21 @@ class Rounds {
     NsPid ns_pid;
     state::memory::Tracker tracker;
   };
-  Rounds(Link& link, std::set<NsPid> skeletons) : link_(&link), skeletons_(std::move(skeletons)) {}
+  Rounds(Link& control, PageStreams& streams, std::set<NsPid> skeletons)
+      : control_(&control), streams_(&streams), skeletons_(std::move(skeletons)) {}
   Result<Round> round(Progress& progress);
-  Result<void> send(HostPid pid, NsPid ns_pid, int memory, const std::vector<sys::PageRange>& ranges, Round& round);
 
   Result<state::memory::Scan> last_scan(state::DumpTask& task);
 
-  Link* link_;
+  Link* control_;
+  PageStreams* streams_;
   std::set<NsPid> skeletons_;
   std::map<HostPid, Watched> watched_;
   std::vector<Round> rounds_;
-  std::vector<std::byte> buffer_;
+  // The last one, in the freeze.
+  std::optional<std::chrono::steady_clock::time_point> last_begun_;
+  std::uint64_t content_before_ = 0;
+  std::uint64_t wire_before_ = 0;
 };
 
 }  // namespace ferry::migrate

@@ -26,6 +26,7 @@
 #include "migrate/remote_shell.h"
 #include "migrate/rounds.h"
 #include "migrate/settle.h"
+#include "migrate/throttle.h"
 #include "tracee/thread.h"
 
 namespace ferry::migrate {
@@ -44,6 +45,10 @@ class Silent : public engine::Listener {
  public:
   Result<engine::Answer> on(const engine::Notice&) override { return engine::Answer{}; }
 };
+
+// What the pause takes besides memory, seen from how long the look has taken, which is the source's part of it:
+// the destination makes what the source has looked at.
+constexpr double kOfTheLook = 1.5;
 
 // What is left to do when we were killed.
 void clean_up_after(const Guard::Lines& lines) {
@@ -85,7 +90,7 @@ class Sender {
  public:
   Sender(const SendOptions& options, Docker& docker, Departure& departure, Logbook& book, RemoteShell& shell, int interrupt)
       : options_(options), docker_(docker), departure_(departure), book_(book), shell_(shell),
-        link_(shell.take_output(), shell.take_input(), interrupt, options.destination),
+        link_(shell.take_output(), shell.take_input(), interrupt, options.destination), streams_(link_, options.streams),
         progress_(kPhases, options.quiet) {}
 
   Result<SendReport> run() {
@@ -97,7 +102,7 @@ class Sender {
     finish();
     progress_.end();
     report_.phases = progress_.phases();
-    report_.bytes = link_.sent();
+    report_.bytes = streams_.sent();
     return std::move(report_);
   }
 
@@ -106,6 +111,7 @@ class Sender {
   Result<void> prepare() {
     FERRY_TRY(clocks_, relate_clocks(link_));
     FERRY_CHECK(offer());
+    FERRY_CHECK(connect());
     FERRY_CHECK(send_image());
     FERRY_CHECK(create());
     FERRY_CHECK(send_files());
@@ -180,6 +186,15 @@ class Sender {
     return {};
   }
 
+  Result<void> connect() {
+    FERRY_TRY(const std::string why_not, streams_.open());
+    if (!why_not.empty()) {
+      report_.notes.push_back(why_not);
+    }
+    report_.streams = streams_.count();
+    return {};
+  }
+
   Result<void> send_image() {
     if (has_image_) {
       return {};
@@ -191,7 +206,7 @@ class Sender {
     FERRY_CHECK(link_.send(message));
     container::ImageReport sent;
     FERRY_TRY(report_.image_bytes, send_written(
-                                       link_,
+                                       streams_.bulk(),
                                        [&](int fd) -> Result<void> {
                                          FERRY_TRY(sent, container::export_image(docker_, departure_.image().id, present_, fd));
                                          return {};
@@ -222,7 +237,7 @@ class Sender {
     message.mutable_layer();
     FERRY_CHECK(link_.send(message));
     FERRY_TRY(report_.layer_bytes, send_written(
-                                       link_,
+                                       streams_.bulk(),
                                        [&](int fd) -> Result<void> {
                                          FERRY_CHECK(departure_.pack_running_layer(fd));
                                          return {};
@@ -254,10 +269,10 @@ class Sender {
       if (got == 0) {
         return fail(Kind::corrupt, "the log of container {} became shorter while it was read", name());
       }
-      FERRY_CHECK(link_.send_bulk(std::span(buffer).first(static_cast<std::size_t>(std::max<ssize_t>(got, 0)))));
+      FERRY_CHECK(streams_.bulk().send_bulk(std::span(buffer).first(static_cast<std::size_t>(std::max<ssize_t>(got, 0)))));
       at += static_cast<std::uint64_t>(std::max<ssize_t>(got, 0));
     }
-    FERRY_CHECK(link_.end_bulk());
+    FERRY_CHECK(streams_.bulk().end_bulk());
     return piece.to - piece.from;
   }
 
@@ -308,27 +323,29 @@ class Sender {
     door.reopen();
     FERRY_CHECK(std::move(looked).during("looking at container {}", name()));
     skeletons_ = look.processes();
+    look_ms_ = look.stopped_ms();
     Message message;
     for (const std::string& descriptor : departure_.facts().descriptors) {
       message.mutable_start()->add_descriptors(descriptor);
     }
     message.mutable_start()->set_tcp_close(options_.tcp_close);
     FERRY_CHECK(link_.send(message));
-    FERRY_CHECK(link_.send_bulk(std::as_bytes(std::span(look.encoded()))));
-    FERRY_CHECK(link_.end_bulk());
+    FERRY_CHECK(streams_.bulk().send_bulk(std::as_bytes(std::span(look.encoded()))));
+    FERRY_CHECK(streams_.bulk().end_bulk());
     FERRY_CHECK(wait_done());
     return departure_.check_again();
   }
 
   // Memory, while the container goes on writing to it.
   Result<void> copy_ahead() {
+    streams_.begin_pages();
     if (!options_.precopy) {
       return {};
     }
     book_.step(Step::rounds);
     progress_.watch_rounds([this](int number, std::uint64_t pages) { book_.round(number, pages); });
     progress_.begin("send memory");
-    auto watched = Rounds::watch(link_, departure_.container().pid, skeletons_);
+    auto watched = Rounds::watch(link_, streams_.pages(), departure_.container().pid, skeletons_);
     if (!watched && watched.error().kind == Kind::unsupported) {
       report_.notes.push_back("memory could not be sent ahead: " + watched.error().message());
       return {};
@@ -338,16 +355,39 @@ class Sender {
     message.mutable_precopy();
     FERRY_CHECK(link_.send(message));
     FERRY_CHECK(wait_done());
-    FERRY_TRY(const bool fits, rounds_->run({options_.downtime_limit, options_.max_rounds, options_.timeout}, progress_));
+    FERRY_CHECK(prepare_throttle());
+    const Controller::Limits limits{.pause_ms = static_cast<double>(options_.downtime_limit.count()),
+                                    .fixed_ms = kOfTheLook * look_ms_,
+                                    .rounds = options_.max_rounds,
+                                    .time_ms = static_cast<double>(options_.timeout.count()) * 1000,
+                                    .may_slow = throttle_.has_value()};
+    FERRY_TRY(const bool fits, rounds_->run(limits, progress_, throttle_.has_value() ? &*throttle_ : nullptr));
     const Round& last = rounds_->rounds().back();
+    report_.predicted_pause_ms = last.predicted_ms;
     progress_.say(fmt::format("{} rounds, the last one {} in {:.1f} ms", rounds_->rounds().size(), byte_text(last.bytes), last.ms));
     if (!fits && !options_.switch_anyway) {
       return fail(Kind::os,
-                  "container {} writes faster than its memory can be sent: after {} rounds {} were left, which take {:.0f} ms; "
+                  "container {} writes faster than its memory can be sent{}: after {} rounds {} were left, which take {:.0f} ms; "
                   "it stays here.  Allow a longer pause with --downtime-limit, or switch anyway with --switch-anyway",
-                  name(), rounds_->rounds().size(), byte_text(last.bytes), last.ms);
+                  name(), last.share < 1 ? fmt::format(", even with {:.0f} % of its processor time", last.share * 100) : "",
+                  rounds_->rounds().size(), byte_text(last.bytes), last.ms);
     }
     return departure_.check_again();
+  }
+
+  // How to undo it has to be known to others before anything is done.
+  Result<void> prepare_throttle() {
+    if (!options_.auto_converge) {
+      return {};
+    }
+    auto throttle = Throttle::of(departure_.container().pid);
+    if (!throttle) {
+      report_.notes.push_back(fmt::format("the container could not be slowed down: {}", throttle.error().message()));
+      return {};
+    }
+    FERRY_CHECK(book_.change([&](Entry& entry) { entry.processor_quota = throttle->undo(); }));
+    throttle_.emplace(std::move(*throttle));
+    return {};
   }
 
   Result<void> hand_over() {
@@ -367,9 +407,10 @@ class Sender {
     FERRY_TRY(Door door, door_for(options));
     FERRY_CHECK(door.prepare());
     book_.step(Step::freeze);
-    HandOver keeper(link_, departure_, book_, record_, rounds_.has_value() ? &*rounds_ : nullptr, door);
+    HandOver keeper(link_, streams_, departure_, book_, record_, rounds_.has_value() ? &*rounds_ : nullptr,
+                    throttle_.has_value() ? &*throttle_ : nullptr, door);
     Silent listener;
-    const std::uint64_t sent_before = link_.sent();
+    const std::uint64_t sent_before = streams_.sent();
     const std::uint64_t begin = monotonic_ns();
     auto moved = engine::checkpoint(options, listener, keeper);
     if (!moved && !keeper.taken()) {
@@ -386,8 +427,8 @@ class Sender {
     report_.pause_ms = static_cast<double>(end - begin) / 1e6;
     report_.pause_error_ms = static_cast<double>(clocks_.error_ns) / 1e6;
     report_.layer_bytes += keeper.changed_bytes();
-    report_.memory_bytes = link_.sent() - sent_before - keeper.changed_bytes();
-    progress_.bytes(link_.sent() - sent_before);
+    report_.memory_bytes = streams_.sent() - sent_before - keeper.changed_bytes();
+    progress_.bytes(streams_.sent() - sent_before);
     connected_ = keeper.connected();
     if (rounds_.has_value()) {
       report_.rounds = rounds_->rounds();
@@ -463,9 +504,12 @@ class Sender {
   bool keeps_addresses_ = false;  // the twin has the same ones
   std::set<NsPid> skeletons_;     // that the destination has
   std::optional<Rounds> rounds_;  // what was sent ahead
+  double look_ms_ = 0;            // how long the look took
+  std::optional<Throttle> throttle_;
   Logbook& book_;
   RemoteShell& shell_;
   Link link_;
+  StreamsOut streams_;
   Progress progress_;
   SendReport report_;
   HostFacts here_;

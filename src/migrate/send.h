@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "migrate/progress.h"
 #include "migrate/rounds.h"
+#include "migrate/streams_out.h"
 
 namespace ferry::migrate {
 
@@ -23,7 +24,9 @@ struct SendOptions {
   std::chrono::milliseconds downtime_limit{20};  // the rounds go on until the rest takes no longer
   int max_rounds = 30;
   std::chrono::seconds timeout{600};  // for the rounds
+  bool auto_converge = true;   // a container that writes too fast is slowed down
   bool switch_anyway = false;  // when rounds or time are used up; otherwise the container stays
+  StreamOptions streams;
   bool quiet = false;          // nothing on standard output
 };
 
@@ -31,8 +34,10 @@ struct SendReport {
   std::string container;       // name
   double pause_ms = 0;         // from before the first thread was stopped until the tree ran again
   double pause_error_ms = 0;   // how wrong that may be, since two clocks were read
+  double predicted_pause_ms = 0;  // by the last round; 0 if there was none
   std::vector<Round> rounds;       // of memory, the last ones within the pause
   std::vector<Phase> pause_parts;  // what it was spent on
+  std::size_t streams = 0;     // direct connections; 0: everything went through the remote shell
   std::uint64_t bytes = 0;     // all that was sent
   std::uint64_t image_bytes = 0;
   std::uint64_t layer_bytes = 0;

@@ -15,6 +15,7 @@
 #include "migrate/door.h"
 #include "migrate/freezer.h"
 #include "migrate/mend.h"
+#include "migrate/throttle.h"
 
 namespace ferry::migrate {
 namespace {
@@ -55,6 +56,11 @@ Result<std::string> end(Entry entry, Outcome outcome, std::string sentence) {
 // It was never given away, so it goes on here.  First what needs no daemon.
 Result<std::string> keep_source(const Entry& entry) {
   FERRY_CHECK(let_run_on(entry.freeze_cgroup));
+  if (!entry.processor_quota.empty()) {
+    if (auto lifted = Throttle::carry_out(entry.processor_quota); !lifted && lifted.error().kind != Kind::gone) {
+      return tl::unexpected<Error>(std::move(lifted).error());
+    }
+  }
   if (entry.restarts_suspended) {
     FERRY_TRY(Docker docker, docker_of(entry));
     FERRY_CHECK(give_policy_back(docker, entry));

@@ -11,6 +11,7 @@
 
 #include "migrate/link.h"
 #include "migrate/message.pb.h"
+#include "migrate/page_batch.h"
 #include "migrate/record.h"
 
 namespace {
@@ -39,6 +40,13 @@ void read_frames(Link& link) {
     wire::Message message;
     if (frame->kind == FrameKind::control) {
       if (!link.receive_control(*frame, message).has_value()) {
+        return;
+      }
+      continue;
+    }
+    if (frame->kind == FrameKind::pages) {
+      BatchReader reader;
+      if (!reader.receive(link, *frame, [](image::Name, std::span<const ArrivedPages>) -> Result<void> { return {}; })) {
         return;
       }
       continue;

@@ -49,6 +49,9 @@ int main(int argc, char** argv) {
   curl_global_init(CURL_GLOBAL_ALL);
   CLI::App root{"Checkpoints running Docker containers, restores them, and moves them between hosts.", "ferry"};
   root.require_subcommand(1);
+  root.add_flag_callback(
+      "-v,--verbose", [] { ferry::log::configure({.level = ferry::log::Level::debug, .timestamps = true}); },
+      "Tell every step on standard error");
   ferry::program::Commands commands;
   ferry::program::add_checkpoint(root, commands);
   ferry::program::add_start(root, commands);

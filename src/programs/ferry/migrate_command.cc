@@ -3,9 +3,11 @@
 
 #include <unistd.h>
 
+#include <cmath>
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "migrate/direct.h"
 #include "migrate/send.h"
 #include "programs/ferry/command.h"
 
@@ -25,7 +27,13 @@ Json list_of(const std::vector<migrate::Phase>& phases) {
 Json rounds_of(const std::vector<migrate::Round>& rounds) {
   Json out = Json::array();
   for (const migrate::Round& round : rounds) {
-    out.push_back({{"ms", round.ms}, {"bytes", round.bytes}, {"dirty_bytes", round.dirty}});
+    out.push_back({{"ms", round.ms},
+                   {"scan_ms", round.scan_ms},
+                   {"bytes", round.bytes},
+                   {"wire_bytes", round.wire},
+                   {"dirty_bytes", round.dirty},
+                   {"throttle_percent", std::lround((1 - round.share) * 100)},
+                   {"predicted_pause_ms", round.predicted_ms}});
   }
   return out;
 }
@@ -35,6 +43,8 @@ std::string to_json(const migrate::SendReport& report, const migrate::SendOption
                     {"destination", options.destination},
                     {"pause_ms", report.pause_ms},
                     {"pause_error_ms", report.pause_error_ms},
+                    {"predicted_pause_ms", report.predicted_pause_ms},
+                    {"streams", report.streams},
                     {"bytes", report.bytes},
                     {"image_bytes", report.image_bytes},
                     {"layer_bytes", report.layer_bytes},
@@ -81,7 +91,21 @@ void add_migrate(CLI::App& root, Commands& commands) {
            "Time for the rounds before giving up")
       ->type_name("SECONDS")
       ->default_str("600");
+  moved->add_flag("--auto-converge,!--no-auto-converge", options->auto_converge,
+                  "Slow the container down step by step while it writes faster than its memory can be sent")
+      ->capture_default_str();
   moved->add_flag("--switch-anyway", options->switch_anyway, "Move with a longer pause instead of giving up");
+  moved->add_option("--streams", options->streams.count, "Direct connections beside the remote shell")
+      ->check(CLI::Range(1U, migrate::kMostStreams))
+      ->capture_default_str();
+  moved->add_flag("--tunnel", options->streams.tunnel, "Send everything through the remote shell");
+  moved->add_option("--address", options->streams.address,
+                    "Address at which DEST is reached directly; without it the one that the remote shell has used");
+  moved->add_option("--port", options->streams.port, "Port for direct connections; without it any that is free on DEST");
+  moved->add_option("--bandwidth", options->streams.bandwidth, "Send no more than this in a second, until the pause: 50M, 1G")
+      ->transform(CLI::AsSizeValue(false))
+      ->type_name("BYTES");
+  moved->add_flag("--compress", options->streams.compress, "Pack memory with zstd where that makes it smaller");
   moved->add_flag("--json", options->quiet, "Print one JSON object and nothing else");
   commands.push_back({moved, true, [options] { return move(*options); }});
 }

@@ -59,32 +59,42 @@ Result<Staged> Staged::plan(const pb::MmEntry& mm, const std::vector<sys::PageRa
   return out;
 }
 
-Result<void> Staged::write(RestoreTask& task, std::uint64_t vaddr, std::span<const std::byte> pages) {
-  auto mapping = std::upper_bound(mappings_.begin(), mappings_.end(), vaddr,
-                                  [](std::uint64_t at, const Mapping& m) { return at < m.end; });
-  while (!pages.empty()) {
-    const bool here = mapping != mappings_.end() && mapping->start <= vaddr;
-    const std::uint64_t border = mapping == mappings_.end() ? ~0ULL : here ? mapping->end : mapping->start;
-    const auto part = pages.first(std::min<std::uint64_t>(pages.size(), border - vaddr));
-    const std::uint64_t end = vaddr + part.size();
-    if (here) {
-      FERRY_CHECK(sys::write_memory(task.pid, vaddr, part, task.process.memory()));
-      touched_.add(vaddr, end);
-      content_.add(vaddr, end);
-      buffered_.remove(vaddr, end);
-    } else {
-      if (::pwrite(buffer_.get(), part.data(), part.size(), static_cast<off_t>(vaddr)) != static_cast<ssize_t>(part.size())) {
-        return sys_fail("pwrite(pages that arrived)");
-      }
-      buffered_.add(vaddr, end);
-      content_.remove(vaddr, end);
+// What has a mapping in the skeleton goes there, all of it at once; the rest waits in the buffer.
+Result<void> Staged::write(const RestoreTask& task, std::span<const sys::Placed> pages) {
+  std::vector<sys::Placed> in_place;
+  std::vector<sys::Placed> buffered;
+  for (sys::Placed rest : pages) {
+    auto mapping = std::upper_bound(mappings_.begin(), mappings_.end(), rest.address,
+                                    [](std::uint64_t at, const Mapping& m) { return at < m.end; });
+    while (!rest.bytes.empty()) {
+      const bool here = mapping != mappings_.end() && mapping->start <= rest.address;
+      const std::uint64_t border = mapping == mappings_.end() ? ~0ULL : here ? mapping->end : mapping->start;
+      const auto part = rest.bytes.first(std::min<std::uint64_t>(rest.bytes.size(), border - rest.address));
+      (here ? in_place : buffered).push_back({rest.address, part});
+      mapping += here ? 1 : 0;
+      rest = {rest.address + part.size(), rest.bytes.subspan(part.size())};
     }
-    zeros_.remove(vaddr, end);
-    if (here) {
-      ++mapping;
+  }
+  FERRY_CHECK(sys::write_parts(task.pid, in_place, task.process.memory()));
+  for (const sys::Placed& part : buffered) {
+    if (::pwrite(buffer_.get(), part.bytes.data(), part.bytes.size(), static_cast<off_t>(part.address)) !=
+        static_cast<ssize_t>(part.bytes.size())) {
+      return sys_fail("pwrite(pages that arrived)");
     }
-    vaddr = end;
-    pages = pages.subspan(part.size());
+  }
+  const std::lock_guard<std::mutex> held(*lock_);
+  for (const sys::Placed& part : in_place) {
+    const std::uint64_t end = part.address + part.bytes.size();
+    touched_.add(part.address, end);
+    content_.add(part.address, end);
+    buffered_.remove(part.address, end);
+    zeros_.remove(part.address, end);
+  }
+  for (const sys::Placed& part : buffered) {
+    const std::uint64_t end = part.address + part.bytes.size();
+    buffered_.add(part.address, end);
+    content_.remove(part.address, end);
+    zeros_.remove(part.address, end);
   }
   return {};
 }
@@ -93,6 +103,7 @@ Result<void> Staged::write(RestoreTask& task, std::uint64_t vaddr, std::span<con
 // file below may hold something else.
 Result<void> Staged::write_zeros(std::uint64_t vaddr, std::uint64_t bytes) {
   const std::uint64_t end = vaddr + bytes;
+  const std::lock_guard<std::mutex> held(*lock_);
   content_.remove(vaddr, end);
   buffered_.remove(vaddr, end);
   zeros_.remove(vaddr, end);

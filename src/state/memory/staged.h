@@ -7,6 +7,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -17,6 +19,7 @@
 #include "state/memory/memory.h"
 #include "state/memory/page_set.h"
 #include "state/restore.h"
+#include "sys/memory.h"
 
 namespace ferry::state::memory {
 
@@ -27,8 +30,9 @@ class Staged {
   static Result<Staged> plan(const pb::MmEntry& mm, const std::vector<sys::PageRange>& in_the_way, int buffer,
                              tracee::Batch& batch);
 
-  // Pages that arrived; `task` owns the skeleton.  Errors: corrupt, os.
-  Result<void> write(RestoreTask& task, std::uint64_t vaddr, std::span<const std::byte> pages);
+  // Pages that arrived; `task` owns the skeleton.  These two may be called by several threads at the same time,
+  // for different pages.  Errors: corrupt, os.
+  Result<void> write(const RestoreTask& task, std::span<const sys::Placed> pages);
   Result<void> write_zeros(std::uint64_t vaddr, std::uint64_t bytes);
 
   // Takes everything out of the skeleton, which is going to be made anew.
@@ -51,6 +55,7 @@ class Staged {
   [[nodiscard]] static bool fits(const Mapping& mapping, const pb::VmaEntry& vma);
 
   std::vector<Mapping> mappings_;           // sorted; in the skeleton
+  std::unique_ptr<std::mutex> lock_ = std::make_unique<std::mutex>();  // of the sets, while pages arrive
   PageSet touched_;                         // of them, what was ever written
   PageSet content_, buffered_, zeros_;      // where the last content of a page is; none is in two of them
   UniqueFd buffer_;                         // the page at address A stands at offset A
