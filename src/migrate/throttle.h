@@ -34,7 +34,7 @@ class Throttle {
   // Lifts it, if it was forgotten.
   ~Throttle();
 
-  // What a guard needs to know to lift it for us; before the first slow_to().
+  // What somebody else needs to know to lift it for us; to be told before the first slow_to().
   [[nodiscard]] std::string undo() const;
   // Lifts what another process has laid on; `undo` is what it told.
   static Result<void> carry_out(std::string_view undo);
