@@ -23,8 +23,8 @@ using std::chrono::milliseconds;
 // A stranger may knock, but not for long, and not with many connections at once.
 constexpr milliseconds kHandshakeLimit(3000);
 constexpr std::size_t kMostHandshakes = 64;
-// A way that nothing comes through any more is given up: the container is better off where it is.
-constexpr unsigned kLostAfterMs = 10'000;
+// Not sooner than Link gives up: the destination may be busy with what it has, and take nothing for a while.
+constexpr unsigned kLostAfterMs = 120'000;
 
 struct FreeAddresses {
   void operator()(addrinfo* list) const { ::freeaddrinfo(list); }
@@ -207,10 +207,10 @@ Result<std::vector<Link>> DirectListener::accept(unsigned count, int control, mi
 
 Result<std::vector<Link>> connect_directly(const std::string& address, std::uint16_t port, const OneTimeKey& key, unsigned count,
                                            milliseconds limit, int interrupt, const std::string& peer) {
-  const auto end = Clock::now() + limit;
   FERRY_TRY(const Addresses to, parse_address(address, port));
   std::vector<Link> out;
   for (unsigned number = 0; number < count; ++number) {
+    const auto end = Clock::now() + limit;
     FERRY_TRY(UniqueFd socket, connect_one(*to, end, interrupt).during("connecting to {} port {}", address, port));
     FERRY_TRY(auto tls, TlsTransport::client(std::move(socket), key, number));
     FERRY_CHECK(finish_handshake(*tls, end, interrupt).during("connecting to {} port {}", address, port));

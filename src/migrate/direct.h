@@ -40,7 +40,7 @@ class DirectListener {
   OneTimeKey key_;
 };
 
-// All `count` of them, or an error.
+// All `count` of them, or an error.  `limit`: for each.
 Result<std::vector<Link>> connect_directly(const std::string& address, std::uint16_t port, const OneTimeKey& key, unsigned count,
                                            std::chrono::milliseconds limit, int interrupt, const std::string& peer);
 

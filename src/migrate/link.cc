@@ -107,7 +107,7 @@ Result<void> Link::send_frame(FrameKind kind, std::span<const std::byte> head, s
       return tl::unexpected<Error>(named(std::move(written).error()));
     }
     if (*written == 0) {
-      FERRY_CHECK(wait(transport_->to_write(), kSilence));
+      FERRY_CHECK(wait(transport_->to_write(), silence_));
       continue;
     }
     std::size_t done = *written;

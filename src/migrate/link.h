@@ -67,6 +67,8 @@ class Link {
 
   // What is sent from now on leaves no faster than this.
   void slow_to(std::shared_ptr<Pace> pace) { pace_ = std::move(pace); }
+  // How long the other side may take nothing of what is sent; two minutes, if nothing else is said.
+  void give_up_after(std::chrono::milliseconds silence) { silence_ = silence; }
   // From now on the user can no longer interrupt.
   void no_interrupts() { interrupt_ = -1; }
   void interrupt_by(int fd) { interrupt_ = fd; }
@@ -85,6 +87,7 @@ class Link {
 
   std::unique_ptr<Transport> transport_;
   std::shared_ptr<Pace> pace_;
+  std::chrono::milliseconds silence_ = std::chrono::minutes(2);
   int interrupt_ = -1;
   std::string peer_;         // "host h2", for sentences
   std::uint64_t sent_ = 0;   // bytes

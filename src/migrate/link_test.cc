@@ -82,6 +82,18 @@ TEST(Link, SaysThatThePeerIsSilent) {
   EXPECT_EQ(result.error().kind, Kind::gone);
 }
 
+TEST(Link, GivesUpOnAPeerThatTakesNothing) {
+  std::array<int, 2> pipe{};
+  ASSERT_EQ(::pipe2(pipe.data(), O_CLOEXEC | O_NONBLOCK), 0);
+  const UniqueFd nobody_reads(pipe[0]);
+  Link link(UniqueFd(), UniqueFd(pipe[1]), -1, "there");
+  link.give_up_after(milliseconds(20));
+  const std::string much(4 << 20, 'x');
+  const auto result = link.send_bulk(bytes_of(much));
+  ASSERT_FALSE(result);
+  EXPECT_EQ(result.error().kind, Kind::gone);
+}
+
 TEST(Link, IsInterruptedWhileItWaits) {
   const UniqueFd interrupt(::eventfd(1, EFD_CLOEXEC));
   Ends ends = make_ends(interrupt.get());

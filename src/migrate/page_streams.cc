@@ -18,6 +18,8 @@ using image::kPageSize;
 // While the container runs, its own work comes first.
 constexpr int kNiceMeanwhile = 10;
 constexpr std::chrono::milliseconds kTell(100);
+// While it stands still the container does not wait longer than that for a destination that takes nothing.
+constexpr std::chrono::seconds kPatienceInThePause(10);
 
 std::uint64_t bytes_of(const std::vector<sys::PageRange>& ranges) {
   std::uint64_t out = 0;
@@ -29,7 +31,7 @@ std::uint64_t bytes_of(const std::vector<sys::PageRange>& ranges) {
 
 }  // namespace
 
-PageStreams::PageStreams(Link& control, std::vector<Link>& direct, bool compress) : compress_(compress), direct_(!direct.empty()) {
+PageStreams::PageStreams(Link& control, std::vector<Link>& direct, bool compress) : compress_(compress), direct_(!direct.empty()), nice_(::getpriority(PRIO_PROCESS, 0)) {
   const auto add_worker = [&](Link& link) {
     workers_.push_back(std::make_unique<Worker>());
     workers_.back()->link = &link;
@@ -86,7 +88,7 @@ void PageStreams::add(image::Name pagemap, HostPid pid, std::shared_ptr<const Un
 
 void PageStreams::run(Worker& worker) {
   worker.tid = ::gettid();
-  ::setpriority(PRIO_PROCESS, static_cast<id_t>(worker.tid.load()), kNiceMeanwhile);
+  ::setpriority(PRIO_PROCESS, static_cast<id_t>(worker.tid.load()), std::max(nice_, kNiceMeanwhile));
   std::unique_lock<std::mutex> held(lock_);
   for (;;) {
     work_or_end_.wait(held, [&] { return ending_ || !jobs_.empty(); });
@@ -174,8 +176,10 @@ Result<std::uint64_t> PageStreams::mark(bool last) {
 void PageStreams::hurry() {
   for (auto& worker : workers_) {
     if (const int tid = worker->tid; tid != 0) {
-      ::setpriority(PRIO_PROCESS, static_cast<id_t>(tid), 0);
+      ::setpriority(PRIO_PROCESS, static_cast<id_t>(tid), nice_);
     }
+    const std::lock_guard<std::mutex> held(worker->in_use);
+    worker->link->give_up_after(kPatienceInThePause);
   }
 }
 

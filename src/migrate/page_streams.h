@@ -45,7 +45,8 @@ class PageStreams {
   // 0 if the remote shell carries the pages, where order says it all.  No pages may follow the last one.
   Result<std::uint64_t> mark(bool last);
 
-  // From now on the threads run as fast as they can; before, they leave the processors to the container.
+  // The tree is about to be stopped: from now on the threads run as fast as they can, and wait for nobody for long.
+  // Before, they leave the processors to the container.
   void hurry();
 
   [[nodiscard]] bool direct() const { return direct_; }
@@ -73,6 +74,7 @@ class PageStreams {
 
   const bool compress_;
   const bool direct_;
+  const int nice_;  // of whoever made this
   std::vector<std::unique_ptr<Worker>> workers_;
   std::atomic<std::uint64_t> content_bytes_ = 0;
   std::atomic<std::uint64_t> wire_bytes_ = 0;
