@@ -23,6 +23,7 @@
 #include <string>
 
 #include "base/unique_fd.h"
+#include "sys/missing_pages.h"
 #include "sys/nftables.h"
 #include "sys/userfaultfd.h"
 
@@ -338,8 +339,8 @@ constexpr std::array kFeatures{
     Probe{"autofs", Need::none, nullptr},
     Probe{"tcp_half_closed", Need::none, has_tcp_repair},
     Probe{"compat_cr", Need::none, nullptr},
-    Probe{"uffd", Need::none, nullptr},
-    Probe{"uffd-noncoop", Need::none, nullptr},
+    Probe{"uffd", Need::none, sys::has_missing_pages},
+    Probe{"uffd-noncoop", Need::none, sys::has_missing_pages},
     Probe{"can_map_vdso", Need::none, can_map_vdso},
     Probe{"sk_ns", Need::extra, has_socket_namespace},
     Probe{"sk_unix_file", Need::extra, has_unix_file},

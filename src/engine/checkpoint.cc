@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "engine/checkpoint_story.h"
+#include "engine/page_server_keeper.h"
 #include "engine/rehearsal.h"
 #include "image/dedup.h"
 #include "image/page_store.h"
@@ -19,10 +20,14 @@ using image::Name;
 // A directory of images.
 class Directory final : public Keeper {
  public:
-  explicit Directory(int directory) : directory_(directory) {}
+  // `few_pages`: most memory stays where it is, so no room is made for it.
+  Directory(int directory, bool few_pages) : directory_(directory), few_pages_(few_pages) {}
   Directory(const Directory&) = delete;
   Directory& operator=(const Directory&) = delete;
   Result<void> expect(std::span<const std::uint64_t> memory) override {
+    if (few_pages_) {
+      return {};
+    }
     FERRY_TRY(const std::uint64_t available, sys::available_memory());
     std::uint64_t left = available / kShareOfMemory;
     for (const std::uint64_t bytes : memory) {
@@ -67,6 +72,7 @@ class Directory final : public Keeper {
   static constexpr std::uint64_t kShareOfMemory = 4;
 
   int directory_;
+  bool few_pages_;
   std::vector<image::Reservation> reserved_;  // for pages-1.img and on
   bool complete_ = false;
   std::uint32_t last_pages_id_ = 0;  // one counter for all pages-N.img of a set
@@ -75,8 +81,13 @@ class Directory final : public Keeper {
 }  // namespace
 
 Result<DumpReport> checkpoint(const DumpOptions& options, Listener& listener) {
+  if (options.page_server.has_value() && !options.lazy_pages) {
+    FERRY_TRY(const auto keeper, PageServerKeeper::open(*options.page_server, options.images_dir));
+    rehearse(options);
+    return checkpoint(options, listener, *keeper);
+  }
   rehearse(options);
-  Directory directory(options.images_dir);
+  Directory directory(options.images_dir, options.lazy_pages);
   auto report = checkpoint(options, listener, directory);
   if (report.has_value() && options.auto_dedup) {
     // The set is complete and good as it is; the room is worth a warning.

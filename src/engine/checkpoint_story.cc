@@ -14,6 +14,7 @@
 #include "engine/set_id.h"
 #include "image/proto/inventory.pb.h"
 #include "image/page_store.h"
+#include "image/proto/mm.pb.h"
 #include "image/set.h"
 #include "state/cgroup/cgroup.h"
 #include "state/cgroup/frozen.h"
@@ -155,6 +156,15 @@ Result<void> CheckpointStory::tell(Stage stage) {
 Result<void> CheckpointStory::prepare() {
   FERRY_CHECK(raise_descriptor_limit());
   FERRY_CHECK(preflight(options_));
+  if (options_.lazy_pages) {
+    if (options_.leave_running) {
+      return fail(Kind::invalid, "--lazy-pages with --leave-running: the tree would run twice");
+    }
+    if (!options_.page_server.has_value()) {
+      return fail(Kind::invalid, "--lazy-pages needs the --port at which the pages are to be had");
+    }
+    FERRY_TRY(supply_, lazy::PageSupply::open(*options_.page_server));
+  }
   FERRY_CHECK(tell(Stage::pre_dump));
   const bool followed = options_.track_memory && (options_.leave_running || options_.leave_stopped);
   FERRY_CHECK(succession_.begin(options_, followed));
@@ -353,6 +363,9 @@ Result<void> CheckpointStory::save_images() {
 
 Result<void> CheckpointStory::end() {
   FERRY_TRY(const Keeper::Verdict verdict, keeper_.end());
+  if (options_.lazy_pages) {
+    FERRY_CHECK(supply_pages());
+  }
   if (verdict != Keeper::Verdict::run_on) {
     files_.keep_links();
   }
@@ -381,6 +394,34 @@ Result<void> CheckpointStory::end() {
   report_.frozen_us = micros(Clock::now() - frozen_since_);
   FERRY_CHECK(files_.before_end(context_));
   return kill_tree();
+}
+
+// The tree is restored elsewhere and fetches its pages from here.
+Result<void> CheckpointStory::supply_pages() {
+  for (const auto& task : tasks_) {
+    const Name name{Type::pagemap, static_cast<std::uint64_t>(task->ns_pid.value)};
+    for (const auto* entry : set_.list<pb::PagemapEntry>(name)) {
+      if (entry->flags() == image::kLazy) {
+        supply_.offer(task->ns_pid, task->pid, task->process.memory(), entry->vaddr(),
+                      entry->vaddr() + entry->nr_pages() * image::kPageSize);
+      }
+    }
+  }
+  report_.pages_lazy = supply_.offered_bytes() / image::kPageSize;
+  FERRY_CHECK(tell(Stage::status_ready));
+  // From here on somebody else may run with this memory: should this process be killed, the kernel lets the tree go,
+  // and this keeps it standing (ptrace(2), "a tracee is restarted").
+  for (const auto& task : tasks_) {
+    if (!task->zombie) {
+      ::kill(task->pid.value, SIGSTOP);
+    }
+  }
+  log::info("{} pages wait to be fetched", report_.pages_lazy);
+  if (auto served = supply_.serve(); !served.has_value()) {
+    let_go_ = true;  // it must not run, whatever has failed
+    return served;
+  }
+  return {};
 }
 
 // The images are complete: the tree ends here.  Children first would let parents see them die, so all

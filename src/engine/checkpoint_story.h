@@ -12,6 +12,7 @@
 #include "engine/options.h"
 #include "engine/succession.h"
 #include "image/set.h"
+#include "lazy/page_supply.h"
 #include "state/dump.h"
 #include "state/dump_host.h"
 #include "state/file_kind.h"
@@ -57,6 +58,7 @@ class CheckpointStory {
 
   Result<void> collect_task(state::DumpTask& task);
   Result<void> run_on();
+  Result<void> supply_pages();
   Result<void> kill_tree();
   // The part of describing and collecting that only reads procfs, for many threads, while the main thread
   // asks them.
@@ -72,6 +74,7 @@ class CheckpointStory {
   Succession succession_;
   state::FileTable files_;
   state::DumpHost host_;
+  lazy::PageSupply supply_;  // of what options.lazy_pages leaves in the tree
   std::vector<tracee::StoppedTask> stopped_;
   std::vector<std::unique_ptr<state::DumpTask>> tasks_;
   std::function<Result<std::unique_ptr<image::PageSink>>(image::Name)> open_pages_ = [this](image::Name pagemap) {

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "engine/limits.h"
 #include "engine/list_tree.h"
+#include "engine/page_server_keeper.h"
 #include "engine/set_id.h"
 #include "engine/succession.h"
 #include "image/dedup.h"
@@ -46,6 +47,9 @@ class PreDump {
                                      "dump it, or let it run first",
                   options_.freeze_cgroup);
     }
+    if (options_.page_server.has_value()) {
+      FERRY_TRY(page_server_, PageServerKeeper::open(*options_.page_server, options_.images_dir));
+    }
     FERRY_CHECK(succession_.begin(options_, true));
     FERRY_TRY(const std::string id, random_set_id());
     add_inventory(id);
@@ -62,7 +66,7 @@ class PreDump {
       succession_.increment()->forget(pid);
     }
     const auto begin = Clock::now();
-    FERRY_CHECK(image::save(set_, options_.images_dir));
+    FERRY_CHECK(page_server_ != nullptr ? page_server_->images(set_) : image::save(set_, options_.images_dir));
     report_.memwrite_us = micros(Clock::now() - begin);
     if (auto handed = succession_.hand_on(id); !handed.has_value()) {
       log::warning("the next set has all memory again: {}", handed.error().message());
@@ -108,17 +112,24 @@ class PreDump {
       FERRY_TRY(parts, succession_.increment()->divide(pid, nullptr));
     }
     FERRY_TRY(const UniqueFd memory, sys::open_at(proc.get(), "mem", O_RDONLY));
-    FERRY_TRY(auto writer, image::PageWriter::create(set_, Name{Type::pagemap, static_cast<std::uint64_t>(name.value)},
-                                                     options_.images_dir, ++last_pages_id_));
-    Gather gather(pid, memory.get(), Gather::Source::running, writer);
+    FERRY_TRY(const auto writer, open_pages(Name{Type::pagemap, static_cast<std::uint64_t>(name.value)}));
+    Gather gather(pid, memory.get(), Gather::Source::running, *writer);
     FERRY_CHECK(add(gather, parts));
     FERRY_CHECK(gather.finish());
-    FERRY_CHECK(writer.finish());
+    FERRY_CHECK(writer->finish());
     succession_.increment()->distrust(pid, gather.lost());
     report_.memdump_us += micros(Clock::now() - begin);
     log::info("pid {}: {} pages saved, {} are in the parent set", pid, state::memory::count_pages(parts.data),
               state::memory::count_pages(parts.in_parent));
     return {};
+  }
+
+  Result<std::unique_ptr<image::PageSink>> open_pages(Name pagemap) {
+    if (page_server_ != nullptr) {
+      return page_server_->pages(set_, pagemap);
+    }
+    FERRY_TRY(auto writer, image::PageWriter::create(set_, pagemap, options_.images_dir, ++last_pages_id_));
+    return std::make_unique<image::PageWriter>(std::move(writer));
   }
 
   Result<void> ensure_tracker(HostPid pid, NsPid name) {
@@ -154,6 +165,7 @@ class PreDump {
   const DumpOptions& options_;
   Succession succession_;
   image::Set set_;
+  std::unique_ptr<PageServerKeeper> page_server_;
   DumpReport report_;
   std::uint32_t last_pages_id_ = 0;
 };

@@ -97,6 +97,8 @@ void rehearse(const DumpOptions& options) {
   of_child.leave_stopped = false;
   of_child.parent_images.clear();
   of_child.track_memory = false;
+  of_child.page_server.reset();
+  of_child.lazy_pages = false;
   Nobody nobody;
   Nowhere nowhere;
   log::debug("rehearsal with pid {}", child);

@@ -59,6 +59,7 @@ Result<RestoreReport> restore_from(RestoreOptions options, Listener& listener,
   FERRY_CHECK(story.tell(Stage::post_restore, true));
   FERRY_CHECK(story.finish_threads());
   FERRY_CHECK(story.let_go());
+  FERRY_CHECK(story.tell_daemon());
   report.root = story.context().root().pid;
   report.pages_restored = story.pages_restored();
   report.restore_us = micros(Clock::now() - begin);

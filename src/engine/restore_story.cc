@@ -9,6 +9,7 @@
 #include <set>
 
 #include "base/log.h"
+#include "lazy/hand_over.h"
 #include "state/aio/aio.h"
 #include "state/cgroup/cgroup.h"
 #include "state/cpu/cpu.h"
@@ -19,6 +20,7 @@
 #include "state/interrupted/interrupted.h"
 #include "state/ipc/ipc.h"
 #include "state/limits/limits.h"
+#include "state/memory/lazy.h"
 #include "state/mount/mount.h"
 #include "state/net/net.h"
 #include "state/net_gate/net_gate.h"
@@ -99,6 +101,9 @@ Result<void> RestoreStory::read(image::Set set) {
   FERRY_TRY(tasks_, read_tree(set_));
   FERRY_TRY(namespaces_, state::NamespaceIds::of(set_));
   FERRY_CHECK(files_.prepare(context_));
+  if (!options_.lazy_pages_socket.empty()) {
+    FERRY_TRY(daemon_, lazy::connect_to_daemon(options_.work_dir, options_.lazy_pages_socket));
+  }
   laps_.add("read images");
   return {};
 }
@@ -255,14 +260,39 @@ Result<void> RestoreStory::build_memory() {
   for (auto& task : tasks_) {
     if (task->mm != nullptr) {
       FERRY_CHECK(state::aio::restore(*task).during("restoring pid {}", task->ns_pid()));
-      const state::memory::Staged* staged = staged_for(*task);
-      auto fill = staged != nullptr ? state::memory::fill(*task, staged->to_write()) : state::memory::fill(*task, *pages_);
-      FERRY_TRY(const std::uint64_t filled, std::move(fill).during("restoring pid {}", task->ns_pid()));
+      FERRY_TRY(const std::uint64_t filled, fill(*task).during("restoring pid {}", task->ns_pid()));
       pages_restored_ += filled;
+    } else if (daemon_) {
+      FERRY_CHECK(lazy::send_idle_process(daemon_.get(), task->ns_pid()));
     }
   }
   return {};
 }
+
+Result<std::uint64_t> RestoreStory::fill(RestoreTask& task) {
+  if (const state::memory::Staged* const staged = staged_for(task); staged != nullptr) {
+    return state::memory::fill(task, staged->to_write());
+  }
+  return daemon_ ? fill_lazily(task) : state::memory::fill(task, *pages_);
+}
+
+// From here on whoever looks at that memory, we included, is served by the daemon.
+Result<std::uint64_t> RestoreStory::fill_lazily(RestoreTask& task) {
+  const image::Name name{image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid().value)};
+  FERRY_TRY(const auto extents, pages_->extents(name));
+  const auto division = state::memory::divide(*task.mm, extents);
+  FERRY_TRY(const std::uint64_t filled, state::memory::fill(task, division.now));
+  if (division.later.empty()) {
+    FERRY_CHECK(lazy::send_idle_process(daemon_.get(), task.ns_pid()));
+    return filled;
+  }
+  FERRY_TRY(const UniqueFd uffd, state::memory::make_userfaultfd(task));
+  FERRY_CHECK(state::memory::await_pages(uffd.get(), *task.mm, division.later));
+  FERRY_CHECK(lazy::send_process(daemon_.get(), task.ns_pid(), uffd.get()));
+  return filled;
+}
+
+Result<void> RestoreStory::tell_daemon() { return daemon_ ? lazy::send_end(daemon_.get()) : Result<void>(); }
 
 // In this order: what needs privileges before they go, what takes effect at once after what it would
 // hinder, timers last because they run from then on.

@@ -70,6 +70,8 @@ class RestoreStory {
   Result<void> outlive_us();
   Result<void> open_up();
   Result<void> detach();
+  // A lazy-pages daemon learns that all run.
+  Result<void> tell_daemon();
 
   // What can wait until the tree runs.
   Result<void> clean_up();
@@ -91,6 +93,8 @@ class RestoreStory {
   Result<void> evacuate_children_of_root();
   Result<void> forget_children_of_root();
   Result<void> clear_new_ones();
+  Result<std::uint64_t> fill(state::RestoreTask& task);
+  Result<std::uint64_t> fill_lazily(state::RestoreTask& task);
   state::memory::Staged* staged_for(const state::RestoreTask& task);
   Result<void> build_memory();
   Result<void> dress_tasks();
@@ -104,6 +108,7 @@ class RestoreStory {
   state::Leftovers leftovers_;  // before the tasks, so that it goes after them
   std::vector<std::unique_ptr<state::RestoreTask>> tasks_;
   std::unique_ptr<image::PageStore> pages_;
+  UniqueFd daemon_;  // who brings the pages that come later, if options say so
   state::Inside inside_;
   state::OpenFiles files_;
   state::Nested nested_;

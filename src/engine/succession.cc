@@ -21,7 +21,14 @@ using state::memory::ParentSet;
 using state::memory::Then;
 using state::memory::Tracker;
 
-// criu(8): --prev-images-dir is relative to the images directory and becomes the link "parent" there.
+Result<NsPid> inner_number(HostPid pid) {
+  FERRY_TRY(const auto text, sys::read_file(fmt::format("/proc/{}/status", pid)));
+  FERRY_TRY(const auto status, sys::parse_status(text));
+  return NsPid(status.ns_tgid.empty() ? pid.value : status.ns_tgid.back());
+}
+
+}  // namespace
+
 Result<void> link_parent(int images_dir, const std::string& to) {
   const auto there = sys::open_at(images_dir, to, O_RDONLY | O_DIRECTORY);
   if (!there.has_value()) {
@@ -36,14 +43,6 @@ Result<void> link_parent(int images_dir, const std::string& to) {
   }
   return {};
 }
-
-Result<NsPid> inner_number(HostPid pid) {
-  FERRY_TRY(const auto text, sys::read_file(fmt::format("/proc/{}/status", pid)));
-  FERRY_TRY(const auto status, sys::parse_status(text));
-  return NsPid(status.ns_tgid.empty() ? pid.value : status.ns_tgid.back());
-}
-
-}  // namespace
 
 Result<void> Succession::begin(const DumpOptions& options, bool followed) {
   followed_ = followed;

@@ -13,6 +13,9 @@
 
 namespace ferry::engine {
 
+// criu(8): --prev-images-dir is relative to the images directory and becomes the link "parent" there.
+Result<void> link_parent(int images_dir, const std::string& to);
+
 class Succession {
  public:
   // Before anything is stopped.  Links the parent set (options.parent_images) and finds who has tracked the

@@ -77,6 +77,14 @@ struct JoinNamespace {
   bool operator==(const JoinNamespace&) const = default;
 };
 
+// A page server (criu(8), --page-server, --lazy-pages): where to reach it, or where to listen.
+struct PageServerPlace {
+  std::string address;     // empty: this host's loopback address to reach, every address to listen
+  std::uint16_t port = 0;  // 0, to listen: any free one
+  int socket = -1;         // a connected socket in place of both; not owned
+  bool operator==(const PageServerPlace&) const = default;
+};
+
 // Options that dump and restore share.
 struct CommonOptions {
   int images_dir = -1;  // open directory; not owned
@@ -119,6 +127,9 @@ struct DumpOptions : CommonOptions {
   std::string parent_images;  // relative to images_dir
   bool track_memory = false;
   bool auto_dedup = false;
+  // Pages go there instead of into images_dir; with lazy_pages, where the stopped tree's pages are to be had.
+  std::optional<PageServerPlace> page_server;
+  bool lazy_pages = false;  // private anonymous memory stays in the tree, which waits until all was fetched
   // Inode of the Unix socket by which a process of the tree asked for its own checkpoint; 0: none.  After the
   // restore it holds the answer (docs/criu.md).
   std::uint32_t caller_socket = 0;
@@ -127,7 +138,7 @@ struct DumpOptions : CommonOptions {
 
 struct DumpReport {  // all times in µs, as stats_entry has them
   std::uint64_t freezing_us = 0, frozen_us = 0, memdump_us = 0, memwrite_us = 0;
-  std::uint64_t pages_scanned = 0, pages_written = 0, pages_skipped_parent = 0;
+  std::uint64_t pages_scanned = 0, pages_written = 0, pages_skipped_parent = 0, pages_lazy = 0;
 };
 
 struct RestoreOptions : CommonOptions {
@@ -138,6 +149,9 @@ struct RestoreOptions : CommonOptions {
   std::vector<std::string> veth_pairs;
   std::string lsm_profile;
   bool auto_dedup = false;
+  // Private anonymous memory is left to who listens at this socket, a lazy-pages daemon: a path, relative to the
+  // work directory.  Empty: everything is there when the tree starts.
+  std::string lazy_pages_socket;
   bool operator==(const RestoreOptions&) const = default;
 };
 

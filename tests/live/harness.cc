@@ -211,6 +211,10 @@ class Live : public testing::Test {
       words.insert(words.end(), {"--root", scratch_->root()});
     }
     words.insert(words.end(), test_.options.restore.begin(), test_.options.restore.end());
+    if (test_.options.lazy || std::getenv("FERRY_LIVE_LAZY") != nullptr) {
+      start_lazy_pages(images);
+      words.emplace_back("--lazy-pages");
+    }
     const int status = run_command(words, images + "/restore.out", kCommandTime);
     if (status != 0) {
       throw std::runtime_error("criu restore ended with status " + std::to_string(status) + ":\n" +
@@ -222,6 +226,15 @@ class Live : public testing::Test {
     }
     program.become(pid);
     EXPECT_EQ(lasting_difference(before_, pid), "") << "/proc does not show the restored tree as it was";
+  }
+
+  // It is ready when the command returns, and ends by itself.
+  static void start_lazy_pages(const std::string& images) {
+    const std::vector<std::string> words = {criu(), "lazy-pages", "--daemon", "-D", images, "-o", "lazy.log", "-v4"};
+    if (const int status = run_command(words, images + "/lazy.out", kCommandTime); status != 0) {
+      throw std::runtime_error("criu lazy-pages ended with status " + std::to_string(status) + ":\n" +
+                               tail_of(images + "/lazy.log") + tail_of(images + "/lazy.out"));
+    }
   }
 
   bool judge(const Program::Verdict& verdict, std::uint32_t checkpoints, const std::string& who) {

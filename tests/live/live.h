@@ -42,6 +42,7 @@ struct Options {
   bool pid_namespace = true;
   bool leave_running = true;
   bool user_namespace = true;
+  bool lazy = false;     // restored without its memory, which criu lazy-pages brings (all are with FERRY_LIVE_LAZY=1)
   bool changes = false;  // the tree does not stand still: what /proc shows is not compared
 };
 

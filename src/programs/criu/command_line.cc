@@ -2,8 +2,6 @@
 
 #include <getopt.h>
 
-#include <array>
-
 #include "programs/criu/config_file.h"
 #include "programs/criu/option_table.h"
 #include "programs/criu/option_value.h"
@@ -137,14 +135,36 @@ Result<void> check_dump(const Settings& settings) {
   return {};
 }
 
-// What only a server has a use for.
+// What only a server and its clients have a use for.
 Result<void> check_no_server(const Settings& settings, std::string_view command) {
-  if (!settings.address.empty()) {
-    return tl::unexpected<Error>(not_supported(fmt::format("option --address for {}", command), "there is no page server"));
+  const bool dump = command == "dump" || command == "pre-dump";
+  if (!settings.address.empty() && !(dump && (settings.page_server || settings.lazy_pages))) {
+    return fail(Kind::invalid, "option --address for {}: there is no page server without --page-server or --lazy-pages",
+                command);
   }
-  if (settings.status_fd >= 0) {
+  if (settings.status_fd >= 0 && !(dump && settings.lazy_pages)) {
     return tl::unexpected<Error>(not_supported(fmt::format("option --status-fd for {}", command),
-                                               "it tells when a server listens, and only criu service does"));
+                                               "it tells when a server listens, and none does here"));
+  }
+  if (dump && settings.page_server && settings.port == 0 && settings.ps_socket < 0) {
+    return fail(Kind::invalid, "option --page-server needs the server's --port, or a connection by --ps-socket");
+  }
+  if (command == "pre-dump" && settings.lazy_pages) {
+    return fail(Kind::invalid, "option --lazy-pages belongs to dump: a pre-dump leaves the tree running");
+  }
+  return {};
+}
+
+Result<void> check_page_server(const Settings& settings) {
+  if (settings.port == 0 && settings.ps_socket < 0) {
+    return fail(Kind::invalid, "page-server needs the --port to listen at, or a connection by --ps-socket");
+  }
+  return {};
+}
+
+Result<void> check_lazy_pages(const Settings& settings) {
+  if (settings.page_server && settings.port == 0 && settings.ps_socket < 0) {
+    return fail(Kind::invalid, "lazy-pages --page-server needs the --port of the dump, or a connection by --ps-socket");
   }
   return {};
 }
@@ -164,14 +184,6 @@ Result<void> check_restore(Settings& settings, const std::vector<std::string>& w
 }
 
 Result<void> parse_words(Invocation& run, const std::vector<std::string>& words) {
-  struct Refused {
-    std::string_view word;
-    const char* why;
-  };
-  constexpr std::array kRefused{
-      Refused{"page-server", "memory goes into the images directory"},
-      Refused{"lazy-pages", "a restored tree has all its memory when it starts"},
-  };
   if (words.empty()) {
     return fail(Kind::invalid, "a command is missing: dump, pre-dump, restore, check, dedup, cpuinfo or swrk, see criu --help");
   }
@@ -184,6 +196,16 @@ Result<void> parse_words(Invocation& run, const std::vector<std::string>& words)
     run.command = Command::deprecated;
     run.deprecated = command;
     return {};
+  }
+  if (command == "page-server") {
+    run.command = Command::page_server;
+    FERRY_CHECK(no_more_words(words, 1));
+    return check_page_server(run.settings);
+  }
+  if (command == "lazy-pages") {
+    run.command = Command::lazy_pages;
+    FERRY_CHECK(no_more_words(words, 1));
+    return check_lazy_pages(run.settings);
   }
   FERRY_CHECK(check_no_server(run.settings, command));
   if (command == "dump") {
@@ -222,11 +244,6 @@ Result<void> parse_words(Invocation& run, const std::vector<std::string>& words)
     }
     FERRY_TRY(run.swrk_fd, parse_number<int>("swrk", words[1]));
     return {};
-  }
-  for (const Refused& refused : kRefused) {
-    if (command == refused.word) {
-      return tl::unexpected<Error>(not_supported(fmt::format("command {}", command), refused.why));
-    }
   }
   return fail(Kind::invalid, "there is no command \"{}\", see criu --help", command);
 }

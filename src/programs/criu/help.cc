@@ -15,6 +15,8 @@ Checkpoints and restores trees of processes, as CRIU does; this one is part of f
   criu check [--extra | --feature NAME]      test what the kernel offers
   criu cpuinfo dump|check --images-dir DIR   write or compare the processor's features
   criu dedup --images-dir DIR                take out of the parent sets what DIR holds anew
+  criu page-server --images-dir DIR --port N take the pages of a dump --page-server on another host
+  criu lazy-pages --images-dir DIR           bring memory to a tree that restore --lazy-pages has started
   criu swrk FD                               serve RPC requests on an inherited socket
   criu service --address SOCKET              serve RPC requests on a named socket
 

@@ -133,6 +133,18 @@ Result<engine::Answer> ActionScripts::on(const engine::Notice& notice) {
   return fail(Kind::os, "action script {} said no at {} with status {}", culprit, stage, together);
 }
 
+Result<engine::Answer> StatusFd::on(const engine::Notice& notice) {
+  if (notice.stage != engine::Stage::status_ready || fd_ < 0) {
+    return engine::Answer{};
+  }
+  const char zero = 0;
+  if (::write(fd_, &zero, 1) != 1) {
+    return sys_fail(fmt::format("write(status fd {})", fd_));
+  }
+  ::close(std::exchange(fd_, -1));
+  return engine::Answer{};
+}
+
 PidFile::~PidFile() {
   if (written_) {
     ::unlinkat(work_dir_, path_.c_str(), 0);

@@ -38,6 +38,16 @@ class ActionScripts : public engine::Listener {
   int failed_status_ = 0;
 };
 
+// Writes a zero byte when a server listens, and closes the descriptor.
+class StatusFd : public engine::Listener {
+ public:
+  explicit StatusFd(int fd) : fd_(fd) {}
+  Result<engine::Answer> on(const engine::Notice& notice) override;
+
+ private:
+  int fd_;
+};
+
 // Writes the root task's pid before the tree runs, so that a file that cannot be written is an error
 // that can still be undone; takes it away again if the restore fails.
 class PidFile : public engine::Listener {

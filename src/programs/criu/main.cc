@@ -15,6 +15,7 @@
 #include "image/dedup.h"
 #include "programs/criu/command_line.h"
 #include "programs/criu/operation.h"
+#include "programs/criu/page_commands.h"
 #include "programs/criu/service.h"
 #include "programs/criu/swrk.h"
 #include "tracee/thread.h"
@@ -155,8 +156,10 @@ int in_workplace(const Engine& engine, const Invocation& run) {
   if (run.command == Command::restore) {
     return restore(engine, run.settings, *place);
   }
-  if (run.command == Command::service) {
-    const Result<void> ended = run_service(engine, run.settings, *place);
+  if (run.command == Command::service || run.command == Command::page_server || run.command == Command::lazy_pages) {
+    const Result<void> ended = run.command == Command::service       ? run_service(engine, run.settings, *place)
+                               : run.command == Command::page_server ? run_page_server(run.settings, *place)
+                                                                     : run_lazy_pages(run.settings, *place);
     if (!ended.has_value()) {
       log::error(ended.error());
     }
@@ -218,6 +221,8 @@ int work(std::vector<std::string> arguments) {
     case Command::cpuinfo_dump:
     case Command::cpuinfo_check:
     case Command::service:
+    case Command::page_server:
+    case Command::lazy_pages:
       return in_workplace(engine, *run);
   }
   return kFailed;

@@ -26,7 +26,7 @@ Result<void> save(const engine::DumpReport& report, int work_dir) {
   dump.set_pages_scanned(report.pages_scanned);
   dump.set_pages_skipped_parent(report.pages_skipped_parent);
   dump.set_pages_written(report.pages_written);
-  dump.set_pages_lazy(0);
+  dump.set_pages_lazy(report.pages_lazy);
   return image::save_stats(stats, work_dir, "stats-dump");
 }
 
@@ -86,6 +86,8 @@ DumpOutcome run_dump(const Engine& engine, const Settings& settings, const Workp
     all.add(caller);
   }
   all.add(&scripts);
+  StatusFd status(settings.status_fd);
+  all.add(&status);
   const auto report = engine.checkpoint(options, all);
   if (!report.has_value()) {
     log::error(report.error());

@@ -39,8 +39,7 @@ constexpr Option refused_value(const char* name, const char* why, char letter = 
 
 // ---- reasons that several rows share -------------------------------------------------------------
 
-constexpr const char* kNoPages = "memory goes into the images directory, there is no page server and no lazy restore";
-constexpr const char* kNoTls = "there is no page server whose connection TLS could protect";
+constexpr const char* kNoTls = "connections of the page server are not encrypted; tunnel them, or give one by --ps-socket";
 constexpr const char* kNoIrmap = "file system watches are not searched for by path";
 
 // ---- the table, in the order of criu(8) ----------------------------------------------------------
@@ -111,10 +110,19 @@ constexpr std::array kOptions{
     flag("link-remap", [](S& s, const V& v) { s.common.link_remap = v.on; return done(); }),
     flag("shell-job", [](S& s, const V& v) { s.common.shell_job = v.on; return done(); }, 'j'),
     flag("file-locks", [](S& s, const V& v) { s.common.file_locks = v.on; return done(); }, 'l'),
-    refused_flag("page-server", kNoPages),
+    flag("page-server", [](S& s, const V& v) { s.page_server = v.on; return done(); }),
     value("address", [](S& s, const V& v) { s.address = v.text; return done(); }),
-    refused_value("port", kNoPages),
-    refused_value("ps-socket", kNoPages),
+    value("port", [](S& s, const V& v) -> Result<void> {
+      FERRY_TRY(s.port, parse_number<std::uint16_t>(v.option, v.text));
+      if (s.port == 0) {
+        return fail(Kind::invalid, "option --port takes a port, and 0 is none");
+      }
+      return {};
+    }),
+    value("ps-socket", [](S& s, const V& v) -> Result<void> {
+      FERRY_TRY(s.ps_socket, parse_number<int>(v.option, v.text));
+      return {};
+    }),
     value("prev-images-dir", [](S& s, const V& v) { s.dump.parent_images = v.text; return done(); }),
     flag("track-mem", [](S& s, const V& v) { s.dump.track_memory = v.on; return done(); }),
     flag("auto-dedup", [](S& s, const V& v) { s.dump.auto_dedup = s.restore.auto_dedup = v.on; return done(); }),
@@ -125,7 +133,7 @@ constexpr std::array kOptions{
       }
       return {};
     }),
-    refused_plain("lazy-pages", kNoPages),
+    plain("lazy-pages", [](S& s, const V& v) { s.lazy_pages = v.on; return done(); }),
     refused_flag("stream", "images go into a directory, not to an image streamer"),
     refused_value("libdir", "there are no plugins", 'L'),
     maybe("cpu-cap", [](S& s, const V& v) -> Result<void> {

@@ -25,14 +25,10 @@ struct RefusedOption {
   bool (*asked)(const criu_opts&);
   const char* why;
 };
-constexpr const char* kNoPages = "memory goes into the images directory, there is no page server and no lazy restore";
-constexpr const char* kNoTls = "there is no page server whose connection TLS could protect";
+constexpr const char* kNoTls = "connections of the page server are not encrypted; tunnel them, or give one by ps.fd";
 constexpr const char* kNoIrmap = "file system watches are not searched for by path";
 
 constexpr std::array kRefused{
-    RefusedOption{"ps", [](const criu_opts& o) { return o.has_ps(); }, kNoPages},
-    RefusedOption{"lazy_pages", [](const criu_opts& o) { return o.lazy_pages(); }, kNoPages},
-    RefusedOption{"status_fd", [](const criu_opts& o) { return o.has_status_fd() && o.status_fd() >= 0; }, kNoPages},
     RefusedOption{"force_irmap", [](const criu_opts& o) { return o.force_irmap(); }, kNoIrmap},
     RefusedOption{"irmap_scan_paths", [](const criu_opts& o) { return o.irmap_scan_paths_size() > 0; }, kNoIrmap},
     RefusedOption{"tls_cacert", [](const criu_opts& o) { return o.has_tls_cacert(); }, kNoTls},
@@ -195,6 +191,23 @@ Result<void> apply_dump(Settings& settings, const criu_opts& opts) {
   return {};
 }
 
+// A lazy dump listens at every address, and pages stay in the tree: that wins over sending them somewhere.
+Result<void> apply_page_server(Settings& settings, const criu_opts& opts) {
+  settings.lazy_pages = settings.lazy_pages || opts.lazy_pages();
+  if (!opts.has_ps()) {
+    return {};
+  }
+  const rpc::criu_page_server_info& ps = opts.ps();
+  if (ps.port() < 0 || ps.port() > UINT16_MAX) {
+    return fail(Kind::invalid, "RPC option ps: {} is no port", ps.port());
+  }
+  settings.port = static_cast<std::uint16_t>(ps.port());
+  settings.page_server = !settings.lazy_pages;
+  settings.address = settings.lazy_pages ? "" : ps.address();
+  settings.ps_socket = ps.has_fd() ? ps.fd() : settings.ps_socket;
+  return {};
+}
+
 void apply_switches(Settings& settings, const criu_opts& opts) {
   const auto set = [](bool& to, bool has, bool on) {
     if (has) {
@@ -275,6 +288,7 @@ Result<void> apply_rpc_options(Settings& settings, const criu_opts& opts) {
   apply_network_lock(settings, opts);
   FERRY_CHECK(apply_cgroups(settings, opts));
   FERRY_CHECK(apply_externals(settings, opts));
+  FERRY_CHECK(apply_page_server(settings, opts));
   FERRY_CHECK(apply_dump(settings, opts));
   FERRY_CHECK(apply_restore(settings, opts));
   if (!opts.unknown_fields().empty()) {

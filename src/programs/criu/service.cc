@@ -14,6 +14,7 @@
 #include <cstring>
 
 #include "base/log.h"
+#include "programs/criu/server.h"
 #include "programs/criu/swrk.h"
 #include "sys/file.h"
 
@@ -53,63 +54,6 @@ Result<UniqueFd> listen_at(const std::string& path) {
     return sys_fail(fmt::format("chmod and listen({})", path));
   }
   return fd;
-}
-
-Result<void> write_pid(const std::string& path, int work_dir) {
-  if (path.empty()) {
-    return {};
-  }
-  const UniqueFd file{::openat(work_dir, path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)};
-  const std::string text = fmt::format("{}", ::getpid());
-  if (!file || ::write(file.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size())) {
-    return sys_fail(fmt::format("writing the pid file {}", path));
-  }
-  return {};
-}
-
-Result<void> tell_ready(int status_fd) {
-  const char zero = 0;
-  if (status_fd >= 0 && ::write(status_fd, &zero, 1) != 1) {
-    return sys_fail(fmt::format("write(status fd {})", status_fd));
-  }
-  if (status_fd >= 0) {
-    ::close(status_fd);
-  }
-  return {};
-}
-
-// Ends the caller's process as far as it is concerned: it gets no descriptor, and only once the child, which
-// gets one to write a byte to, is ready.
-Result<UniqueFd> go_on_in_background() {
-  int ends[2];
-  if (::pipe2(ends, O_CLOEXEC) != 0) {
-    return sys_fail("pipe2");
-  }
-  UniqueFd reader(ends[0]);
-  UniqueFd writer(ends[1]);
-  const pid_t child = ::fork();
-  if (child < 0) {
-    return sys_fail("fork");
-  }
-  if (child == 0) {
-    ::setsid();
-    // daemon(3): whoever reads what the caller prints shall not wait for us.
-    const UniqueFd nothing(::open("/dev/null", O_RDWR | O_CLOEXEC));
-    for (int fd = STDIN_FILENO; nothing && fd <= STDERR_FILENO; ++fd) {
-      ::dup2(nothing.get(), fd);
-    }
-    return writer;
-  }
-  writer.reset();
-  char byte = 0;
-  ssize_t n = 0;
-  do {
-    n = ::read(reader.get(), &byte, 1);
-  } while (n < 0 && errno == EINTR);
-  if (n != 1) {
-    return fail(Kind::os, "the service ended before it was ready; its log says why");
-  }
-  return UniqueFd();
 }
 
 void collect_workers() {
@@ -170,20 +114,14 @@ Result<void> serve_all(int listener, const Settings& settings, const Engine& eng
 
 Result<void> run_service(const Engine& engine, const Settings& settings, const Workplace& place) {
   FERRY_TRY(const UniqueFd listener, listen_at(settings.address.empty() ? kDefaultAddress : settings.address));
-  UniqueFd ready;
+  Readiness ready;
   if (settings.restore.detached) {
-    FERRY_TRY(ready, go_on_in_background());
-    if (!ready) {
+    FERRY_TRY(const bool in_background, ready.go_on_in_background());
+    if (!in_background) {
       return {};
     }
   }
-  FERRY_CHECK(write_pid(settings.pidfile, place.work()));
-  ActionScripts scripts(settings.action_scripts, place.images(), HostPid{});
-  FERRY_CHECK(scripts.on({engine::Stage::status_ready, std::nullopt, -1}));
-  FERRY_CHECK(tell_ready(settings.status_fd));
-  if (ready) {
-    FERRY_CHECK(tell_ready(ready.release()));
-  }
+  FERRY_CHECK(ready.tell(settings, place));
   log::info("serving requests, pid {}", ::getpid());
   return serve_all(listener.get(), settings, engine);
 }

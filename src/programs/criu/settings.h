@@ -20,8 +20,13 @@ struct Settings {
   bool log_to_stderr = false;
   int verbosity = 2;  // a log::Level; 0 is silence
 
-  std::string address;  // service: the path of its socket; empty: criu_service.socket in the work directory
-  int status_fd = -1;   // service: gets a zero byte when it listens
+  // service: the path of its socket; empty: criu_service.socket in the work directory.  Otherwise a page server's.
+  std::string address;
+  std::uint16_t port = 0;
+  int ps_socket = -1;        // a connection to or from a page server, in place of address and port
+  bool page_server = false;  // dump, pre-dump: pages go to one.  lazy-pages: they come from one
+  bool lazy_pages = false;
+  int status_fd = -1;  // gets a zero byte when a server listens
   bool in_service = false;  // the request came over a named socket, not over an inherited one
   std::string pidfile;
   std::vector<std::string> action_scripts;
@@ -42,5 +47,6 @@ struct Settings {
 // The engine's view of the settings.  The directories are the caller's to fill in.
 engine::DumpOptions dump_options(const Settings& settings);
 engine::RestoreOptions restore_options(const Settings& settings);
+state::PageServerPlace page_server_place(const Settings& settings);
 
 }  // namespace ferry::criu

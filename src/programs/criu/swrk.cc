@@ -1,5 +1,6 @@
 #include "programs/criu/swrk.h"
 
+#include <fcntl.h>
 #include <sys/wait.h>
 
 #include <cerrno>
@@ -9,10 +10,12 @@
 #include "engine/check.h"
 #include "programs/criu/config_file.h"
 #include "programs/criu/option_table.h"
+#include "programs/criu/page_commands.h"
 #include "programs/criu/rpc_channel.h"
 #include "programs/criu/rpc_options.h"
 #include "rpc.pb.h"
 #include "state/cpu/cpuinfo.h"
+#include "sys/file.h"
 
 namespace ferry::criu {
 namespace {
@@ -69,7 +72,7 @@ class Worker {
   rpc::criu_resp pre_dump(const rpc::criu_req& request);
   rpc::criu_resp restore(const rpc::criu_req& request);
   rpc::criu_resp cpuinfo(const rpc::criu_req& request);
-  rpc::criu_resp refuse(const rpc::criu_req& request, std::string_view name, std::string_view why);
+  rpc::criu_resp page_server(const rpc::criu_req& request);
 
   // Settings and workplace of a request.  The workplace exists as soon as there is one, also if the
   // options are bad, so that the log says so too.
@@ -98,6 +101,11 @@ Result<void> Worker::prepare(const rpc::criu_req& request, Prepared& prepared) {
   FERRY_CHECK(places);
   if (base_.in_service && (opts.rst_sibling() || opts.inherit_fd_size() > 0)) {
     return fail(Kind::invalid, "RPC options rst_sibling and inherit_fd need a criu that the caller started (criu swrk)");
+  }
+  if (settings.lazy_pages && opts.has_status_fd() && opts.status_fd() >= 0) {
+    FERRY_TRY(auto theirs, sys::open(fmt::format("/proc/{}/fd/{}", peer_, opts.status_fd()), O_WRONLY)
+                               .during("opening the RPC option status_fd"));
+    settings.status_fd = theirs.release();  // closed once it was written to
   }
   FERRY_TRY(Workplace place, Workplace::open(settings));
   prepared.place.emplace(std::move(place));
@@ -194,17 +202,21 @@ rpc::criu_resp Worker::cpuinfo(const rpc::criu_req& request) {
   return answer(request.type(), true);
 }
 
-rpc::criu_resp Worker::refuse(const rpc::criu_req& request, std::string_view name, std::string_view why) {
+rpc::criu_resp Worker::page_server(const rpc::criu_req& request) {
   // PAGE_SERVER_CHLD is answered under the name of PAGE_SERVER.
-  const auto type = request.type() == rpc::PAGE_SERVER_CHLD ? rpc::PAGE_SERVER : request.type();
-  const Error error = not_supported(fmt::format("RPC request {}", name), why);
   Prepared prepared;
-  // The log is where the caller looks; other faults of the request matter less than this one.
   if (const auto ready = prepare(request, prepared); !ready.has_value()) {
-    log::debug("the options of the refused request are bad as well: {}", ready.error().message());
+    return bad_options(rpc::PAGE_SERVER, ready.error());
   }
-  log::error(error);
-  return answer(type, error);
+  const auto started = start_page_server(prepared.settings, *prepared.place, request.type() == rpc::PAGE_SERVER);
+  if (!started.has_value()) {
+    log::error(started.error());
+    return answer(rpc::PAGE_SERVER, started.error());
+  }
+  rpc::criu_resp response = answer(rpc::PAGE_SERVER, true);
+  response.mutable_ps()->set_pid(started->pid);
+  response.mutable_ps()->set_port(started->port);
+  return response;
 }
 
 rpc::criu_resp features(const rpc::criu_req& request) {
@@ -262,9 +274,8 @@ rpc::criu_resp Worker::handle(const rpc::criu_req& request) {
     case rpc::SINGLE_PRE_DUMP:
       return pre_dump(request);
     case rpc::PAGE_SERVER:
-      return refuse(request, "PAGE_SERVER", "memory goes into the images directory");
     case rpc::PAGE_SERVER_CHLD:
-      return refuse(request, "PAGE_SERVER_CHLD", "memory goes into the images directory");
+      return page_server(request);
     case rpc::CPUINFO_DUMP:
     case rpc::CPUINFO_CHECK:
       return cpuinfo(request);

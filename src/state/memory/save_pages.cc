@@ -10,6 +10,7 @@
 #include "image/page_store.h"
 #include "state/memory/gather.h"
 #include "state/memory/increment.h"
+#include "state/memory/lazy.h"
 #include "state/memory/memory.h"
 #include "state/memory/pages.h"
 #include "state/memory/read_pages.h"
@@ -37,10 +38,12 @@ Result<Increment::Parts> parts_of(DumpTask& task, DumpContext& context, int page
   return all;
 }
 
-// CRIU's mark for what a lazy restore may leave for later: private anonymous memory, the vDSO apart.
-std::uint32_t data_flags(const pb::VmaEntry& vma) {
-  const bool lazy = (vma.status() & (kAnonPrivate | kVdso)) == kAnonPrivate && (vma.flags() & MAP_LOCKED) == 0;
-  return image::kPresent | (lazy ? std::uint32_t{image::kLazy} : 0U);
+// CRIU's marks: what a lazy restore may leave for later, and what stays in the tree until it is fetched.
+std::uint32_t data_flags(const pb::VmaEntry& vma, bool leave) {
+  if (!can_be_lazy(vma)) {
+    return image::kPresent;
+  }
+  return leave ? std::uint32_t{image::kLazy} : std::uint32_t{image::kPresent} | image::kLazy;
 }
 
 struct Piece {
@@ -60,7 +63,7 @@ void add_pieces(const std::vector<sys::PageRange>& ranges, std::size_t& next, co
 }
 
 // In ascending order, as readers of a pagemap expect it.
-std::vector<Piece> pieces_of(const Increment::Parts& parts, const pb::MmEntry& mm) {
+std::vector<Piece> pieces_of(const Increment::Parts& parts, const pb::MmEntry& mm, bool leave) {
   std::vector<Piece> out;
   std::size_t next_data = 0;
   std::size_t next_in_parent = 0;
@@ -69,7 +72,7 @@ std::vector<Piece> pieces_of(const Increment::Parts& parts, const pb::MmEntry& m
       continue;
     }
     const auto first = static_cast<std::ptrdiff_t>(out.size());
-    add_pieces(parts.data, next_data, vma, data_flags(vma), out);
+    add_pieces(parts.data, next_data, vma, data_flags(vma, leave), out);
     const auto middle = static_cast<std::ptrdiff_t>(out.size());
     add_pieces(parts.in_parent, next_in_parent, vma, image::kInParent, out);
     std::inplace_merge(out.begin() + first, out.begin() + middle, out.end(),
@@ -108,11 +111,15 @@ Result<void> save_pages(DumpTask& task, DumpContext& context, DumpReport& report
     report.pages_scanned += kept(vma) == Kept::nothing ? 0 : (vma.end() - vma.start()) / image::kPageSize;
   }
   FERRY_TRY(const auto parts, parts_of(task, context, pagemap.get()));
-  const auto pieces = pieces_of(parts, *task.mm);
+  const auto pieces = pieces_of(parts, *task.mm, context.options.lazy_pages);
   std::uint64_t pages = 0;
   for (const Piece& piece : pieces) {
     const std::uint64_t count = (piece.end - piece.start) / image::kPageSize;
-    ((piece.flags & image::kPresent) != 0 ? pages : report.pages_skipped_parent) += count;
+    if ((piece.flags & image::kPresent) != 0) {
+      pages += count;
+    } else if ((piece.flags & image::kInParent) != 0) {
+      report.pages_skipped_parent += count;
+    }
   }
   FERRY_CHECK(copy_out(task, pieces, pages * image::kPageSize, *writer));
   report.pages_written += pages;

@@ -1,0 +1,103 @@
+#include "lazy/endpoint.h"
+
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+#include <cerrno>
+#include <memory>
+
+#include "sys/file.h"
+
+namespace ferry::lazy {
+namespace {
+
+using AddressList = std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)>;
+
+Result<AddressList> look_up(const PageServerPlace& place, int flags) {
+  addrinfo hints{};
+  hints.ai_family = AF_UNSPEC;
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_NUMERICSERV | flags;
+  addrinfo* list = nullptr;
+  const std::string port = std::to_string(place.port);
+  const int failed = ::getaddrinfo(place.address.empty() ? nullptr : place.address.c_str(), port.c_str(), &hints, &list);
+  if (failed != 0) {
+    return fail(Kind::invalid, "{} is no address of a page server: {}", place.address, ::gai_strerror(failed));
+  }
+  return AddressList(list, &::freeaddrinfo);
+}
+
+// Commands are small and somebody waits for each: none is held back to be joined with the next.
+void without_delay(int socket) {
+  const int on = 1;
+  (void)::setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);  // a Unix socket has no delay
+}
+
+}  // namespace
+
+Result<UniqueFd> connect_to(const PageServerPlace& place) {
+  if (place.socket >= 0) {
+    FERRY_TRY(auto own, sys::duplicate(place.socket).during("taking the page server's socket"));
+    without_delay(own.get());
+    return own;
+  }
+  if (place.port == 0) {
+    return fail(Kind::invalid, "the page server's port is missing: --port");
+  }
+  FERRY_TRY(const auto list, look_up(place, 0));
+  Result<UniqueFd> last = fail(Kind::invalid, "{} has no address", place.address);
+  for (const addrinfo* at = list.get(); at != nullptr; at = at->ai_next) {
+    UniqueFd socket(::socket(at->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (socket && ::connect(socket.get(), at->ai_addr, at->ai_addrlen) == 0) {
+      without_delay(socket.get());
+      return socket;
+    }
+    last = sys_fail(fmt::format("connect({} port {})", place.address.empty() ? "loopback" : place.address, place.port));
+  }
+  return last;
+}
+
+Result<UniqueFd> listen_at(const PageServerPlace& place) {
+  FERRY_TRY(const auto list, look_up(place, AI_PASSIVE));
+  Result<UniqueFd> last = fail(Kind::invalid, "{} has no address", place.address);
+  for (const addrinfo* at = list.get(); at != nullptr; at = at->ai_next) {
+    UniqueFd socket(::socket(at->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    const int on = 1;
+    if (socket) {
+      (void)::setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    }
+    if (socket && ::bind(socket.get(), at->ai_addr, at->ai_addrlen) == 0 && ::listen(socket.get(), 1) == 0) {
+      return socket;
+    }
+    last = sys_fail(fmt::format("listen({} port {})", place.address.empty() ? "any address" : place.address, place.port));
+  }
+  return last;
+}
+
+Result<std::uint16_t> port_of(int listener) {
+  sockaddr_storage address{};
+  socklen_t size = sizeof address;
+  if (::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
+    return sys_fail("getsockname(page server)");
+  }
+  return address.ss_family == AF_INET6 ? ntohs(reinterpret_cast<const sockaddr_in6&>(address).sin6_port)
+                                       : ntohs(reinterpret_cast<const sockaddr_in&>(address).sin_port);
+}
+
+Result<UniqueFd> accept_from(int listener) {
+  for (;;) {
+    UniqueFd socket(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
+    if (socket) {
+      without_delay(socket.get());
+      return socket;
+    }
+    // accept(2), "Error handling": what the connection died of before it was accepted is not the listener's.
+    if (errno != EINTR && errno != ECONNABORTED && errno != EPROTO && errno != ENETDOWN && errno != EHOSTUNREACH) {
+      return sys_fail("accept(page server)");
+    }
+  }
+}
+
+}  // namespace ferry::lazy
