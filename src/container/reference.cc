@@ -27,6 +27,9 @@ std::string encode_reference(const ReferenceContent& content) {
   if (content.close_tcp) {
     out["tcp_close"] = true;
   }
+  if (!content.lazy_pages.empty()) {
+    out["lazy_pages"] = content.lazy_pages;
+  }
   return json_dump(out) + "\n";
 }
 
@@ -39,7 +42,8 @@ Result<ReferenceContent> decode_reference(std::string_view json) {
                        .images = json_text(root, "images"),
                        .receiver = json_text(root, "receiver"),
                        .hostname = std::nullopt,
-                       .close_tcp = json_bool(root, "tcp_close")};
+                       .close_tcp = json_bool(root, "tcp_close"),
+                       .lazy_pages = json_text(root, "lazy_pages")};
   if (json_at(root, "hostname").is_string()) {
     out.hostname = json_text(root, "hostname");
   }

@@ -24,6 +24,7 @@ struct ReferenceContent {
   std::string receiver{};  // or of the socket of a receiver that has it (engine/reference.h)
   std::optional<std::string> hostname;  // of the container that is restored into
   bool close_tcp = false;  // established connections belong to the original
+  std::string lazy_pages{};  // the socket of who brings the memory later; empty: all of it is there at the start
 };
 std::string encode_reference(const ReferenceContent& content);
 Result<ReferenceContent> decode_reference(std::string_view json);

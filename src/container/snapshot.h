@@ -47,6 +47,9 @@ struct RestoreOptions {
   std::string container;       // exists and does not run
   std::string name;
   std::string checkpoint_dir;  // empty: Docker's place
+  // Not empty: memory comes later.  Called when nothing else can be refused, with the directory of the images; the
+  // value is the socket of who is going to bring it.
+  std::function<Result<std::string>(const std::string& images_dir)> leave_memory{};
 };
 struct RestoreReport {
   std::vector<std::string> notes;

@@ -70,7 +70,7 @@ Result<RestoreReport> start_from_snapshot(Docker& docker, const RestoreOptions& 
   FERRY_CHECK(check_visible(containerd, images));
 
   RestoreReport report;
-  ReferenceContent content{.id = {}, .images = images, .hostname = std::nullopt, .close_tcp = false};
+  ReferenceContent content{.id = {}, .images = images, .hostname = std::nullopt, .close_tcp = false, .lazy_pages = {}};
   std::optional<LayerSwap> layer;
   if (checkpoint.manifest) {
     const Manifest& manifest = *checkpoint.manifest;
@@ -88,6 +88,9 @@ Result<RestoreReport> start_from_snapshot(Docker& docker, const RestoreOptions& 
     report.notes.push_back(fmt::format("checkpoint {} was made by Docker and holds no files: the container keeps its own", options.name));
   }
 
+  if (options.leave_memory) {
+    FERRY_TRY(content.lazy_pages, options.leave_memory(images));
+  }
   FERRY_TRY(const Reference reference, Reference::make(docker.container_dir(container.id) + "/checkpoints", content, descriptors));
   if (layer) {
     FERRY_CHECK(layer->swap());

@@ -17,13 +17,13 @@ TEST(FeatureCheck, KnowsWhatIsNoFeature) {
 
 TEST(FeatureCheck, PromisesNothingThatFerryDoesNotUse) {
   // runc and Podman decide by these whether to ask for rounds of pre-dump or for lazy pages.
-  for (const char* const name : {"uffd-noncoop", "pidfd_store"}) {
+  for (const char* const name : {"pidfd_store"}) {
     EXPECT_EQ(probe_feature(name).value(), Feature::unused) << name;
   }
 }
 
 TEST(FeatureCheck, FindsWhatEverySupportedKernelHas) {
-  for (const char* const name : {"mnt_id", "timerfd", "timens", "openat2", "get_rseq_conf"}) {
+  for (const char* const name : {"mnt_id", "uffd-noncoop", "timerfd", "timens", "openat2", "get_rseq_conf"}) {
     const auto feature = probe_feature(name);
     ASSERT_TRUE(feature.has_value()) << feature.error().message();
     EXPECT_EQ(*feature, Feature::available) << name;

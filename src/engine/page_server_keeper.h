@@ -21,6 +21,7 @@ class PageServerKeeper final : public Keeper {
  private:
   PageServerKeeper(lazy::SetSender sender, int directory) : sender_(std::move(sender)), directory_(directory) {}
   lazy::SetSender sender_;
+  image::Set sent_;  // what of each process the server has, for the next set (state/memory/increment.h)
   int directory_;
 };
 

@@ -27,6 +27,7 @@ Result<ReferenceFile> parse_reference(std::string_view text) {
   if (json.contains("hostname") && json["hostname"].is_string()) {
     out.hostname = text_of("hostname");
   }
+  out.lazy_pages = text_of("lazy_pages");
   out.tcp_close = json.contains("tcp_close") && json["tcp_close"].is_boolean() && json["tcp_close"].get<bool>();
   if (out.images.empty() == out.receiver.empty() || (out.images + out.receiver).front() != '/') {
     return fail(Kind::corrupt, "{} has to name one absolute path", kReferenceFileName);

@@ -82,6 +82,9 @@ Result<RestoreReport> restore_for_receiver(const RestoreOptions& options, Listen
 }  // namespace
 
 Result<RestoreReport> restore(const RestoreOptions& options, Listener& listener) {
+  if (options.auto_dedup && !options.lazy_pages_socket.empty()) {
+    return fail(Kind::invalid, "--auto-dedup with --lazy-pages: pages would be taken out of the images before they were read");
+  }
   FERRY_TRY(const auto reference, read_reference(options.images_dir));
   if (!reference) {
     auto restored = restore_from(options, listener, std::nullopt);
@@ -100,6 +103,9 @@ Result<RestoreReport> restore(const RestoreOptions& options, Listener& listener)
     FERRY_TRY(const UniqueFd images, sys::open(reference->images, O_RDONLY | O_DIRECTORY));
     RestoreOptions there = options;
     there.images_dir = images.get();
+    if (!reference->lazy_pages.empty()) {
+      there.lazy_pages_socket = reference->lazy_pages;
+    }
     there.tcp_close = options.tcp_close || reference->tcp_close;
     return restore_from(std::move(there), listener, reference->hostname);
   }();

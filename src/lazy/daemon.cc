@@ -14,6 +14,7 @@
 #include "lazy/hand_over.h"
 #include "lazy/remote_source.h"
 #include "state/memory/lazy.h"
+#include "sys/file.h"
 
 namespace ferry::lazy {
 namespace {
@@ -78,6 +79,7 @@ void outlive_signals() {
   for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGPIPE}) {
     ::signal(signal, SIG_IGN);
   }
+  (void)sys::write_file("/proc/self/oom_score_adj", "-1000");  // needs CAP_SYS_RESOURCE, which not everybody has
 }
 
 }  // namespace

@@ -29,10 +29,37 @@ Result<AddressList> look_up(const PageServerPlace& place, int flags) {
   return AddressList(list, &::freeaddrinfo);
 }
 
-// Commands are small and somebody waits for each: none is held back to be joined with the next.
-void without_delay(int socket) {
-  const int on = 1;
-  (void)::setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);  // a Unix socket has no delay
+// All of it is TCP's: a Unix socket, which somebody may give us, has neither delays nor lost peers.
+void set_up(int socket) {
+  const auto set = [socket](int level, int option, int value) {
+    (void)::setsockopt(socket, level, option, &value, sizeof value);
+  };
+  // Commands are small and somebody waits for each: none is held back to be joined with the next.
+  set(IPPROTO_TCP, TCP_NODELAY, 1);
+  // A program waits behind this connection: that it is dead is to be known in seconds (tcp(7)).
+  set(SOL_SOCKET, SO_KEEPALIVE, 1);
+  set(IPPROTO_TCP, TCP_KEEPIDLE, 5);
+  set(IPPROTO_TCP, TCP_KEEPINTVL, 2);
+  set(IPPROTO_TCP, TCP_KEEPCNT, 3);
+  set(IPPROTO_TCP, TCP_USER_TIMEOUT, 10'000);  // ms
+}
+
+// connect(2) with a deadline of our own: the kernel tries for minutes, and a program may wait behind this.  errno says
+// what failed.
+bool connect_in_time(int socket, const addrinfo& to) {
+  constexpr time_t kTimeout_s = 5;
+  // The time limit of sending is that of connecting as well (socket(7)).
+  timeval limit{kTimeout_s, 0};
+  (void)::setsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+  int connected = 0;
+  do {
+    connected = ::connect(socket, to.ai_addr, to.ai_addrlen);
+  } while (connected != 0 && errno == EINTR);
+  limit = {};
+  const int error = errno == EINPROGRESS ? ETIMEDOUT : errno;
+  (void)::setsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+  errno = error;
+  return connected == 0;
 }
 
 }  // namespace
@@ -40,7 +67,7 @@ void without_delay(int socket) {
 Result<UniqueFd> connect_to(const PageServerPlace& place) {
   if (place.socket >= 0) {
     FERRY_TRY(auto own, sys::duplicate(place.socket).during("taking the page server's socket"));
-    without_delay(own.get());
+    set_up(own.get());
     return own;
   }
   if (place.port == 0) {
@@ -50,8 +77,8 @@ Result<UniqueFd> connect_to(const PageServerPlace& place) {
   Result<UniqueFd> last = fail(Kind::invalid, "{} has no address", place.address);
   for (const addrinfo* at = list.get(); at != nullptr; at = at->ai_next) {
     UniqueFd socket(::socket(at->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    if (socket && ::connect(socket.get(), at->ai_addr, at->ai_addrlen) == 0) {
-      without_delay(socket.get());
+    if (socket && connect_in_time(socket.get(), *at)) {
+      set_up(socket.get());
       return socket;
     }
     last = sys_fail(fmt::format("connect({} port {})", place.address.empty() ? "loopback" : place.address, place.port));
@@ -90,7 +117,7 @@ Result<UniqueFd> accept_from(int listener) {
   for (;;) {
     UniqueFd socket(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
     if (socket) {
-      without_delay(socket.get());
+      set_up(socket.get());
       return socket;
     }
     // accept(2), "Error handling": what the connection died of before it was accepted is not the listener's.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <utility>
 
 #include "base/log.h"
 #include "image/page_store.h"
@@ -43,6 +44,7 @@ Result<void> FaultServer::watch(int fd, std::function<Result<bool>()> ready) {
 }
 
 Result<void> FaultServer::add_process(NsPid pid, UniqueFd uffd, Missing missing) {
+  last_fault_ = Clock::now();  // its first faults are about to come
   auto space = std::make_unique<Space>();
   space->pid = pid;
   space->uffd = std::move(uffd);
@@ -331,7 +333,7 @@ Result<void> FaultServer::deliver_to(Space& space, const PageSource::Piece& piec
         }
         break;
       case sys::Fill::unreadable:
-        if (!trouble_) {
+        if (!std::exchange(told_unreadable_, true)) {
           log::error({Kind::corrupt, 0, fmt::format("page {:#x} of process {} cannot be read from its pages file (was it "
                       "cut?); who touches it waits until it can be", part.origin, piece.pid), {}, __FILE__, __LINE__});
         }

@@ -98,6 +98,7 @@ class FaultServer {
   std::size_t next_space_ = 0;                 // where the background goes on
   std::uint64_t next_address_ = 0;
   Clock::time_point last_fault_{};
+  bool told_unreadable_ = false;
   bool trouble_ = false;  // something is lost or stuck
   Clock::time_point next_try_{};
   std::vector<std::uint32_t> latencies_us_;

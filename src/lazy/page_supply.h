@@ -24,6 +24,7 @@ class PageSupply {
   // Until a client says that it needs nothing more, or leaves when everything was fetched.  A connection that is lost
   // is no reason to end: some of the pages may be nowhere else.
   Result<void> serve();
+  [[nodiscard]] Result<std::uint16_t> port() const { return port_of(listener_.get()); }
   [[nodiscard]] std::uint64_t offered_bytes() const { return offered_bytes_; }
 
  private:

@@ -70,6 +70,20 @@ class FerryCheckpoint(FerryCase):
         self.start("same")
         self.assert_seamless(self.wait_for_count("same", before[-1] + 5))
 
+    def test_lazily(self):
+        """It runs at once, and what it kept in memory comes: a shell's variable as large as some MiB."""
+        program = ("big=$(head -c 4000000 /dev/urandom | od -An -tx1 | tr -d ' \\n'); sum=$(echo $big | md5sum); i=0; "
+                   "while [ \"$(echo $big | md5sum)\" = \"$sum\" ]; do echo $i; i=$((i + 1)); sleep 0.1; done")
+        self.container("lazy", argv=["/bin/sh", "-c", program])
+        self.wait_for_count("lazy", 3, timeout=30)
+        self.ferry("checkpoint", "create", "--checkpoint-dir", self.store, "lazy", "cp")
+        self.wait_until_stopped("lazy")
+        before = self.counted("lazy")
+        self.ferry("start", "--lazy", "--checkpoint", "cp", "--checkpoint-dir", self.store, "lazy")
+        shutil.rmtree(os.path.join(self.store, "cp"))  # is held open as long as it is needed
+        self.assert_seamless(self.wait_for_count("lazy", before[-1] + 5, timeout=30))
+        wait_until(lambda: "ferry-lazy" not in self.h1.run(["ps", "-eo", "comm"]).stdout, 20, "ferry-lazy to end")
+
     def test_leave_running(self):
         self.counting("stays")
         self.wait_for_count("stays", 5)

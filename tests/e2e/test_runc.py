@@ -90,9 +90,9 @@ class RuncCase(LabCase):
         self.runc("restore", "--detach", "--bundle", os.path.join(self.scratch, name), "--image-path", self.images,
                   "--work-path", self.work, *options, name)
 
-    def through(self, name, *options):
+    def through(self, name, *options, checkpoint=()):
         """Checkpoint and restore with the same options; the count goes on seamlessly."""
-        self.checkpoint(name, *options)
+        self.checkpoint(name, *options, *checkpoint)
         self.out.close_ours()
         wait_until(lambda: not self.exists(name), 10, f"runc to forget {name}")
         before = self.out.numbers()
@@ -308,16 +308,44 @@ class Refusals(RuncCase):
         self.restore("r-broken")
         self.out.wait_for(3)
 
-    def test_lazy_pages_and_a_page_server(self):
-        """runc asks first whether there is such a thing; a page server it just names."""
+    def test_lazy_pages(self):
+        """The container goes on under another name while its memory is with the first one."""
         self.counting("r-lazy")
-        for options, words in ((["--lazy-pages"], "CRIU is missing features"), (["--page-server", "127.0.0.1:9"], "page server")):
-            with self.subTest(options=options):
-                code = self.runc("checkpoint", "--image-path", self.images, "--work-path", self.work, *options, "r-lazy",
-                                 check=False)
-                self.assertNotEqual(code, 0)
-                self.assertIn(words, self.told())
-                self.assertEqual(self.state("r-lazy")["status"], "running")
+        port = "7474"
+        status, told = os.pipe()
+        self.addCleanup(os.close, status)
+        checkpoint = self.h1.popen(["runc", "--root", os.path.join(self.scratch, "state"), "--log",
+                                    os.path.join(self.scratch, "runc.log"), "checkpoint", "--image-path", self.images,
+                                    "--work-path", self.work, "--lazy-pages", "--page-server", f"127.0.0.1:{port}",
+                                    "--status-fd", str(told), "r-lazy"], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL, pass_fds=[told])
+        self.addCleanup(checkpoint.wait)
+        self.addCleanup(checkpoint.kill)
+        os.close(told)
+        self.assertEqual(os.read(status, 1), b"\0", self.told())
+        before = self.out.numbers()
+        self.out.close_ours()
+        there = os.path.join(self.scratch, "there")
+        os.mkdir(there)
+        self.h1.run(["criu", "lazy-pages", "--daemon", "--page-server", "--address", "127.0.0.1", "--port", port, "-D",
+                     self.images, "-W", there, "-o", "lazy.log", "-v4"])
+        self.bundle("r-lazy2")
+        self.work, work = there, self.work
+        self.restore("r-lazy2", "--lazy-pages")
+        self.assert_seamless(before + self.out.wait_for(before[-1] + 3), start=before[0])
+        self.assertEqual(checkpoint.wait(30), 0, self.told())
+        self.assertTrue(os.path.exists(os.path.join(work, "dump.log")))
+
+    def test_a_page_server(self):
+        """One that is there, and one that is not: then the container runs on."""
+        self.counting("r-pages")
+        code = self.runc("checkpoint", "--image-path", self.images, "--work-path", self.work, "--page-server",
+                         "127.0.0.1:9", "r-pages", check=False)
+        self.assertNotEqual(code, 0)
+        self.assertIn("page server", self.told())
+        self.assertEqual(self.state("r-pages")["status"], "running")
+        self.h1.run(["criu", "page-server", "--daemon", "--port", "7475", "-D", self.images, "-o", "ps.log"])
+        self.through("r-pages", checkpoint=["--page-server", "127.0.0.1:7475"])
 
     def test_a_file_of_the_host_as_output(self):
         """Its path means nothing inside: refused, by name, before anything is lost."""

@@ -29,6 +29,8 @@ constexpr const char* kNoTls = "connections of the page server are not encrypted
 constexpr const char* kNoIrmap = "file system watches are not searched for by path";
 
 constexpr std::array kRefused{
+    RefusedOption{"status_fd", [](const criu_opts& o) { return o.has_status_fd() && o.status_fd() >= 0 && !o.lazy_pages(); },
+                  "it tells when a server listens, and only a lazy dump is one"},
     RefusedOption{"force_irmap", [](const criu_opts& o) { return o.force_irmap(); }, kNoIrmap},
     RefusedOption{"irmap_scan_paths", [](const criu_opts& o) { return o.irmap_scan_paths_size() > 0; }, kNoIrmap},
     RefusedOption{"tls_cacert", [](const criu_opts& o) { return o.has_tls_cacert(); }, kNoTls},
@@ -194,6 +196,9 @@ Result<void> apply_dump(Settings& settings, const criu_opts& opts) {
 // A lazy dump listens at every address, and pages stay in the tree: that wins over sending them somewhere.
 Result<void> apply_page_server(Settings& settings, const criu_opts& opts) {
   settings.lazy_pages = settings.lazy_pages || opts.lazy_pages();
+  if (opts.has_status_fd() && opts.status_fd() >= 0) {
+    settings.status_fd = opts.status_fd();  // a number of the caller's, until the worker has opened it
+  }
   if (!opts.has_ps()) {
     return {};
   }

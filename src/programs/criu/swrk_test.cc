@@ -13,6 +13,8 @@
 
 #include "image/proto/stats.pb.h"
 #include "image/stats.h"
+#include "lazy/endpoint.h"
+#include "lazy/wire.h"
 #include "programs/criu/rpc_channel.h"
 #include "rpc.pb.h"
 
@@ -223,18 +225,41 @@ TEST_F(Swrk, NothingElseFollowsAPreDump) {
   EXPECT_EQ(finish(), 255);
 }
 
-TEST_F(Swrk, RefusesPageServerByName) {
+// The last word of a sender that has nothing to send.
+void end_conversation(std::int32_t port) {
+  const auto socket = lazy::connect_to({"127.0.0.1", static_cast<std::uint16_t>(port), -1});
+  ASSERT_TRUE(socket.has_value()) << socket.error().message();
+  ASSERT_TRUE(lazy::send(socket->get(), lazy::command(lazy::Verb::close)).has_value());
+  std::int32_t status = -1;
+  ASSERT_EQ(::recv(socket->get(), &status, sizeof status, MSG_WAITALL), 4);
+  EXPECT_EQ(status, 0);
+}
+
+TEST_F(Swrk, StartsAPageServerAtAnyFreePort) {
   for (const auto type : {rpc::PAGE_SERVER, rpc::PAGE_SERVER_CHLD}) {
     start();
     auto r = request(rpc::DUMP);
     r.set_type(type);
+    r.mutable_opts()->mutable_ps()->set_address("127.0.0.1");
     const auto response = ask(r);
-    EXPECT_FALSE(response.success());
-    EXPECT_EQ(response.type(), type == rpc::PAGE_SERVER_CHLD ? rpc::PAGE_SERVER : type);
-    EXPECT_THAT(response.cr_errmsg(), HasSubstr(rpc::criu_req_type_Name(type) + " is not supported by this version of ferry"));
-    EXPECT_THAT(file("dump.log"), HasSubstr("is not supported by this version of ferry"));
-    EXPECT_EQ(finish(), 1);
+    EXPECT_TRUE(response.success()) << response.cr_errmsg();
+    EXPECT_EQ(response.type(), rpc::PAGE_SERVER);
+    EXPECT_GT(response.ps().port(), 0);
+    EXPECT_EQ(response.ps().pid() != 0, type == rpc::PAGE_SERVER_CHLD);
+    end_conversation(response.ps().port());
+    EXPECT_EQ(finish(), 0);
   }
+}
+
+TEST_F(Swrk, SaysWhichPageServerCannotBe) {
+  start();
+  auto r = request(rpc::DUMP);
+  r.set_type(rpc::PAGE_SERVER);
+  r.mutable_opts()->mutable_ps()->set_address("192.0.2.1");  // nobody's (RFC 5737)
+  const auto response = ask(r);
+  EXPECT_FALSE(response.success());
+  EXPECT_THAT(response.cr_errmsg(), HasSubstr("192.0.2.1"));
+  EXPECT_EQ(finish(), 1);
 }
 
 TEST_F(Swrk, BadOptionsAreEbadrqc) {
@@ -242,7 +267,7 @@ TEST_F(Swrk, BadOptionsAreEbadrqc) {
   for (const Spoil spoil : std::initializer_list<Spoil>{
            [](rpc::criu_opts& o) { o.set_log_file("a/b"); }, [](rpc::criu_opts& o) { o.set_images_dir_fd(9999); },
            [](rpc::criu_opts& o) { o.set_images_dir_fd(-1); }, [](rpc::criu_opts& o) { o.set_empty_ns(0x20000000); },
-           [](rpc::criu_opts& o) { o.set_lazy_pages(true); },
+           [](rpc::criu_opts& o) { o.mutable_ps()->set_port(70000); },
            [](rpc::criu_opts& o) { o.add_external("nonsense"); }}) {
     start();
     auto dump = request(rpc::DUMP);

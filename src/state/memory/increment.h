@@ -11,11 +11,16 @@
 
 #include "base/error.h"
 #include "base/ids.h"
+#include "base/unique_fd.h"
 #include "image/page_store.h"
 #include "image/set.h"
 #include "state/memory/tracker.h"
 
 namespace ferry::state::memory {
+
+// What a set whose pages went to a page server keeps of a process's pagemap, in the same format: the next one has to
+// know what the server has.  No name of an image: the one that counts is with the server.
+std::string sent_file_name(NsPid pid);
 
 // The set that `parent` in a directory of images leads to.
 class ParentSet {
@@ -28,6 +33,9 @@ class ParentSet {
   std::vector<sys::PageRange> pages_of(NsPid pid);
 
  private:
+  std::vector<sys::PageRange> pages_sent_of(NsPid pid) const;
+
+  UniqueFd directory_;
   std::unique_ptr<image::Set> set_;
   std::unique_ptr<image::PageStore> store_;
   std::string id_;
