@@ -298,7 +298,7 @@ Result<void> FaultServer::deliver(const PageSource::Piece& piece) {
 Result<void> FaultServer::deliver_to(Space& space, const PageSource::Piece& piece) {
   const std::uint64_t piece_end = piece.vaddr + piece.pages.size();
   std::uint64_t step = kStep;
-  for (std::uint64_t at = piece.vaddr; !space.closed;) {
+  for (std::uint64_t at = piece.vaddr; at < piece_end && !space.closed;) {
     // Anew each time: what is missing may have changed while it was filled.
     const auto parts = space.missing.of_origin(at, piece_end);
     if (parts.empty()) {

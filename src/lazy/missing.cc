@@ -25,6 +25,9 @@ void Missing::insert(Part part) {
 
 std::vector<Missing::Part> Missing::within(std::uint64_t start, std::uint64_t end) const {
   std::vector<Part> out;
+  if (start >= end) {
+    return out;
+  }
   auto at = parts_.upper_bound(start);
   if (at != parts_.begin() && std::prev(at)->second.end > start) {
     --at;
@@ -41,6 +44,9 @@ std::vector<Missing::Part> Missing::within(std::uint64_t start, std::uint64_t en
 }
 
 void Missing::remove(std::uint64_t start, std::uint64_t end) {
+  if (start >= end) {
+    return;
+  }
   auto at = parts_.upper_bound(start);
   if (at != parts_.begin() && std::prev(at)->second.end > start) {
     --at;

@@ -21,6 +21,9 @@ TEST(Missing, MergesNeighboursAndCutsParts) {
   EXPECT_EQ(missing.next(0x2000), (Missing::Part{0x3000, 0x5000, 0x3000}));
   EXPECT_EQ(missing.bytes(), 0x3000U);
   EXPECT_EQ(missing.origin_of(0x2000), std::nullopt);
+  EXPECT_TRUE(missing.of_origin(0x4000, 0x4000).empty());
+  missing.remove(0x4000, 0x4000);
+  EXPECT_EQ(missing.bytes(), 0x3000U);
   missing.remove(0, 0x10000);
   EXPECT_TRUE(missing.empty());
   EXPECT_EQ(missing.bytes(), 0U);

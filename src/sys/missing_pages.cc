@@ -35,7 +35,6 @@ Result<Filled> outcome(int result, std::int64_t told, std::uint64_t wanted, cons
     case EEXIST:
       return Filled{0, Fill::there};
     case ENOENT:
-    case EINVAL:
       return Filled{0, Fill::unmapped};
     case EFAULT:
       return Filled{0, Fill::unreadable};
