@@ -239,6 +239,7 @@ TEST_F(RemoteMemory, ComesOverTheNextConnectionWhenOneIsLost) {
   toucher.join();
   ASSERT_TRUE(served.has_value()) << served.error().message();
   EXPECT_TRUE((*remote)->finish().has_value());
+  (*remote).reset();  // hangs up, which ends the relay
   relay.join();
   offering_.join();
   EXPECT_TRUE(supplied_.has_value());
