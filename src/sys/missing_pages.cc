@@ -154,7 +154,8 @@ Result<bool> has_missing_pages() {
 
 Result<UniqueFd> open_userfaultfd_device() {
   UniqueFd device{::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC)};
-  if (!device && errno != ENOENT && errno != ENXIO && errno != ENODEV) {
+  // EPERM: runc has put us into the container's device cgroup, which has no such device.
+  if (!device && errno != ENOENT && errno != ENXIO && errno != ENODEV && errno != EPERM) {
     return sys_fail("open(/dev/userfaultfd)");
   }
   return device;

@@ -50,7 +50,7 @@ Result<void> missing_wake(int uffd, std::uint64_t start, std::uint64_t bytes);
 // Whether this kernel has all of it.
 Result<bool> has_missing_pages();
 // A descriptor of /dev/userfaultfd, from which a process without privileges of its own can make one that serves
-// faults in kernel mode as well; unset where the device is not there.
+// faults in kernel mode as well; unset where the device is not there, or not for us.
 Result<UniqueFd> open_userfaultfd_device();
 // ioctl(2) request on it, with userfaultfd(2)'s flags as its argument.
 inline constexpr unsigned long kNewUserfaultfd = 0xaa00;

@@ -60,7 +60,7 @@ Result<UniqueFd> make_userfaultfd(RestoreTask& task) {
     made = make.must("ioctl(USERFAULTFD_IOC_NEW)", SYS_ioctl, {fetched, sys::kNewUserfaultfd, kFlags});
     make.must("closing /dev/userfaultfd", SYS_close, {fetched});
   } else {
-    made = make.must("userfaultfd", SYS_userfaultfd, {kFlags});
+    made = make.must("userfaultfd(2), without /dev/userfaultfd", SYS_userfaultfd, {kFlags});
   }
   FERRY_TRY(const auto replies, task.process.run(task.leader(), make));
   const auto theirs = static_cast<int>(replies[made]);
