@@ -48,6 +48,8 @@ class FaultServer {
 
  private:
   using Clock = std::chrono::steady_clock;
+  static constexpr std::uint64_t kFirstChunk = 64U << 10;
+  static constexpr std::chrono::milliseconds kRetryAfter{500};
   struct Space {
     NsPid pid;  // whose pagemap has the content
     UniqueFd uffd;
@@ -94,7 +96,7 @@ class FaultServer {
   std::map<Page, Clock::time_point> waiting_;  // origins that somebody waits for
   std::vector<Page> hints_;                    // where faults were, the last one at the end
   std::uint64_t flying_ = 0;                   // bytes asked for, not arrived
-  std::uint64_t chunk_;                        // what the background asks for at a time
+  std::uint64_t chunk_ = kFirstChunk;                       // what the background asks for at a time
   std::size_t next_space_ = 0;                 // where the background goes on
   std::uint64_t next_address_ = 0;
   Clock::time_point last_fault_{};
