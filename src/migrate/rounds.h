@@ -41,6 +41,8 @@ class Rounds {
   // freeze.
   // Errors: unsupported, if this kernel cannot watch memory.
   static Result<Rounds> watch(Link& control, PageStreams& streams, HostPid root, std::set<NsPid> skeletons);
+  // Watches nothing: all memory is sent in the freeze, to its final place nevertheless.
+  static Rounds none(Link& control, PageStreams& streams, std::set<NsPid> skeletons) { return {control, streams, std::move(skeletons)}; }
   Rounds(Rounds&&) = default;
   Rounds& operator=(Rounds&&) = default;
 

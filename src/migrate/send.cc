@@ -339,22 +339,17 @@ class Sender {
   // Memory, while the container goes on writing to it.
   Result<void> copy_ahead() {
     streams_.begin_pages();
-    if (!options_.precopy) {
-      return {};
-    }
     book_.step(Step::rounds);
     progress_.watch_rounds([this](int number, std::uint64_t pages) { book_.round(number, pages); });
     progress_.begin("send memory");
-    auto watched = Rounds::watch(link_, streams_.pages(), departure_.container().pid, skeletons_);
-    if (!watched && watched.error().kind == Kind::unsupported) {
-      report_.notes.push_back("memory could not be sent ahead: " + watched.error().message());
-      return {};
-    }
-    FERRY_TRY(rounds_, std::move(watched));
+    FERRY_TRY(const bool ahead, watch_memory());
     Message message;
     message.mutable_precopy();
     FERRY_CHECK(link_.send(message));
     FERRY_CHECK(wait_done());
+    if (!ahead) {
+      return departure_.check_again();
+    }
     FERRY_CHECK(prepare_throttle());
     const Controller::Limits limits{.pause_ms = static_cast<double>(options_.downtime_limit.count()),
                                     .fixed_ms = kOfTheLook * look_ms_,
@@ -373,6 +368,23 @@ class Sender {
                   rounds_->rounds().size(), byte_text(last.bytes), last.ms);
     }
     return departure_.check_again();
+  }
+
+  // Whether it can be sent while the container writes to it.
+  Result<bool> watch_memory() {
+    if (options_.precopy) {
+      auto watched = Rounds::watch(link_, streams_.pages(), departure_.container().pid, skeletons_);
+      if (watched) {
+        rounds_.emplace(std::move(*watched));
+        return true;
+      }
+      if (watched.error().kind != Kind::unsupported) {
+        return tl::unexpected<Error>(std::move(watched).error());
+      }
+      report_.notes.push_back("memory could not be sent ahead: " + watched.error().message());
+    }
+    rounds_.emplace(Rounds::none(link_, streams_.pages(), skeletons_));
+    return false;
   }
 
   // How to undo it has to be known to others before anything is done.
