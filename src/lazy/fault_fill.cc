@@ -19,7 +19,7 @@ constexpr std::uint64_t kLastChunk = 1U << 20;
 constexpr std::chrono::milliseconds kQuiet{10};  // without a fault, before the background takes larger steps
 // A copy that has begun keeps faults waiting: no more than this at a time.
 constexpr std::uint64_t kStep = 128U << 10;
-constexpr std::uint64_t kNeighbourhood = 64U << 10;  // of a fault, brought right after it
+constexpr std::uint64_t kNeighbourhood = 32U << 10;  // of a fault, brought right after it
 constexpr std::size_t kMaxLatencies = 1U << 20;
 
 }  // namespace
