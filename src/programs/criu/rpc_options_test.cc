@@ -1,10 +1,10 @@
 // Every field of a request, taken from the schema itself: done or refused, never ignored.
 #include "programs/criu/rpc_options.h"
 
-#include <algorithm>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <map>
