@@ -3,6 +3,8 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include <nlohmann/json.hpp>
+
 #include "container/json_log.h"
 #include "container/preflight.h"
 #include "container/twin.h"
@@ -27,6 +29,14 @@ Result<struct stat> look_at(const UniqueFd& fd) {
     return sys_fail("fstat(log)");
   }
   return info;
+}
+
+// What docker update can change, and the twin was made with.
+nlohmann::json settings_of(const Container& container) {
+  const auto all = nlohmann::json::parse(container.inspect_json, nullptr, false);
+  nlohmann::json settings = all.is_object() ? all.value("HostConfig", nlohmann::json::object()) : nlohmann::json::object();
+  settings.erase("RestartPolicy");  // we change that ourselves
+  return settings;
 }
 
 }  // namespace
@@ -136,6 +146,12 @@ Result<void> Departure::resume_restarts() {
 Result<void> Departure::check_again() {
   FERRY_TRY(const Container now, docker_->container(container_.id));
   FERRY_CHECK(check_running(now));
+  if (now.name != container_.name) {
+    return fail(Kind::invalid, "container {} was renamed to {} during the move: move it again", container_.name, now.name);
+  }
+  if (settings_of(now) != settings_of(container_)) {
+    return fail(Kind::invalid, "the settings of container {} were changed during the move: move it again", container_.name);
+  }
   if (now.pid != container_.pid) {
     return fail(Kind::invalid, "container {} was started anew during the move", container_.name);
   }

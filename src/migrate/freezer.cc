@@ -24,6 +24,15 @@ Result<void> thaw(const std::string& cgroup) {
   return is_v1(cgroup) ? sys::write_file(cgroup + "/freezer.state", "THAWED") : sys::write_file(cgroup + "/cgroup.freeze", "0");
 }
 
+Result<bool> is_frozen(const std::string& cgroup) {
+  if (is_v1(cgroup)) {
+    FERRY_TRY(const std::string state, sys::read_file(cgroup + "/freezer.state"));
+    return !state.starts_with("THAWED");
+  }
+  FERRY_TRY(const std::string state, sys::read_file(cgroup + "/cgroup.freeze"));
+  return state.starts_with("1");
+}
+
 Result<void> kill_frozen(const std::string& cgroup) {
   FERRY_TRY(const auto pids, members(cgroup));
   for (const HostPid pid : pids) {

@@ -14,6 +14,8 @@ namespace ferry::migrate {
 // when they are let go.
 Result<void> freeze(const std::string& cgroup);
 Result<void> thaw(const std::string& cgroup);
+// Whether somebody holds it: docker pause does.
+Result<bool> is_frozen(const std::string& cgroup);
 // Kills every process of a frozen cgroup and lets it go: a v1 freezer holds even the dying, so the
 // signal is sent first and nothing runs in between.
 Result<void> kill_frozen(const std::string& cgroup);

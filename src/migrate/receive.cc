@@ -1,9 +1,11 @@
 #include "migrate/receive.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -158,6 +160,9 @@ class Receiver {
     if (!frame && holding) {
       return output_is_late(frame.error());
     }
+    if (!frame && twin_died()) {
+      return fail(Kind::gone, "the twin was stopped on the destination");
+    }
     FERRY_CHECK(frame);
     if (frame->kind == FrameKind::pages) {
       FERRY_CHECK(expect(Stage::started, "pages"));
@@ -230,6 +235,12 @@ class Receiver {
       default:
         return fail(Kind::corrupt, "{} sent a message that does not belong here", link_.peer());
     }
+  }
+
+  // A pidfd is readable when its process has ended (pidfd_open(2)).
+  [[nodiscard]] bool twin_died() const {
+    pollfd ended{.fd = twin_pidfd_.get(), .events = POLLIN, .revents = 0};
+    return twin_pidfd_ && ::poll(&ended, 1, 0) > 0;
   }
 
   Result<void> expect(Stage stage, std::string_view what) const {
@@ -363,6 +374,9 @@ class Receiver {
     FERRY_TRY(engine::Twin twin, engine::Twin::adopt(skeleton));
     twin_.emplace(std::move(twin));
     root_ = skeleton.root;
+    // Until its tracer has seen its end Docker does not hear of it (ptrace(2)), and who stopped it would wait.
+    twin_pidfd_.reset(static_cast<int>(::syscall(SYS_pidfd_open, root_.value, 0)));
+    link_.interrupt_by(twin_pidfd_.get());
     FERRY_TRY(const auto shim, container::find_shim(root_, arrival_->id()));
     shim_ = shim.pid;
     FERRY_TRY(freeze_cgroup_, freeze_cgroup_of(shim));
@@ -472,6 +486,7 @@ class Receiver {
     laps_.add("free images");
     stage_ = Stage::grown;
     book_->step(Step::grow);
+    FERRY_CHECK(prepare_for_our_death());
     return false;
   }
 
@@ -501,21 +516,14 @@ class Receiver {
   }
 
   Result<bool> take() {
-    if (!twin_->alive()) {
+    link_.no_interrupts();
+    if (!twin_->alive() || twin_died()) {
       return fail(Kind::gone, "the twin was stopped on the destination");
     }
     laps_.skip();
     if (has_log_) {
       FERRY_CHECK(held_.hold(shim_, root_));
     }
-    // From here on the tree outlives us: if we are killed it is let go by the kernel, and frozen, until whoever
-    // comes after us (understudy, guard, resolve) has seen whether it was taken.
-    FERRY_CHECK(freeze(freeze_cgroup_));
-    held_still_ = true;
-    FERRY_CHECK(twin_->outlive_us());
-    FERRY_TRY(Understudy understudy, post_understudy());
-    book_->step(Step::hold);
-    laps_.add("prepare for our death");
     FERRY_TRY(const Decision decision, decide(move_, Decision::taken));
     if (decision != Decision::taken) {
       return fail(Kind::gone, "the source asked what became of the container, and was told that it is not here");
@@ -523,7 +531,7 @@ class Receiver {
     laps_.add("record");
     stage_ = Stage::taken;
     book_->step(Step::taken);
-    understudy.take_the_stage();
+    understudy_->take_the_stage();
     auto resumed = twin_->resume();
     if (auto thawed = thaw(freeze_cgroup_); !thawed) {
       log::error(thawed.error());
@@ -550,10 +558,24 @@ class Receiver {
       // It will ask again, by another connection.
       log::warning("{}", told.error().message());
     }
+    understudy_.reset();
     if (auto clean = twin_->clean_up(); !clean) {
       log::warning("{}", clean.error().message());
     }
     return false;
+  }
+
+  // From here on the tree outlives us: if we are killed it is let go by the kernel, and frozen, until whoever comes
+  // after us (understudy, guard, resolve) has seen whether it was taken.  The source is writing its record meanwhile.
+  Result<void> prepare_for_our_death() {
+    FERRY_CHECK(freeze(freeze_cgroup_));
+    held_still_ = true;
+    FERRY_CHECK(twin_->outlive_us());
+    FERRY_TRY(Understudy understudy, post_understudy());
+    understudy_.emplace(std::move(understudy));
+    book_->step(Step::hold);
+    laps_.add("prepare for our death");
+    return {};
   }
 
   Result<Understudy> post_understudy() {
@@ -593,6 +615,7 @@ class Receiver {
   }
 
   Result<void> give_up(Error error) {
+    link_.no_interrupts();
     Message message;
     switch (stage_) {
       case Stage::greeted:
@@ -641,9 +664,11 @@ class Receiver {
   std::vector<std::string> packets_;  // that the container has not had yet
   Laps laps_;
   HostPid root_;
+  UniqueFd twin_pidfd_;
   HostPid shim_;
   std::string freeze_cgroup_;
   bool held_still_ = false;  // frozen, and not ours to kill by ptrace
+  std::optional<Understudy> understudy_;
   HeldOutput held_;
   bool has_log_ = false;
   bool late_ = false;

@@ -359,6 +359,11 @@ class Sender {
     FERRY_TRY(const bool fits, rounds_->run(limits, progress_, throttle_.has_value() ? &*throttle_ : nullptr));
     const Round& last = rounds_->rounds().back();
     report_.predicted_pause_ms = last.predicted_ms;
+    std::uint64_t sent = 0;
+    for (const Round& round : rounds_->rounds()) {
+      sent += round.bytes;
+    }
+    progress_.bytes(sent);
     progress_.say(fmt::format("{} rounds, the last one {} in {:.1f} ms", rounds_->rounds().size(), byte_text(last.bytes), last.ms));
     if (!fits && !options_.switch_anyway) {
       return fail(Kind::os,
@@ -550,6 +555,24 @@ Result<Logbook> open_logbook(const SendOptions& options, const Departure& depart
   return Logbook::open(std::move(entry));
 }
 
+// A move that failed because the container is not what it was a moment ago says so, and not what that broke.
+Error what_the_user_did(Docker& docker, const container::Container& container, Error error) {
+  const auto now = docker.container(container.id);
+  if (!now && now.error().kind == Kind::gone) {
+    return Error{.kind = Kind::gone, .what = fmt::format("container {} was removed while it was being moved", container.name), .during = {}};
+  }
+  if (now && !now->running()) {
+    const bool paused = now->status == "paused";
+    return Error{.kind = Kind::gone,
+                 .what = fmt::format("container {} {} while it was being moved; it stays here, {}", container.name, paused ? "was paused" : "ended", now->status),
+                 .during = {}};
+  }
+  if (now && now->pid != container.pid) {
+    return Error{.kind = Kind::invalid, .what = fmt::format("container {} was started anew while it was being moved; it stays here", container.name), .during = {}};
+  }
+  return error;
+}
+
 }  // namespace
 
 Result<SendReport> send(const SendOptions& options) {
@@ -576,9 +599,10 @@ Result<SendReport> send(const SendOptions& options) {
       log::warning("{}", back.error().message());
       return report;
     }
-    book.close(Outcome::stayed, report.error().message());
+    const Error error = what_the_user_did(docker, departure.container(), std::move(report).error());
+    book.close(Outcome::stayed, error.message());
     guard.dismiss();
-    return report;
+    return tl::unexpected<Error>(error);
   }
   book.close(Outcome::moved);
   guard.dismiss();

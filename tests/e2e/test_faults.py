@@ -266,6 +266,9 @@ class Faults(MoveCase):
             self.lab.reap()  # a zombie's number would still look taken to the next one
             return not daemon.alive() and state_of(daemon.pid) is None
         wait_until(gone, 10, f"dockerd of {host.name} to die")
+        # containerd dies with it; dockerd takes the number in this file for a living one as long as init has not
+        # reaped it.
+        host.run(["rm", "-f", "/run/docker/containerd/containerd.pid"])
         host.start_docker()
 
     @deadline(240)

@@ -128,6 +128,27 @@ class Moves(MoveCase):
         self.assert_arrived("gone-already", before)
         self.refused(self.try_ferry("cancel", "gone-already"), "ended already")
 
+    def test_page_of_a_move(self):
+        self.remove_later(self.h2, "drawn")
+        self.container("drawn", "--network", "none", image="gap", argv=["/usr/bin/gap", "64", "20", "600", "2"])
+        wait_until(lambda: "ready" in self.h1.docker("logs", "drawn"), 60, "gap to fill its memory")
+        page = os.path.join(self.h1.tmp, "drawn.html")
+        self.migrate("drawn", "--report", page, "--downtime-limit", "200")
+        with open(page, encoding="utf-8") as f:
+            text = f.read()
+        for part in ("drawn → h2", "send memory", "Memory, in rounds", "The pause"):
+            self.assertIn(part, text)
+        # It is well-formed up to what HTML leaves open by design.
+        self.assertEqual(text.count("<svg"), text.count("</svg>"))
+        self.assertEqual(text.count("<svg"), 3)
+        self.assertNotIn("nan", text)
+
+    def test_page_that_cannot_be_written_does_not_undo_the_move(self):
+        self.traveller("undrawn")
+        before = self.wait_for_count("undrawn", 5)
+        self.assertIn("the report was not written", self.migrate("undrawn", "--report", "/nowhere/page.html"))
+        self.assert_arrived("undrawn", before)
+
     def test_cancel_of_nothing(self):
         self.refused(self.try_ferry("cancel", "nobody-at-all"), "nobody-at-all")
 

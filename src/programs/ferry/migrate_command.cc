@@ -3,11 +3,14 @@
 
 #include <unistd.h>
 
+#include <array>
 #include <cmath>
+#include <ctime>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "migrate/direct.h"
+#include "migrate/report_page.h"
 #include "migrate/send.h"
 #include "programs/ferry/command.h"
 
@@ -56,8 +59,29 @@ std::string to_json(const migrate::SendReport& report, const migrate::SendOption
   return out.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-Result<void> move(const migrate::SendOptions& options) {
+std::string local_time() {
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  ::localtime_r(&now, &parts);
+  std::array<char, 64> text{};
+  return {text.data(), std::strftime(text.data(), text.size(), "%Y-%m-%d %H:%M:%S %Z", &parts)};
+}
+
+// The container has moved, whatever becomes of the page.
+void write_page(const std::string& path, const migrate::SendReport& report, const migrate::SendOptions& options) {
+  const migrate::PageFacts facts{.destination = options.destination,
+                                 .when = local_time(),
+                                 .downtime_limit_ms = static_cast<double>(options.downtime_limit.count())};
+  if (auto written = migrate::write_report_page(path, report, facts); !written) {
+    print_notes({"the report was not written: " + written.error().message()});
+  }
+}
+
+Result<void> move(const migrate::SendOptions& options, const std::string& page) {
   FERRY_TRY(const auto report, migrate::send(options));
+  if (!page.empty()) {
+    write_page(page, report, options);
+  }
   if (options.quiet) {
     fmt::print("{}\n", to_json(report, options));
     return {};
@@ -107,7 +131,9 @@ void add_migrate(CLI::App& root, Commands& commands) {
       ->type_name("BYTES");
   moved->add_flag("--compress", options->streams.compress, "Pack memory with zstd where that makes it smaller");
   moved->add_flag("--json", options->quiet, "Print one JSON object and nothing else");
-  commands.push_back({moved, true, [options] { return move(*options); }});
+  const auto page = std::make_shared<std::string>();
+  moved->add_option("--report", *page, "Write a page of HTML that shows where the time went")->type_name("FILE");
+  commands.push_back({moved, true, [options, page] { return move(*options, *page); }});
 }
 
 }  // namespace ferry::program
