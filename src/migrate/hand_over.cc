@@ -64,21 +64,17 @@ Result<void> LookKeeper::images(const image::Set& set) {
   return {};
 }
 
-// Thawed by us it would run on where its user wanted it to stand still.
-Result<void> HandOver::about_to_stop() {
-  FERRY_TRY(const bool paused, is_frozen(record_.freeze_cgroup));
-  if (paused) {
-    return fail(Kind::invalid, "container {} was paused", record_.container_name);
-  }
-  return door_.withhold();
-}
-
 Result<std::unique_ptr<image::PageSink>> HandOver::pages(image::Set&, image::Name pagemap) {
   FERRY_CHECK(link_.check_interrupt());
   return std::unique_ptr<image::PageSink>(std::make_unique<OrderedPages>(streams_.pages(), pagemap));
 }
 
+// Thawed by us a paused container would run on where its user wanted it to stand still.
 Result<void> HandOver::about_to_stop() {
+  FERRY_TRY(const bool paused, is_frozen(record_.freeze_cgroup));
+  if (paused) {
+    return fail(Kind::invalid, "container {} was paused", record_.container_name);
+  }
   streams_.hurry();
   if (throttle_ != nullptr) {
     // A thread without processor time does not even come to a stop.

@@ -60,14 +60,18 @@ Result<void> Link::wait(Transport::Wait wanted, std::chrono::milliseconds silenc
     if (left <= 0) {
       return fail(Kind::gone, "{} has been silent for {} s", peer_, std::chrono::duration_cast<std::chrono::seconds>(silence).count());
     }
-    std::array<pollfd, 2> fds{pollfd{.fd = wanted.fd, .events = wanted.events, .revents = 0},
-                              pollfd{.fd = interrupt_, .events = POLLIN, .revents = 0}};
+    std::array<pollfd, 3> fds{pollfd{.fd = wanted.fd, .events = wanted.events, .revents = 0},
+                              pollfd{.fd = interrupt_, .events = POLLIN, .revents = 0},
+                              pollfd{.fd = end_, .events = POLLIN, .revents = 0}};
     const int ready = ::poll(fds.data(), fds.size(), static_cast<int>(std::min<long long>(left, 1 << 30)));
     if (ready < 0 && errno != EINTR) {
       return sys_fail("poll(connection)");
     }
     if (ready > 0 && fds[1].revents != 0) {
       return fail(Kind::invalid, "interrupted");
+    }
+    if (ready > 0 && fds[2].revents != 0) {
+      return fail(Kind::gone, "{}", end_sentence_);
     }
     if (ready > 0) {
       return {};

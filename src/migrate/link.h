@@ -72,6 +72,11 @@ class Link {
   // From now on the user can no longer interrupt.
   void no_interrupts() { interrupt_ = -1; }
   void interrupt_by(int fd) { interrupt_ = fd; }
+  // Waiting ends with this sentence (gone) once the descriptor is readable; -1 for none.
+  void end_with(int fd, std::string sentence) {
+    end_ = fd;
+    end_sentence_ = std::move(sentence);
+  }
   [[nodiscard]] int interrupt() const { return interrupt_; }
   [[nodiscard]] Result<void> check_interrupt() const;
   [[nodiscard]] const std::string& peer() const { return peer_; }
@@ -89,6 +94,8 @@ class Link {
   std::shared_ptr<Pace> pace_;
   std::chrono::milliseconds silence_ = std::chrono::minutes(2);
   int interrupt_ = -1;
+  int end_ = -1;
+  std::string end_sentence_;
   std::string peer_;         // "host h2", for sentences
   std::uint64_t sent_ = 0;   // bytes
 };

@@ -160,9 +160,6 @@ class Receiver {
     if (!frame && holding) {
       return output_is_late(frame.error());
     }
-    if (!frame && twin_died()) {
-      return fail(Kind::gone, "the twin was stopped on the destination");
-    }
     FERRY_CHECK(frame);
     if (frame->kind == FrameKind::pages) {
       FERRY_CHECK(expect(Stage::started, "pages"));
@@ -376,7 +373,7 @@ class Receiver {
     root_ = skeleton.root;
     // Until its tracer has seen its end Docker does not hear of it (ptrace(2)), and who stopped it would wait.
     twin_pidfd_.reset(static_cast<int>(::syscall(SYS_pidfd_open, root_.value, 0)));
-    link_.interrupt_by(twin_pidfd_.get());
+    link_.end_with(twin_pidfd_.get(), "the twin was stopped on the destination");
     FERRY_TRY(const auto shim, container::find_shim(root_, arrival_->id()));
     shim_ = shim.pid;
     FERRY_TRY(freeze_cgroup_, freeze_cgroup_of(shim));
@@ -516,7 +513,7 @@ class Receiver {
   }
 
   Result<bool> take() {
-    link_.no_interrupts();
+    link_.end_with(-1, {});
     if (!twin_->alive() || twin_died()) {
       return fail(Kind::gone, "the twin was stopped on the destination");
     }
@@ -615,7 +612,7 @@ class Receiver {
   }
 
   Result<void> give_up(Error error) {
-    link_.no_interrupts();
+    link_.end_with(-1, {});
     Message message;
     switch (stage_) {
       case Stage::greeted:
