@@ -137,7 +137,11 @@ Result<void> Departure::suspend_restarts() {
 
 Result<void> Departure::resume_restarts() {
   if (std::exchange(suspended_, false)) {
-    FERRY_CHECK(docker_->set_restart_policy(container_.id, container_.restart_policy)
+    auto back = docker_->set_restart_policy(container_.id, container_.restart_policy);
+    if (!back && back.error().kind == Kind::gone) {
+      return {};  // it was removed meanwhile
+    }
+    FERRY_CHECK(std::move(back)
                     .during("putting the restart policy \"{}\" of container {} back", container_.restart_policy.name, container_.name));
   }
   return {};
