@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "base/log.h"
+
 namespace ferry {
 
 struct Lap {
@@ -18,6 +20,7 @@ class Laps {
   void add(std::string name) {
     const auto now = Clock::now();
     laps_.push_back({std::move(name), std::chrono::duration<double, std::milli>(now - last_).count()});
+    log::debug("{}: {:.0f} us", laps_.back().name, laps_.back().ms * 1000);
     last_ = now;
   }
   // What passes until now belongs to no step.

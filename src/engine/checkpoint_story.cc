@@ -5,7 +5,9 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <chrono>
+#include <deque>
 
 #include "base/log.h"
 #include "engine/dump_tree.h"
@@ -59,45 +61,76 @@ std::uint64_t micros(Clock::duration d) {
   return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(d).count());
 }
 
-Result<void> ask_task(DumpTask& task) {
-  for (auto& thread : task.process.threads()) {
-    // Not at the seizing: it takes effect at once, and then the program would run unfiltered.
-    auto suspended = thread.set_options(PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP);
-    if (!suspended.has_value() && (task.status.seccomp != 0 || suspended.error().kind == Kind::gone)) {
-      return suspended;
+// Not at the seizing: it takes effect at once, and then the program would run unfiltered.
+Result<void> suspend_seccomp(DumpTask& task, const DumpThread& thread) {
+  auto suspended = task.thread(thread).set_options(PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP);
+  if (!suspended.has_value() && (task.status.seccomp != 0 || suspended.error().kind == Kind::gone)) {
+    return suspended;
+  }
+  return {};
+}
+
+std::vector<state::Answers> ask_thread(DumpTask& task, DumpThread& thread, tracee::Batch& batch) {
+  return {state::signals::ask_thread(task, thread, batch), state::creds::ask_thread(task, thread, batch),
+          state::seccomp::ask_thread(task, thread, batch), state::limits::ask_thread(task, thread, batch),
+          state::thread_area::ask_thread(task, thread, batch)};
+}
+
+void answer_like(const DumpTask& task, DumpThread& thread) {
+  state::signals::answer_like(task, thread);
+  state::creds::answer_like(task, thread);
+  state::seccomp::answer_like(task, thread);
+  state::limits::answer_like(task, thread);
+  state::thread_area::answer_like(task, thread);
+}
+
+// All threads that have to be asked at once, each its own small batch.
+Result<void> ask_threads(DumpTask& task) {
+  std::deque<tracee::Batch> batches;
+  std::vector<std::vector<state::Answers>> answers;
+  std::vector<tracee::Process::Job> jobs;
+  for (DumpThread& thread : task.threads) {
+    if (thread.index == 0 || !task.asks(thread)) {
+      continue;
+    }
+    FERRY_CHECK(suspend_seccomp(task, thread));
+    answers.push_back(ask_thread(task, thread, batches.emplace_back()));
+    jobs.push_back({&task.thread(thread), &batches.back()});
+  }
+  FERRY_TRY(const auto all, task.process.run_all(jobs));
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    for (const auto& answer : answers[i]) {
+      FERRY_CHECK(answer(all[i]));
     }
   }
+  for (DumpThread& thread : task.threads) {
+    if (!task.asks(thread)) {
+      answer_like(task, thread);
+    }
+  }
+  return {};
+}
+
+Result<void> ask_task(DumpTask& task) {
+  FERRY_CHECK(suspend_seccomp(task, task.threads.front()));
   task.process.set_end_signal(
       state::signals::end_of_batch(task.status.sig_pending | task.status.shared_pending, task.status.sig_caught));
   const auto kernel = state::memory::find_kernel_mappings(task.mappings);
   FERRY_CHECK(task.process.map_area(kAreaSize, 0, kernel.vdso.start, kernel.vdso.size));
   tracee::Batch of_process;
-  const state::Answers process_answers[] = {
+  const state::Answers of_all[] = {
       state::memory::ask(task, of_process), state::signals::ask(task, of_process),
       state::timers::ask(task, of_process), state::creds::ask(task, of_process),
       state::limits::ask(task, of_process), state::cpu::ask(task, of_process)};
+  const auto of_leader = ask_thread(task, task.threads.front(), of_process);
   FERRY_TRY(const auto replies, task.process.run(task.process.leader(), of_process));
-  for (const auto& answer : process_answers) {
+  for (const auto& answer : of_all) {
     FERRY_CHECK(answer(replies));
   }
-  std::vector<tracee::Batch> of_threads(task.threads.size());
-  std::vector<std::vector<state::Answers>> thread_answers(task.threads.size());
-  std::vector<tracee::Process::Job> jobs;
-  for (DumpThread& thread : task.threads) {
-    tracee::Batch& batch = of_threads[thread.index];
-    thread_answers[thread.index] = {
-        state::signals::ask_thread(task, thread, batch), state::creds::ask_thread(task, thread, batch),
-        state::seccomp::ask_thread(task, thread, batch), state::limits::ask_thread(task, thread, batch),
-        state::thread_area::ask_thread(task, thread, batch)};
-    jobs.push_back({&task.thread(thread), &batch});
+  for (const auto& answer : of_leader) {
+    FERRY_CHECK(answer(replies));
   }
-  FERRY_TRY(const auto all, task.process.run_all(jobs));
-  for (std::size_t i = 0; i < all.size(); ++i) {
-    for (const auto& answer : thread_answers[i]) {
-      FERRY_CHECK(answer(all[i]));
-    }
-  }
-  return {};
+  return task.threads.size() > 1 ? ask_threads(task) : Result<void>();
 }
 
 Result<void> collect_cpu(DumpTask& task, DumpThread& thread) {
@@ -155,7 +188,7 @@ Result<void> CheckpointStory::tell(Stage stage) {
 // Whatever can be done while the tree still runs.
 Result<void> CheckpointStory::prepare() {
   FERRY_CHECK(raise_descriptor_limit());
-  FERRY_CHECK(preflight(options_));
+  FERRY_CHECK(preflight(options_, look_));
   if (options_.lazy_pages) {
     if (options_.leave_running) {
       return fail(Kind::invalid, "--lazy-pages with --leave-running: the tree would run twice");
@@ -170,7 +203,7 @@ Result<void> CheckpointStory::prepare() {
   FERRY_CHECK(succession_.begin(options_, followed));
   context_.increment = succession_.increment();
   if (!succession_.has_parent()) {  // else most of it is left to the parent
-    FERRY_CHECK(keeper_.expect(private_memory(options_.pid)));
+    FERRY_CHECK(keeper_.expect(private_memory(options_.pid, look_)));
   }
   files_.prepare(options_.pid);
   FERRY_CHECK(host_.prepare(options_.pid, options_.cgroup_mode != state::CgroupMode::ignore, options_.cgroup_yard));
@@ -184,7 +217,7 @@ Result<void> CheckpointStory::stop() {
   FERRY_CHECK(keeper_.about_to_stop());
   const auto begin = Clock::now();
   FERRY_TRY(freezer_, tracee::Freezer::open(options_.freeze_cgroup));
-  FERRY_TRY(stopped_, tracee::stop_tree(options_.pid, freezer_, tracee::Deadline(options_.timeout)));
+  FERRY_TRY(stopped_, tracee::stop_tree(options_.pid, freezer_, tracee::Deadline(options_.timeout), look_));
   frozen_since_ = Clock::now();
   report_.freezing_us = micros(frozen_since_ - begin);
   return {};
@@ -213,11 +246,12 @@ Result<void> CheckpointStory::describe_tree() {
   if ((options_.cpu_capability & static_cast<std::uint32_t>(state::CpuCapability::image)) != 0) {
     FERRY_CHECK(state::cpu::collect_cpuinfo(set_));
   }
-  FERRY_TRY(tasks_, build_dump_tree(std::move(stopped_), options_, set_));
+  FERRY_TRY(tasks_, build_dump_tree(std::move(stopped_), options_, look_, set_));
   FERRY_CHECK(state::collect_ids(context_));
   std::size_t threads = 0;
   for (const auto& task : tasks_) {
-    threads += task->threads.size();
+    threads += static_cast<std::size_t>(std::count_if(task->threads.begin(), task->threads.end(),
+                                                      [&](const DumpThread& t) { return task->asks(t); }));
   }
   if (threads < kWorthAWitness) {
     return look_at_threads();
@@ -347,9 +381,6 @@ Result<void> CheckpointStory::give_back() {
       continue;
     }
     FERRY_CHECK(task->process.give_back());
-    for (DumpThread& thread : task->threads) {
-      FERRY_CHECK(task->thread(thread).set_registers(thread.registers));
-    }
   }
   return {};
 }

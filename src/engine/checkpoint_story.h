@@ -71,6 +71,7 @@ class CheckpointStory {
   DumpReport report_;
   tracee::Freezer freezer_;
   image::Set set_;
+  sys::TaskLook look_;
   Succession succession_;
   state::FileTable files_;
   state::DumpHost host_;

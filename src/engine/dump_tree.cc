@@ -8,7 +8,9 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <unordered_map>
 
+#include "base/log.h"
 #include "engine/shared_objects.h"
 #include "sys/file.h"
 
@@ -53,16 +55,47 @@ Result<void> read_procfs(DumpTask& task, HostPid leader) {
   return {};
 }
 
-Result<void> read_threads(DumpTask& task) {
+// By number; empty if there is no look, or if it does not show all of the threads under the numbers that they have
+// for us (as in a pid namespace of ours).
+std::unordered_map<pid_t, sys::TaskWords> look_at(const DumpTask& task, HostPid leader, const sys::TaskLook& look,
+                                                  const std::vector<tracee::Thread>& threads) {
+  std::unordered_map<pid_t, sys::TaskWords> out;
+  if (!look.is_open() || threads.size() < sys::TaskLook::kWorthIt) {
+    return out;
+  }
+  const auto all = look.threads_of(leader);
+  for (const sys::TaskWords& words : all.has_value() ? *all : std::vector<sys::TaskWords>()) {
+    out.emplace(static_cast<pid_t>(words.tid), words);
+  }
+  const bool complete = std::all_of(threads.begin(), threads.end(),
+                                    [&](const tracee::Thread& t) { return out.contains(t.tid().value); });
+  if (!complete) {
+    log::debug("the look at the threads of {} shows {} of {}", task.subject(), out.size(), threads.size());
+    out.clear();
+  }
+  return out;
+}
+
+Result<void> read_threads(DumpTask& task, HostPid leader, const sys::TaskLook& look) {
+  const auto words = look_at(task, leader, look, task.process.threads());
+  std::map<sys::TaskWords::Nature, std::size_t> natures;
+  task.threads.reserve(task.process.threads().size());
   for (std::size_t i = 0; i < task.process.threads().size(); ++i) {
     auto& traced = task.process.threads()[i];
     DumpThread thread;
+    thread.like = i;
+    if (const auto known = words.find(traced.tid().value); known != words.end()) {
+      thread.words = known->second;
+      thread.ns_tid = NsPid(static_cast<pid_t>(thread.words->ns_tid));
+      thread.like = natures.emplace(thread.words->nature, i).first->second;
+    }
     thread.tid = traced.tid();
     thread.index = i;
-    thread.ns_tid = NsPid(thread.tid.value);
     if (i == 0) {
       thread.ns_tid = innermost(task.status.ns_pid);
-    } else if (task.status.ns_tgid.size() > 1) {
+    } else if (task.status.ns_tgid.size() < 2) {
+      thread.ns_tid = NsPid(thread.tid.value);
+    } else if (!thread.words.has_value()) {
       FERRY_TRY(const auto text, sys::read_file_at(task.proc.get(), fmt::format("task/{}/status", thread.tid)));
       FERRY_TRY(thread.status, sys::parse_status(text));
       thread.ns_tid = innermost(thread.status->ns_pid);
@@ -72,7 +105,7 @@ Result<void> read_threads(DumpTask& task) {
     if (thread.registers.cs != 0x33) {
       return fail(Kind::unsupported, "task {} runs 32-bit code, which cannot be carried over", thread.tid);
     }
-    task.threads.push_back(thread);
+    task.threads.push_back(std::move(thread));
   }
   return {};
 }
@@ -131,6 +164,10 @@ Result<void> read_thread_statuses(DumpTask& task) {
   for (DumpThread& thread : task.threads) {
     if (thread.index == 0) {
       thread.status = task.status;
+    } else if (!task.asks(thread)) {
+      thread.status = task.model_of(thread).status;
+      thread.status->ns_pid = {thread.ns_tid.value};
+      thread.status->sig_pending = thread.words->pending;
     } else if (!thread.status.has_value()) {
       FERRY_TRY(const auto text, sys::read_file_at(task.proc.get(), fmt::format("task/{}/status", thread.tid)));
       FERRY_TRY(thread.status, sys::parse_status(text));
@@ -140,7 +177,8 @@ Result<void> read_thread_statuses(DumpTask& task) {
 }
 
 Result<std::vector<std::unique_ptr<DumpTask>>> build_dump_tree(std::vector<tracee::StoppedTask> stopped,
-                                                               const state::DumpOptions& options, image::Set& set) {
+                                                               const state::DumpOptions& options,
+                                                               const sys::TaskLook& look, image::Set& set) {
   std::vector<std::unique_ptr<DumpTask>> tasks;
   std::map<HostPid, DumpTask*> by_pid;
   std::set<pid_t> own;
@@ -162,7 +200,7 @@ Result<std::vector<std::unique_ptr<DumpTask>>> build_dump_tree(std::vector<trace
     FERRY_CHECK(read_procfs(*task, from.pid).during("reading /proc of pid {}", from.pid));
     if (!task->zombie) {
       FERRY_TRY(task->process, tracee::Process::of(task->pid, std::move(from.threads)));
-      FERRY_CHECK(read_threads(*task));
+      FERRY_CHECK(read_threads(*task, from.pid, look));
     }
     tasks.push_back(std::move(task));
   }

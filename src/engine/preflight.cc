@@ -89,8 +89,8 @@ Result<void> look_at_threads(HostPid pid) {
   return {};
 }
 
-Result<void> look_at(HostPid pid, const DumpOptions& options) {
-  warm_procfs(pid);
+Result<void> look_at(HostPid pid, const DumpOptions& options, bool with_look) {
+  warm_procfs(pid, with_look);
   FERRY_CHECK(state::creds::preflight(pid, options));
   FERRY_CHECK(look_at_threads(pid));
   return look_at_descriptors(pid);
@@ -109,15 +109,15 @@ std::uint64_t kibibytes(std::string_view status, std::string_view name) {
 
 }  // namespace
 
-Result<void> preflight(const DumpOptions& options) {
-  for (const HostPid pid : list_tree(options.pid)) {
+Result<void> preflight(const DumpOptions& options, sys::TaskLook& look) {
+  for (const HostPid pid : list_tree(options.pid, &look)) {
     if (pid.value == ::getpid()) {
       return fail(Kind::unsupported,
                   "this process, {}, belongs to the tree of pid {} that it is to save: start it from elsewhere, or let "
                   "the tree ask criu service",
                   pid, options.pid);
     }
-    auto looked = look_at(pid, options);
+    auto looked = look_at(pid, options, look.is_open());
     if (!looked.has_value() && (pid == options.pid || looked.error().kind != Kind::gone)) {
       return looked;
     }
@@ -125,9 +125,9 @@ Result<void> preflight(const DumpOptions& options) {
   return {};
 }
 
-std::vector<std::uint64_t> private_memory(HostPid root) {
+std::vector<std::uint64_t> private_memory(HostPid root, sys::TaskLook& look) {
   std::vector<std::uint64_t> out;
-  for (const HostPid pid : list_tree(root)) {
+  for (const HostPid pid : list_tree(root, &look)) {
     if (const auto status = sys::read_file(fmt::format("/proc/{}/status", pid)); status.has_value()) {
       out.push_back(kibibytes(*status, "RssAnon:") + kibibytes(*status, "VmSwap:"));
       out.back() <<= 10;

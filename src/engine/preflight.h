@@ -7,16 +7,18 @@
 #include "base/error.h"
 #include "base/ids.h"
 #include "engine/options.h"
+#include "sys/task_look.h"
 
 namespace ferry::engine {
 
 // Looks at the running tree through procfs.  A tree changes while one looks, so what passes here may still
 // be refused once it is stopped; but what is plainly impossible costs the program no pause.
+// `look`: opened if there is a process of many threads.
 // Errors: gone if the root is; unsupported, by process and descriptor.
-Result<void> preflight(const DumpOptions& options);
+Result<void> preflight(const DumpOptions& options, sys::TaskLook& look);
 
 // How many bytes of private memory each process of the tree holds, parents before children; what is swapped
 // out counts.  An estimate: the tree runs.
-std::vector<std::uint64_t> private_memory(HostPid root);
+std::vector<std::uint64_t> private_memory(HostPid root, sys::TaskLook& look);
 
 }  // namespace ferry::engine

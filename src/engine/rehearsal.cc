@@ -12,6 +12,7 @@
 #include "engine/checkpoint_story.h"
 #include "sys/file.h"
 #include "sys/proc.h"
+#include "sys/task_look.h"
 
 namespace ferry::engine {
 namespace {
@@ -59,7 +60,7 @@ void look_at_all(int directory, const char* path) {
 
 }  // namespace
 
-void warm_procfs(HostPid pid) {
+void warm_procfs(HostPid pid, bool with_look) {
   const auto proc = sys::open_proc(pid);
   if (!proc.has_value()) {
     return;  // it has just ended
@@ -68,6 +69,9 @@ void warm_procfs(HostPid pid) {
     look_at_all(proc->get(), path);
   }
   const auto tids = sys::numeric_entries(proc->get(), "task");
+  if (with_look && tids.has_value() && tids->size() >= sys::TaskLook::kWorthIt) {
+    return;  // their files will hardly be read
+  }
   struct stat st;
   for (const int tid : tids.has_value() ? *tids : std::vector<int>{}) {
     for (const char* name : kOfThread) {

@@ -12,7 +12,7 @@ namespace ferry::engine {
 void rehearse(const DumpOptions& options);
 
 // Has the kernel make its objects for the files of /proc/PID that a checkpoint reads: the first look at
-// each costs several times what later ones do.
-void warm_procfs(HostPid pid);
+// each costs several times what later ones do.  `with_look`: there is one (sys/task_look.h) for many threads.
+void warm_procfs(HostPid pid, bool with_look);
 
 }  // namespace ferry::engine

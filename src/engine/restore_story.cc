@@ -154,6 +154,7 @@ Result<void> RestoreStory::make_root_world(int controller) {
   if (request.clone_flags != 0) {
     FERRY_CHECK(tell(Stage::post_setup_namespaces));
   }
+  laps_.add("root and namespaces");
   return {};
 }
 
@@ -182,6 +183,7 @@ Result<void> RestoreStory::lock_ahead() {
 
 Result<void> RestoreStory::grow() {
   FERRY_CHECK(grow_tree(context_, layout_));
+  laps_.add("processes");
   return make_all_threads();
 }
 
@@ -194,7 +196,7 @@ Result<void> RestoreStory::make_all_threads() {
     }
   }
   FERRY_CHECK(state::cgroup::restore_threads(context_));
-  laps_.add("processes and threads");
+  laps_.add("threads");
   return {};
 }
 
@@ -360,6 +362,7 @@ Result<void> RestoreStory::finish_threads() {
       registers[task.get()].push_back(regs);
     }
   }
+  laps_.add("calls to continue");
   FERRY_CHECK(tracee::Process::unmap_side_by_side(unmapping));
   for (auto& task : tasks_) {
     for (RestoreThread& thread : task->threads) {
@@ -418,6 +421,7 @@ Result<void> RestoreStory::detach() {
       FERRY_CHECK(thread.detach());
     }
   }
+  laps_.add("let go");
   (void)tell(Stage::post_resume);
   return {};
 }

@@ -41,6 +41,18 @@ Result<void> write_image(int directory, const std::string& file, std::string_vie
   return sys::write_all(file_of_image.get(), bytes.data(), bytes.size(), file);
 }
 
+void add_all(const Set& from, Set& to) {
+  for (const Name& name : from.names()) {
+    to.touch(name);
+    if (const std::string* raw = from.raw(name); raw != nullptr && !raw->empty()) {
+      to.set_raw(name, *raw);
+    }
+    for (const Entry& entry : from.entries(name)) {
+      to.add(name, entry.message, entry.extra);
+    }
+  }
+}
+
 }  // namespace
 
 Result<Set> load(int directory, Accept accept) {
@@ -56,17 +68,31 @@ Result<Set> load(int directory, Accept accept) {
   FERRY_CHECK(decode_file(set, inventory, std::move(first), 2));
   FERRY_TRY(const auto version, check_version(set, accept));
 
-  for (const auto& file : files) {
-    if (!file.ends_with(".img") || file.starts_with("pages-") || file == file_name(inventory)) {
-      continue;
+  std::erase_if(files, [&](const std::string& file) {
+    return !file.ends_with(".img") || file.starts_with("pages-") || file == file_name(inventory);
+  });
+  const auto read = [directory, version](std::span<const std::string> some, Set& into) -> Result<void> {
+    for (const std::string& file : some) {
+      const auto name = parse_file_name(file);
+      if (!name) {
+        return fail(Kind::unsupported, "{} is no image that ferry knows; it may come from a plugin or an old CRIU", file);
+      }
+      FERRY_TRY(auto bytes, read_image(directory, file));
+      FERRY_CHECK(decode_file(into, *name, std::move(bytes), version));
     }
-    const auto name = parse_file_name(file);
-    if (!name) {
-      return fail(Kind::unsupported, "{} is no image that ferry knows; it may come from a plugin or an old CRIU", file);
-    }
-    FERRY_TRY(auto bytes, read_image(directory, file));
-    FERRY_CHECK(decode_file(set, *name, std::move(bytes), version));
+    return {};
+  };
+  const std::span<const std::string> all(files);
+  if (files.size() < kWorthAThread) {
+    FERRY_CHECK(read(all, set));
+    return set;
   }
+  Set others;  // a file for each of many threads
+  auto half = std::async(std::launch::async, [&] { return read(all.subspan(all.size() / 2), others); });
+  const auto done = read(all.first(all.size() / 2), set);
+  FERRY_CHECK(half.get());
+  FERRY_CHECK(done);
+  add_all(others, set);
   return set;
 }
 

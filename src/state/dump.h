@@ -25,6 +25,7 @@
 #include "image/set.h"
 #include "state/options.h"
 #include "sys/proc.h"
+#include "sys/task_look.h"
 #include "tracee/process.h"
 
 namespace ferry::state {
@@ -36,6 +37,14 @@ struct DumpThread {
   tracee::Registers registers{};  // as the stop left them
   std::uint64_t signal_mask = 0;
   std::optional<sys::Status> status;  // /proc/PID/task/TID/status; there once it is collected
+  std::optional<sys::TaskWords> words;  // if the process was looked at (sys/task_look.h)
+  // Index of an earlier thread of which the kernel holds the same `nature`: what that one answered counts for
+  // this one too.  Its own if there is none: then it is asked.
+  std::size_t like = 0;
+  struct {
+    std::uint64_t pointer = 0;  // 0: not registered
+    std::uint32_t size = 0, signature = 0;
+  } rseq;  // there once system calls are settled
   pb::CoreEntry* core = nullptr;  // in the Set; the leader's holds tc as well
 };
 
@@ -59,6 +68,8 @@ struct DumpTask {
   pb::MmEntry* mm = nullptr;
   pb::TaskKobjIdsEntry* ids = nullptr;
 
+  [[nodiscard]] bool asks(const DumpThread& t) const { return t.like == t.index; }
+  [[nodiscard]] const DumpThread& model_of(const DumpThread& t) const { return threads.at(t.like); }
   tracee::Thread& thread(const DumpThread& t) { return process.threads().at(t.index); }
   [[nodiscard]] std::string subject() const { return fmt::format("pid {}", pid); }
 };

@@ -39,7 +39,7 @@ Result<std::string> read_all(int fd, std::string_view subject) {
   std::size_t used = 0;
   for (;;) {
     if (out.size() - used < 4096) {
-      out.resize(out.empty() ? 8192 : out.size() * 2);
+      out.resize(out.empty() ? 8192 : out.size() * 4);
     }
     const ssize_t n = ::read(fd, out.data() + used, out.size() - used);
     if (n < 0) {

@@ -204,6 +204,10 @@ Result<std::vector<Mapping>> parse_maps(std::string_view text) {
         if (out.back().vm_flags.back() != ' ') {
           out.back().vm_flags += ' ';
         }
+      } else if (range == "Size:") {
+        // The first of some twenty lines of which only the last is wanted (show_smap in fs/proc/task_mmu.c).
+        const std::size_t flags = text.find("\nVmFlags:");
+        text.remove_prefix(flags == std::string_view::npos ? 0 : flags + 1);
       }
       continue;
     }

@@ -253,9 +253,14 @@ struct Process::Running {
 };
 
 // Takes the thread and writes its records to the end of `image`, which starts behind the code page.
-Result<void> Process::launch(const Job& job, Running& running, std::uint64_t base, std::vector<std::byte>& image) const {
+Result<void> Process::launch(const Job& job, Running& running, std::uint64_t base, std::vector<std::byte>& image,
+                             const Registers* skeleton) const {
   running.base = base;
-  FERRY_CHECK(running.borrowed.take());
+  if (skeleton != nullptr) {
+    FERRY_CHECK(job.thread->set_signal_mask(all_but(end_signal_)));
+  } else {
+    FERRY_CHECK(running.borrowed.take());
+  }
   SignalFrame frame;
   const std::uint64_t frame_at = base + job.batch->size();
   if (!disposable_) {
@@ -267,7 +272,7 @@ Result<void> Process::launch(const Job& job, Running& running, std::uint64_t bas
   image.insert(image.end(), placed.begin(), placed.end());
   image.resize(static_cast<std::size_t>(frame_at - area_.base - kPage));
   image.insert(image.end(), frame.bytes.begin(), frame.bytes.end());
-  Registers regs = clean(running.borrowed.registers());
+  Registers regs = clean(skeleton != nullptr ? *skeleton : running.borrowed.registers());
   regs.rip = area_.base;
   regs.rbx = base;
   regs.r14 = running.end();
@@ -303,6 +308,10 @@ Result<std::vector<Replies>> Process::run_all(std::span<const Job> jobs) {
   const Deadline deadline(kCallTime);
   const std::uint64_t end = area_.base + area_.size;
   const std::size_t extra = disposable_ ? 0 : kFrameRoom;
+  Registers skeleton{};
+  if (disposable_ && !jobs.empty()) {
+    FERRY_TRY(skeleton, leader().registers());
+  }
   for (std::size_t next = 0; next < jobs.size();) {
     // As many jobs as fit into the area stand side by side and run at once.
     const std::size_t first = next;
@@ -311,7 +320,7 @@ Result<std::vector<Replies>> Process::run_all(std::span<const Job> jobs) {
     std::vector<std::byte> image;
     for (; next < jobs.size() && at + jobs[next].batch->size() + extra <= end; ++next) {
       running.push_back(std::make_unique<Running>(jobs[next], all_but(end_signal_)));
-      FERRY_CHECK(launch(jobs[next], *running.back(), at, image));
+      FERRY_CHECK(launch(jobs[next], *running.back(), at, image, disposable_ ? &skeleton : nullptr));
       at += jobs[next].batch->size() + extra;
     }
     if (next == first) {
@@ -351,7 +360,7 @@ Result<void> Process::run_side_by_side(std::span<const Work> work) {
       jobs.push_back({&p.leader(), w.batch});
       running.push_back(std::make_unique<Running>(jobs.back(), all_but(p.end_signal_)));
       std::vector<std::byte> image;
-      FERRY_CHECK(p.launch(jobs.back(), *running.back(), p.area_.base + kPage, image));
+      FERRY_CHECK(p.launch(jobs.back(), *running.back(), p.area_.base + kPage, image, nullptr));
       FERRY_CHECK(sys::write_memory(p.pid_, p.area_.base + kPage, image));
       FERRY_CHECK(p.leader().resume(PTRACE_CONT));
     }

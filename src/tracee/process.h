@@ -104,7 +104,9 @@ class Process {
   // Places a batch and points the thread at it.
   Result<void> aim(Thread& thread, const Batch& batch);
   struct Running;
-  Result<void> launch(const Job& job, Running& running, std::uint64_t base, std::vector<std::byte>& image) const;
+  // `skeleton`: registers to start from where nobody wants back what the thread had.
+  Result<void> launch(const Job& job, Running& running, std::uint64_t base, std::vector<std::byte>& image,
+                      const Registers* skeleton) const;
   Result<void> await_batch(Running& running, const Deadline& deadline) const;
   Result<Replies> collect(const Running& running, std::span<const std::byte> image) const;
 

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <map>
 #include <set>
+#include <unordered_set>
 
 #include "base/log.h"
 #include "sys/file.h"
@@ -30,7 +31,7 @@ constexpr Deadline::Clock::duration kSoon = std::chrono::milliseconds(10);
 
 class Stopper {
  public:
-  Stopper(const Deadline& deadline, bool with_children) : deadline_(deadline), with_children_(with_children) {}
+  Stopper(const Deadline& deadline, const sys::TaskLook* look) : deadline_(deadline), look_(look) {}
 
   Result<std::vector<StoppedTask>> run(HostPid root, Freezer& freezer) {
     frozen_ = freezer.was_frozen() ? &freezer : nullptr;
@@ -110,10 +111,12 @@ class Stopper {
     std::sort(tids->begin(), tids->end(), [&](int a, int b) {
       return std::pair(a != pid.value, a) < std::pair(b != pid.value, b);
     });
+    std::unordered_set<int> known;
+    for (const Thread& thread : task.threads) {
+      known.insert(thread.tid().value);
+    }
     for (const int tid : *tids) {
-      const bool known = std::any_of(task.threads.begin(), task.threads.end(),
-                                     [&](const Thread& t) { return t.tid().value == tid; });
-      if (known) {
+      if (known.contains(tid)) {
         continue;
       }
       auto seized = Thread::seize(HostPid(tid), PTRACE_O_TRACESYSGOOD);
@@ -135,10 +138,15 @@ class Stopper {
       task.threads.push_back(std::move(*seized));
       fresh_.emplace_back(pid, task.threads.size() - 1);
     }
-    if (!with_children_) {
+    if (look_ == nullptr) {
       return {};
     }
+    const auto childless = tids->size() >= sys::TaskLook::kWorthIt ? look_->childless_threads_of(pid)
+                                                                   : std::unordered_set<pid_t>();
     for (const int tid : *tids) {
+      if (childless.contains(tid)) {
+        continue;
+      }
       const auto text = sys::read_file_at(proc->get(), fmt::format("task/{}/children", tid));
       if (!text.has_value()) {
         continue;  // the thread has just ended
@@ -243,7 +251,7 @@ class Stopper {
   }
 
   const Deadline& deadline_;
-  bool with_children_;
+  const sys::TaskLook* look_;  // nullptr: without children
   Freezer* frozen_ = nullptr;
   std::map<HostPid, StoppedTask> tasks_;
   std::vector<HostPid> order_;
@@ -288,13 +296,14 @@ Result<void> Freezer::restore_state() {
              : sys::write_file(directory_ + "/freezer.state", "FROZEN");
 }
 
-Result<std::vector<StoppedTask>> stop_tree(HostPid root, Freezer& freezer, const Deadline& deadline) {
-  return Stopper(deadline, true).run(root, freezer);
+Result<std::vector<StoppedTask>> stop_tree(HostPid root, Freezer& freezer, const Deadline& deadline,
+                                           const sys::TaskLook& look) {
+  return Stopper(deadline, &look).run(root, freezer);
 }
 
 Result<StoppedTask> stop_process(HostPid pid, const Deadline& deadline) {
   Freezer none;
-  FERRY_TRY(auto tasks, Stopper(deadline, false).run(pid, none));
+  FERRY_TRY(auto tasks, Stopper(deadline, nullptr).run(pid, none));
   return std::move(tasks.front());
 }
 

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/ids.h"
+#include "sys/task_look.h"
 #include "tracee/deadline.h"
 #include "tracee/thread.h"
 
@@ -44,8 +45,10 @@ class Freezer {
 
 // Seizes every thread of every process of the tree, interrupts all, thaws the freezer, and waits for
 // each by its tid; looks again until nothing new appears.  Parents come before their children.
+// `look`: for processes of many threads; may be closed.
 // On error everything is let go.  Errors: gone if the root is; denied if somebody else traces a task.
-Result<std::vector<StoppedTask>> stop_tree(HostPid root, Freezer& freezer, const Deadline& deadline);
+Result<std::vector<StoppedTask>> stop_tree(HostPid root, Freezer& freezer, const Deadline& deadline,
+                                           const sys::TaskLook& look);
 // The same for one process without its children, which is in no freezer.
 Result<StoppedTask> stop_process(HostPid pid, const Deadline& deadline);
 

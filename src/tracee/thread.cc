@@ -19,6 +19,10 @@ constexpr std::size_t kKernelSigsetSize = 8;
 // Most stops come within microseconds.  To sleep for one costs ten times that, because a processor has to be
 // woken twice; so we ask again for a while first, leaving the processor to the tracee if it needs ours.
 constexpr std::chrono::microseconds kSpinTime{200};
+// A thread that makes a thousand others wakes us a thousand times before it stops itself.  After some wakings for
+// nothing we look at intervals: the processor is better left to those who work.
+constexpr int kWakings = 4;
+constexpr timespec kInterval{0, 100'000};
 
 long request(int what, HostPid tid, std::uintptr_t address = 0, std::uintptr_t data = 0) {
   return ::ptrace(static_cast<__ptrace_request>(what), tid.value, reinterpret_cast<void*>(address),
@@ -114,7 +118,7 @@ Result<std::optional<Stop>> Thread::poll() {
 
 Result<Stop> Thread::wait(const Deadline& deadline) {
   const Deadline spinning(kSpinTime);
-  for (;;) {
+  for (int wakings = 0;;) {
     FERRY_TRY(const std::optional<Stop> stop, poll());
     if (stop.has_value()) {
       return *stop;
@@ -126,35 +130,45 @@ Result<Stop> Thread::wait(const Deadline& deadline) {
     if (deadline.passed()) {
       return sys_fail(ETIMEDOUT, fmt::format("task {} did not stop", tid_));
     }
-    sleep_for_change(deadline);
+    if (wakings < kWakings) {
+      sleep_for_change(deadline);
+      ++wakings;
+    } else {
+      (void)::nanosleep(&kInterval, nullptr);
+    }
   }
 }
 
 Result<void> await_end(const std::vector<Thread*>& threads, const Deadline& deadline) {
-  std::vector<Thread*> left = threads;
-  for (;;) {
-    const std::size_t before = left.size();
-    std::erase_if(left, [](Thread* thread) {
-      if (thread->tid().value == 0) {
-        return true;
-      }
-      const auto stop = thread->poll();
-      if (stop.has_value()) {
-        return false;  // alive, or a stop that was already on its way
-      }
-      thread->forget();
+  const auto has_ended = [](Thread* thread) {
+    if (thread->tid().value == 0) {
       return true;
-    });
-    if (left.empty()) {
-      return {};
     }
-    if (left.size() == before) {
-      if (deadline.passed()) {
-        return sys_fail(ETIMEDOUT, fmt::format("task {} was killed and did not end", left.front()->tid()));
+    const auto stop = thread->poll();
+    if (stop.has_value()) {
+      return false;  // alive, or a stop that was already on its way
+    }
+    thread->forget();
+    return true;
+  };
+  std::vector<Thread*> left = threads;
+  while (!left.empty()) {
+    // To look at all of them whenever one has ended would be quadratic, so the last one stands for all for a while:
+    // it was woken last.  Not for ever, because it may be the one that waits for the others to be reaped.
+    const Deadline turn(std::chrono::microseconds(500) + std::chrono::microseconds(2) * left.size());
+    for (const Deadline spinning(kSpinTime); !has_ended(left.back()) && !turn.passed();) {
+      if (spinning.passed()) {
+        (void)::nanosleep(&kInterval, nullptr);
+      } else {
+        ::sched_yield();
       }
-      sleep_for_change(deadline);
+    }
+    std::erase_if(left, has_ended);
+    if (!left.empty() && deadline.passed()) {
+      return sys_fail(ETIMEDOUT, fmt::format("task {} was killed and did not end", left.front()->tid()));
     }
   }
+  return {};
 }
 
 Result<void> Thread::set_options(unsigned long options) {
@@ -204,13 +218,12 @@ Result<void> Thread::set_registers(const Registers& regs) const {
 }
 
 Result<std::vector<std::byte>> Thread::extended_state() const {
-  std::vector<std::byte> state(16384);  // AMX makes it 11,008 bytes; the kernel cuts to what there is
-  iovec io{state.data(), state.size()};
+  std::byte state[16384];  // AMX makes it 11,008 bytes; the kernel cuts to what there is
+  iovec io{state, sizeof state};
   if (request(PTRACE_GETREGSET, tid_, NT_X86_XSTATE, reinterpret_cast<std::uintptr_t>(&io)) != 0) {
     return sys_fail(fmt::format("ptrace(GETREGSET XSTATE, {})", tid_));
   }
-  state.resize(io.iov_len);
-  return state;
+  return std::vector<std::byte>(state, state + io.iov_len);
 }
 
 Result<void> Thread::set_extended_state(std::span<const std::byte> state) const {

@@ -162,6 +162,10 @@ Result<void> collect(DumpContext& context) {
     const Membership* last = nullptr;
     std::uint32_t number = kOwnSet;
     for (DumpThread& thread : task->threads) {
+      if (!task->asks(thread)) {
+        thread.core->mutable_thread_core()->set_cg_set(task->model_of(thread).core->thread_core().cg_set());
+        continue;
+      }
       if (context.options.cgroup_mode != CgroupMode::ignore) {
         FERRY_TRY(const Membership* membership, placement.of(*task, thread).during("{}", task->subject()));
         if (membership != last) {

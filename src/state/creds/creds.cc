@@ -258,7 +258,14 @@ Answers ask_thread(DumpTask&, DumpThread& thread, tracee::Batch& batch) {
   };
 }
 
+// The same object of the kernel's: everything below comes with it.
+void answer_like(const DumpTask&, DumpThread&) {}
+
 Result<void> collect_thread(DumpTask& task, DumpThread& thread, DumpContext& context) {
+  if (!task.asks(thread)) {
+    *thread.core->mutable_thread_core()->mutable_creds() = task.model_of(thread).core->thread_core().creds();
+    return {};
+  }
   std::optional<sys::Status> from_inside;
   if (const pb::UsernsEntry* maps = userns::maps_of(context.set, *task.ids); maps != nullptr) {
     from_inside = *thread.status;

@@ -13,6 +13,8 @@ Result<void> preflight(HostPid pid, const DumpOptions& options);
 // Dumpable attribute of the address space (prctl(2) PR_GET_DUMPABLE).
 Answers ask(DumpTask& task, tracee::Batch& batch);
 Answers ask_thread(DumpTask& task, DumpThread& thread, tracee::Batch& batch);
+// In place of a question, for a thread that is like another one that was asked.
+void answer_like(const DumpTask& task, DumpThread& thread);
 Result<void> collect_thread(DumpTask& task, DumpThread& thread, DumpContext& context);
 
 // The last calls of a thread's batch: afterwards it has the privileges it had.  What the new thread has

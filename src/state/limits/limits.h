@@ -12,6 +12,8 @@ namespace ferry::state::limits {
 
 Answers ask(DumpTask& task, tracee::Batch& batch);
 Answers ask_thread(DumpTask& task, DumpThread& thread, tracee::Batch& batch);
+// In place of a question, for a thread that is like another one that was asked.
+void answer_like(const DumpTask& task, DumpThread& thread);
 Result<void> collect(DumpTask& task, DumpContext& context);
 Result<void> collect_thread(DumpTask& task, DumpThread& thread, DumpContext& context);
 

@@ -95,8 +95,28 @@ Answers ask_thread(DumpTask& task, DumpThread& thread, tracee::Batch& batch) {
   };
 }
 
-Result<void> collect_thread(DumpTask&, DumpThread& thread, DumpContext&) {
+void answer_like(const DumpTask& task, DumpThread& thread) {
+  auto& core = *thread.core->mutable_thread_core();
+  const auto& model = task.model_of(thread).core->thread_core();
+  core.set_comm(thread.words->name.data(), ::strnlen(thread.words->name.data(), thread.words->name.size()));
+  core.set_ferry_timerslack_ns(thread.words->timer_slack);
+  if (model.has_ferry_tsc()) {
+    core.set_ferry_tsc(model.ferry_tsc());
+  }
+  if (model.has_ferry_mce_kill()) {
+    core.set_ferry_mce_kill(model.ferry_mce_kill());
+  }
+  if (model.has_ferry_io_flusher()) {
+    core.set_ferry_io_flusher(model.ferry_io_flusher());
+  }
+  *core.mutable_ferry_speculation() = model.ferry_speculation();
+}
+
+Result<void> collect_thread(DumpTask& task, DumpThread& thread, DumpContext&) {
   FERRY_CHECK(collect_scheduling(thread));
+  if (!task.asks(thread) && !task.model_of(thread).core->thread_core().has_ferry_syscall_dispatch()) {
+    return {};
+  }
   return collect_dispatch(thread.tid, *thread.core->mutable_thread_core());
 }
 

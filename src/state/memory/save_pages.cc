@@ -20,6 +20,20 @@
 namespace ferry::state::memory {
 namespace {
 
+// Ranges that reach over several mappings, one for each.
+void split_at_borders(std::vector<sys::PageRange>& ranges, const pb::MmEntry& mm) {
+  const std::vector<sys::PageRange> whole = std::exchange(ranges, {});
+  std::size_t next = 0;
+  for (const pb::VmaEntry& vma : mm.vmas()) {
+    while (next < whole.size() && whole[next].end <= vma.start()) {
+      ++next;
+    }
+    for (std::size_t i = next; i < whole.size() && whole[i].start < vma.end(); ++i) {
+      ranges.push_back({std::max(whole[i].start, vma.start()), std::min(whole[i].end, vma.end())});
+    }
+  }
+}
+
 // Everything if there is no increment, or none for this process.
 Result<Increment::Parts> parts_of(DumpTask& task, DumpContext& context, int pagemap) {
   Increment* const increment = context.increment;
@@ -32,9 +46,18 @@ Result<Increment::Parts> parts_of(DumpTask& task, DumpContext& context, int page
     increment->forget(task.pid);
   }
   Increment::Parts all;
-  for (const pb::VmaEntry& vma : task.mm->vmas()) {
-    FERRY_CHECK(add_kept(kept(vma), pagemap, vma.start(), vma.end(), all.data, &all.guards));
+  const auto& vmas = task.mm->vmas();
+  for (int i = 0; i < vmas.size();) {
+    // Neighbours in one question to the kernel: thousands of stacks and what lies between them are one range.
+    const Kept what = kept(vmas[i]);
+    const std::uint64_t start = vmas[i].start();
+    std::uint64_t end = start;
+    for (; i < vmas.size() && (vmas[i].start() == end || end == start) && kept(vmas[i]) == what; ++i) {
+      end = vmas[i].end();
+    }
+    FERRY_CHECK(add_kept(what, pagemap, start, end, all.data, &all.guards));
   }
+  split_at_borders(all.guards, *task.mm);
   return all;
 }
 

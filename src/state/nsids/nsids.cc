@@ -227,7 +227,7 @@ Result<void> check_threads(const DumpTask& task) {
   }
   FERRY_TRY(const Inodes inodes, inodes_at(task.proc.get(), "", task.subject()));
   for (const DumpThread& thread : task.threads) {
-    if (thread.tid == task.pid) {
+    if (thread.tid == task.pid || !task.asks(thread)) {
       continue;
     }
     for (const NsKind kind : {NsKind::net, NsKind::ipc, NsKind::uts, NsKind::mnt, NsKind::cgroup}) {

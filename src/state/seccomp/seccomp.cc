@@ -148,7 +148,20 @@ Answers ask_thread(DumpTask&, DumpThread& thread, tracee::Batch& batch) {
   };
 }
 
-Result<void> collect_thread(DumpTask&, DumpThread& thread, DumpContext& context) {
+void answer_like(const DumpTask& task, DumpThread& thread) {
+  const auto& model = task.model_of(thread).core->thread_core();
+  if (model.has_seccomp_mode()) {
+    thread.core->mutable_thread_core()->set_seccomp_mode(model.seccomp_mode());
+  }
+}
+
+Result<void> collect_thread(DumpTask& task, DumpThread& thread, DumpContext& context) {
+  if (!task.asks(thread)) {
+    if (const auto& model = task.model_of(thread).core->thread_core(); model.has_seccomp_filter()) {
+      thread.core->mutable_thread_core()->set_seccomp_filter(model.seccomp_filter());
+    }
+    return {};
+  }
   pb::SeccompEntry& all = entry_of(context);
   auto& core = *thread.core->mutable_thread_core();
   if (core.seccomp_mode() == pb::SECM_filter) {

@@ -14,6 +14,8 @@
 namespace ferry::state::seccomp {
 
 Answers ask_thread(DumpTask& task, DumpThread& thread, tracee::Batch& batch);
+// In place of a question, for a thread that is like another one that was asked.
+void answer_like(const DumpTask& task, DumpThread& thread);
 // Reads the filters from outside.  A filter that asks a supervisor (SECCOMP_RET_USER_NOTIF) is refused:
 // the supervisor's descriptor is outside of the tree.
 Result<void> collect_thread(DumpTask& task, DumpThread& thread, DumpContext& context);

@@ -38,7 +38,7 @@ static_assert(sizeof(KernelStack) == sizeof(stack_t));
 bool settable(int signal) { return signal != SIGKILL && signal != SIGSTOP; }
 
 Result<void> peek(HostPid tid, std::uint32_t flags, pb::SignalQueueEntry& out) {
-  std::array<std::array<char, kInfoSize>, 32> infos{};
+  std::array<std::array<char, kInfoSize>, 32> infos;  // the kernel fills in what it says
   for (std::uint64_t offset = 0;;) {
     __ptrace_peeksiginfo_args args{};
     args.off = offset;
@@ -124,6 +124,20 @@ Answers ask_thread(DumpTask&, DumpThread& thread, tracee::Batch& batch) {
     }
     return {};
   };
+}
+
+void answer_like(const DumpTask&, DumpThread& thread) {
+  const sys::TaskWords& words = *thread.words;
+  auto& out = *thread.core->mutable_thread_core();
+  out.mutable_sas()->set_ss_sp(words.stack_base);
+  out.mutable_sas()->set_ss_size(words.stack_size);
+  // As sigaltstack(2) puts it together (do_sigaltstack in kernel/signal.c).
+  constexpr std::uint32_t kAutoDisarm = 1U << 31;  // SS_AUTODISARM
+  out.mutable_sas()->set_ss_flags((static_cast<std::uint32_t>(words.stack_flags) & kAutoDisarm) |
+                                  (words.stack_size == 0 ? std::uint32_t{SS_DISABLE} : 0));
+  if (words.death_signal != 0) {
+    out.set_pdeath_sig(static_cast<std::uint32_t>(words.death_signal));
+  }
 }
 
 Result<void> collect(DumpTask& task, DumpContext&) {

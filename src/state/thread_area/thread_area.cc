@@ -60,7 +60,10 @@ Result<void> settle_rseq(RestoreTask& task, const RestoreThread& thread, tracee:
 
 Result<void> settle_rseq(DumpTask& task, DumpThread& thread) {
   FERRY_TRY(const auto config, rseq_of(thread.tid));
-  if (config.rseq_abi_pointer == 0) {
+  thread.rseq = {config.rseq_abi_pointer, config.rseq_abi_size, config.signature};
+  // A sequence holds no system calls (rseq.rst), so whoever is in one is in none.
+  const bool in_call = thread.registers.orig_rax != ~std::uint64_t{0};
+  if (config.rseq_abi_pointer == 0 || in_call) {
     return {};
   }
   const std::uint64_t pointer_at = config.rseq_abi_pointer + offsetof(struct rseq, rseq_cs);
@@ -89,22 +92,29 @@ Answers ask_thread(DumpTask&, DumpThread& thread, tracee::Batch& batch) {
   };
 }
 
-Result<void> collect_thread(DumpTask&, DumpThread& thread, DumpContext&) {
+void answer_like(const DumpTask&, DumpThread& thread) {
+  thread.core->mutable_thread_info()->set_clear_tid_addr(thread.words->clear_child_tid);
+}
+
+Result<void> collect_thread(DumpTask& task, DumpThread& thread, DumpContext&) {
   auto& core = *thread.core->mutable_thread_core();
-  std::uint64_t head = 0;
-  std::size_t size = 0;
-  if (::syscall(SYS_get_robust_list, thread.tid.value, &head, &size) != 0) {
+  std::uint64_t head = thread.words.has_value() ? thread.words->robust_list : 0;
+  std::size_t size = kRobustHeadSize;
+  if (!thread.words.has_value() && ::syscall(SYS_get_robust_list, thread.tid.value, &head, &size) != 0) {
     return sys_fail(fmt::format("get_robust_list({})", thread.tid));
   }
   core.set_futex_rla(head);
   core.set_futex_rla_len(static_cast<std::uint32_t>(size));
-  FERRY_TRY(const auto rseq, rseq_of(thread.tid));
-  if (rseq.rseq_abi_pointer != 0) {
-    core.mutable_rseq_entry()->set_rseq_abi_pointer(rseq.rseq_abi_pointer);
-    core.mutable_rseq_entry()->set_rseq_abi_size(rseq.rseq_abi_size);
-    core.mutable_rseq_entry()->set_signature(rseq.signature);
+  if (thread.rseq.pointer != 0) {
+    core.mutable_rseq_entry()->set_rseq_abi_pointer(thread.rseq.pointer);
+    core.mutable_rseq_entry()->set_rseq_abi_size(thread.rseq.size);
+    core.mutable_rseq_entry()->set_signature(thread.rseq.signature);
   }
   auto& info = *thread.core->mutable_thread_info();
+  if (!task.asks(thread)) {
+    *info.mutable_tls() = task.model_of(thread).core->thread_info().tls();
+    return {};
+  }
   info.clear_tls();
   for (int slot = kFirstTls; slot < kFirstTls + kTlsSlots; ++slot) {
     user_desc descriptor{};

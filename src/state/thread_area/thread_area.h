@@ -15,6 +15,8 @@ namespace ferry::state::thread_area {
 Result<void> settle_rseq(DumpTask& task, DumpThread& thread);
 
 Answers ask_thread(DumpTask& task, DumpThread& thread, tracee::Batch& batch);
+// In place of a question, for a thread that is like another one that was asked.
+void answer_like(const DumpTask& task, DumpThread& thread);
 Result<void> collect_thread(DumpTask& task, DumpThread& thread, DumpContext& context);
 
 // The same for a set of CRIU's, which keeps such a thread as it was stopped: `registers` are those it is
