@@ -247,7 +247,8 @@ class Live : public testing::Test {
       return false;
     }
     if (verdict.failures != 0) {
-      ADD_FAILURE_AT(test_.file, test_.line) << who << (who.empty() ? "" : ": ") << verdict.text;
+      ADD_FAILURE_AT(test_.file, test_.line) << who << (who.empty() ? "" : ": ") << verdict.text << "\noutput of the body:\n"
+                                             << tail_of(output_);
       return false;
     }
     if (checkpoints == 0) {

@@ -211,6 +211,24 @@ Result<bool> is_settling() {
   });
 }
 
+// An interface whose carrier is there becomes ready in a worker of the kernel's (net/core/link_watch.c), which begins
+// what IPv6 does with its addresses anew.  One that is not ready in time gets its addresses all the same.
+Result<void> let_links_settle() {
+  const tracee::Deadline deadline(std::chrono::milliseconds(200));
+  constexpr unsigned kCarrier = IFF_UP | 1U << 16;  // IFF_LOWER_UP, netdevice(7)
+  for (;;) {
+    FERRY_TRY(const auto links, dump<ifinfomsg>(RTM_GETLINK, AF_UNSPEC, "interfaces"));
+    const bool settling = std::any_of(links.begin(), links.end(), [](const Body& body) {
+      const auto head = head_of<ifinfomsg>(body);
+      return head.has_value() && (head->ifi_flags & kCarrier) == kCarrier && (head->ifi_flags & IFF_RUNNING) == 0;
+    });
+    if (!settling || deadline.passed()) {
+      return {};
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
 // Without duplicate address detection an address settles at once, but in a worker of the kernel's; until then
 // nobody can be reached at it.  One that has not settled in time does so later, by detection.
 Result<void> let_addresses_settle() {
@@ -313,6 +331,7 @@ Result<void> save_tables(image::Set& set, std::uint32_t id, pb::NetnsEntry& out)
 Result<void> restore_addresses(const image::Set& set, std::uint32_t id) {
   const image::Name name{image::Type::ifaddr, id};
   FERRY_TRY(const auto wanted, load(set.raw(name), kAddressMagic, RTM_NEWADDR, image::file_name(name)));
+  FERRY_CHECK(let_links_settle());
   std::set<std::string> keys;
   for (const Body& body : wanted) {
     auto head = head_of<ifaddrmsg>(body);
