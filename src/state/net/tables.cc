@@ -212,9 +212,11 @@ Result<bool> is_settling() {
 }
 
 // An interface whose carrier is there becomes ready in a worker of the kernel's (net/core/link_watch.c), which begins
-// what IPv6 does with its addresses anew.  One that is not ready in time gets its addresses all the same.
+// what IPv6 does with its addresses anew, and takes routes that are there by then for those of a dead link.  It works
+// at once or, for one that has the same index as its peer, within a second.  One that is not ready even then gets its
+// addresses all the same.
 Result<void> let_links_settle() {
-  const tracee::Deadline deadline(std::chrono::milliseconds(200));
+  const tracee::Deadline deadline(std::chrono::milliseconds(1500));
   constexpr unsigned kCarrier = IFF_UP | 1U << 16;  // IFF_LOWER_UP, netdevice(7)
   for (;;) {
     FERRY_TRY(const auto links, dump<ifinfomsg>(RTM_GETLINK, AF_UNSPEC, "interfaces"));
