@@ -1,0 +1,12 @@
+#!/bin/sh
+# MariaDB as the first process, with the tables that mariadb-install-db makes.
+set -e
+share=/usr/share/mysql
+mkdir /data/mysql
+{
+  echo 'CREATE DATABASE IF NOT EXISTS mysql; USE mysql; SET @skip_auth_anonymous=1; SET @auth_root_socket=NULL;'
+  cat $share/mariadb_system_tables.sql $share/mariadb_performance_tables.sql $share/mariadb_system_tables_data.sql
+} | mariadbd --no-defaults --bootstrap --datadir=/data --skip-log-bin --innodb-flush-log-at-trx-commit=0 \
+  >/tmp/bootstrap 2>&1
+exec mariadbd --no-defaults --datadir=/data --socket=/tmp/mariadb.sock --port=3306 --init-file=/srv/users.sql \
+  --innodb-buffer-pool-size=64M --lc-messages-dir=$share --character-sets-dir=$share/charsets 2>/data/log
