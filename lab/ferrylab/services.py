@@ -95,7 +95,7 @@ def java():
 
 
 def terminfo(tree):
-    for name in ("s/screen", "s/screen-256color", "t/tmux", "t/tmux-256color", "x/xterm", "x/xterm-256color", "l/linux"):
+    for name in ("s/screen", "s/screen-256color", "t/tmux", "t/tmux-256color", "x/xterm", "x/xterm-256color"):
         tree.file(f"/lib/terminfo/{name}")
 
 

@@ -45,7 +45,8 @@ function serve() {
     const [hash, sum, derived, kept] = await Promise.all([
       askWorker(key + number), askChild(1), pbkdf2(key, number, 10, 16, 'sha256'), fs.promises.readFile(file, 'utf8')]);
     response.setHeader('Content-Type', 'application/json');
-    response.end(JSON.stringify({ count: counts.get(key), hash, sum, derived: derived.toString('hex'), kept, ticks, seen }));
+    response.end(JSON.stringify({
+      count: counts.get(key), hash, sum, derived: derived.toString('hex'), kept, ticks, seen }));
   }).listen(8080);
 }
 
