@@ -104,6 +104,7 @@ def tmux():
     tree.program("/usr/bin/tmux")
     tree.program("/usr/bin/vim.tiny", "/usr/bin/vi")
     terminfo(tree)
+    tree.folder("/usr/lib/locale/C.utf8")
     resolver(tree)
     return ["ENV TERM=xterm", "ENV LANG=C.UTF-8", "CMD [\"/usr/bin/tmux\", \"-u\", \"new-session\", \"/bin/sh\"]"], tree
 

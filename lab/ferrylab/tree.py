@@ -49,7 +49,7 @@ class Tree:
 
     def file(self, source, path=None):
         """Copies a file of the machine; of a symbolic link, what it leads to."""
-        path = path or source
+        path = os.path.normpath(path or source)  # ldd names some as bin/../lib
         self._parents(path)
         real = os.path.realpath(source)
         info = tarfile.TarInfo(path.strip("/"))

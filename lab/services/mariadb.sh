@@ -5,7 +5,7 @@ share=/usr/share/mysql
 mkdir /data/mysql
 {
   echo 'CREATE DATABASE IF NOT EXISTS mysql; USE mysql; SET @skip_auth_anonymous=1; SET @auth_root_socket=NULL;'
-  cat $share/mariadb_system_tables.sql $share/mariadb_performance_tables.sql $share/mariadb_system_tables_data.sql
+  cat $share/mysql_system_tables.sql $share/mysql_performance_tables.sql $share/mysql_system_tables_data.sql
 } | mariadbd --no-defaults --bootstrap --datadir=/data --skip-log-bin --innodb-flush-log-at-trx-commit=0 \
   >/tmp/bootstrap 2>&1
 exec mariadbd --no-defaults --datadir=/data --socket=/tmp/mariadb.sock --port=3306 --init-file=/srv/users.sql \

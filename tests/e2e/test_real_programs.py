@@ -88,6 +88,7 @@ class RealPrograms(FerryCase):
         for s in self.sessions:
             s.stop()
             self.assertIsNone(s.error, s.name)
+        self.sessions.clear()
 
     # ---- the programs ----
 
@@ -269,7 +270,7 @@ class RealPrograms(FerryCase):
         def signal():
             before = visits[0].last["signals"]
             self.here.docker("kill", "--signal", "USR1", name)
-            wait_until(lambda: visits[0].last["signals"] > before or self.sessions[0].error, 15,
+            wait_until(lambda: visits[0].last["signals"] > before, 15,
                        "the event loop to see a signal")
         self.ten_times(name, signal)
         for v in visits:
@@ -344,7 +345,7 @@ class RealPrograms(FerryCase):
             inside("tmux", "send-keys", "-t", window, *words)
 
         wait_until(lambda: self.here.try_docker("exec", name, "tmux", "list-windows").returncode == 0, 15,
-                   "tmux to be up")
+                   lambda: f"tmux to be up: {self.here.try_docker('logs', name).stdout}")
         inside("tmux", "new-window", "-d", "-n", "count", "i=0; while :; do echo $i >>/srv/count; i=$((i+1)); "
                                                           "sleep 0.05; done")
         inside("tmux", "new-window", "-d", "-n", "editor", "vi -u NONE -n /srv/text")
