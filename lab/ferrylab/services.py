@@ -102,7 +102,7 @@ def terminfo(tree):
 def tmux():
     tree = base()
     tree.program("/usr/bin/tmux")
-    tree.program("/usr/bin/vim.tiny", "/usr/bin/vi")
+    tree.program("/usr/bin/vim.tiny", "/usr/bin/vim")  # to its shell "vi" is busybox itself
     terminfo(tree)
     tree.folder("/usr/lib/locale/C.utf8")
     resolver(tree)

@@ -348,7 +348,7 @@ class RealPrograms(FerryCase):
                    lambda: f"tmux to be up: {self.here.try_docker('logs', name).stdout}")
         inside("tmux", "new-window", "-d", "-n", "count", "i=0; while :; do echo $i >>/srv/count; i=$((i+1)); "
                                                           "sleep 0.05; done")
-        inside("tmux", "new-window", "-d", "-n", "editor", "vi -u NONE -n /srv/text")
+        inside("tmux", "new-window", "-d", "-n", "editor", "vim -u NONE -n /srv/text")
         self.assertIn("#", screen(":0"))
         wait_until(lambda: "~" in screen("editor"), 15, "the editor to draw its screen")
         keys(":0", "n=0", "Enter")

@@ -126,33 +126,44 @@ Result<void> Staged::write_zeros(std::uint64_t vaddr, std::uint64_t bytes) {
   return {};
 }
 
-Result<void> Staged::evacuate(RestoreTask& task) {
+Result<void> Staged::to_buffer(const RestoreTask& task, const std::vector<sys::PageRange>& ranges) {
   constexpr std::size_t kPiece = 4U << 20;
-  std::vector<std::byte> bytes(kPiece);
-  for (const sys::PageRange& range : content_.ranges()) {
+  std::vector<std::byte> bytes;
+  for (const sys::PageRange& range : ranges) {
     for (std::uint64_t at = range.start; at < range.end;) {
-      const auto part = std::span(bytes).first(std::min<std::uint64_t>(kPiece, range.end - at));
-      FERRY_CHECK(sys::read_memory(task.pid, at, part, task.process.memory()));
-      if (::pwrite(buffer_.get(), part.data(), part.size(), static_cast<off_t>(at)) != static_cast<ssize_t>(part.size())) {
+      bytes.resize(std::min<std::uint64_t>(kPiece, range.end - at));
+      FERRY_CHECK(sys::read_memory(task.pid, at, bytes, task.process.memory()));
+      if (::pwrite(buffer_.get(), bytes.data(), bytes.size(), static_cast<off_t>(at)) != static_cast<ssize_t>(bytes.size())) {
         return sys_fail("pwrite(pages that arrived)");
       }
-      buffered_.add(at, at + part.size());
-      at += part.size();
+      at += bytes.size();
     }
+    buffered_.add(range.start, range.end);
+    content_.remove(range.start, range.end);
   }
+  return {};
+}
+
+Result<void> Staged::evacuate(RestoreTask& task) {
+  const std::vector<sys::PageRange> all = content_.ranges();
+  FERRY_CHECK(to_buffer(task, all));
   mappings_.clear();
   touched_ = {};
   content_ = {};
   return {};
 }
 
-Result<void> Staged::settle(const pb::MmEntry& mm, std::vector<sys::PageRange> pages, tracee::Batch& batch) {
+Result<void> Staged::settle(const RestoreTask& task, const pb::MmEntry& mm, std::vector<sys::PageRange> pages, tracee::Batch& batch) {
   tidy(pages);
   // What of each mapping stays.
   std::vector<Mapping> stays;
   std::vector<sys::PageRange> staying;
+  std::vector<sys::PageRange> anonymous;
   auto mapping = mappings_.begin();
   for (const pb::VmaEntry& vma : mm.vmas()) {
+    if ((vma.status() & kAnonPrivate) != 0) {
+      anonymous.push_back({vma.start(), vma.end()});
+    }
     while (mapping != mappings_.end() && mapping->end <= vma.start()) {
       ++mapping;
     }
@@ -166,6 +177,14 @@ Result<void> Staged::settle(const pb::MmEntry& mm, std::vector<sys::PageRange> p
   std::vector<sys::PageRange> all;
   for (const Mapping& m : mappings_) {
     all.push_back({m.start, m.end});
+  }
+  // A mapping that the task has replaced since the look by one with other flags (a reservation that it uses by
+  // now, for instance) goes, and its pages have arrived in it all the same.
+  FERRY_CHECK(to_buffer(task, without(common(content_.ranges(), pages), staying)));
+  // So have pages of zeros, which only anonymous memory has by itself.
+  for (const sys::PageRange& zeros : without(common(zeros_.ranges(), pages), anonymous)) {
+    buffered_.add(zeros.start, zeros.end);  // the buffer has a hole there
+    zeros_.remove(zeros.start, zeros.end);
   }
   for (const sys::PageRange& gone : without(all, staying)) {
     batch.must("munmap(what is mapped no more)", SYS_munmap, {gone.start, gone.end - gone.start});
