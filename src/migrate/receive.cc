@@ -32,6 +32,7 @@
 #include "migrate/settle.h"
 #include "migrate/understudy.h"
 #include "migrate/streams_in.h"
+#include "state/mount/refill.h"
 #include "state/net_gate/net_gate.h"
 #include "sys/file.h"
 #include "tracee/thread.h"
@@ -431,19 +432,6 @@ class Receiver {
     return false;
   }
 
-  // The twin's own tmpfs were filled when its skeleton was made.  Archives of the same content are the same
-  // bytes, so a difference means that the twin would lack what was written since.
-  static Result<void> same_tmpfs(const image::Set& before, const image::Set& now) {
-    for (const image::Name& name : now.names(image::Type::tmpfs_dev)) {
-      const std::string* was = before.raw(name);
-      if (was == nullptr || *was != *now.raw(name)) {
-        return fail(Kind::unsupported, "the content of a tmpfs of the container changed while it was being moved; "
-                                       "move it again when the container writes less there");
-      }
-    }
-    return {};
-  }
-
   Result<bool> precopy() {
     const std::lock_guard<std::mutex> held(where_pages_go_);
     FERRY_CHECK(twin_->grow_ahead(looked_at_, pages_->directory()).during("making skeletons on the destination"));
@@ -474,7 +462,9 @@ class Receiver {
     FERRY_TRY(const std::string bytes, streams_.bulk().receive_text(kSetLimit));
     laps_.skip();
     FERRY_TRY(image::Set set, image::decode(bytes).during("reading the tree that arrived"));
-    FERRY_CHECK(same_tmpfs(looked_at_, set));
+    // The twin's own tmpfs were filled when its skeleton was made.
+    FERRY_CHECK(state::mount::refill_tmpfs(root_, looked_at_, set));
+    laps_.add("refill tmpfs");
     FERRY_TRY(const int images, pages_->complete(std::move(set)));
     laps_.add("keep images");
     FERRY_CHECK(twin_->grow(images).during("building the tree on the destination"));

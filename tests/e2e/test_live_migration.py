@@ -84,6 +84,67 @@ while True:
 """
 
 
+# Reserves address space and takes it into use piece by piece, as a Java virtual machine does: each piece is a new
+# mapping with other flags in the place of the reservation.
+SETTLER = r"""
+import ctypes, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+PRIVATE, FIXED, ANONYMOUS, NORESERVE, SIZE = 2, 0x10, 0x20, 0x4000, 1 << 30
+base = libc.mmap(None, SIZE, 0, PRIVATE | ANONYMOUS | NORESERVE, -1, 0)
+used = 0
+def right(number):
+    return ctypes.string_at(base + number * 16384, 16384) == bytes([number % 255 + 1]) * 8192 + bytes(8192)
+while True:
+    if used < SIZE // 16384:
+        at = base + used * 16384
+        if libc.mmap(at, 16384, 3, PRIVATE | FIXED | ANONYMOUS, -1, 0) != at:
+            sys.exit("no mapping")
+        ctypes.memset(at, 0, 16384)
+        ctypes.memset(at, used % 255 + 1, 8192)
+        used += 1
+    if not right(used * 7919 % used) or not right(used - 1):
+        print("wrong: not what was written", flush=True)
+    if used % 200 == 0:
+        if not all(right(n) for n in range(used)):
+            print("wrong: not what was written", flush=True)
+        print(used, flush=True)
+    time.sleep(0.0003)
+"""
+
+# Two tmpfs that change all the time: files come, grow, are mapped, renamed, linked and removed.
+SHARER = r"""
+import hashlib, mmap, os
+for d in ("/dev/shm", "/own"):
+    open(d + "/counter", "wb").write(bytes(8))
+maps = [mmap.mmap(os.open(d + "/counter", os.O_RDWR), 8) for d in ("/dev/shm", "/own")]
+n = 0
+while True:
+    n += 1
+    for d, m in zip(("/dev/shm", "/own"), maps):
+        if int.from_bytes(m[:], "little") != n - 1 or open(d + "/counter", "rb").read() != m[:]:
+            print("wrong: the counter", flush=True)
+        m[:] = n.to_bytes(8, "little")
+        os.makedirs(f"{d}/d{n % 7}", exist_ok=True)
+        name = f"{d}/d{n % 7}/f{n % 50}"
+        if n > 350:
+            old, wanted = open(name, "rb").read(), hashlib.sha256(str(n - 350).encode()).digest() * (n % 50)
+            if old != wanted or os.stat(name).st_nlink != 2 or os.readlink(name + "-link") != str(n - 350):
+                print("wrong: a file", flush=True)
+        for leftover in (name, name + "-other", name + "-link"):
+            if os.path.lexists(leftover):
+                os.unlink(leftover)
+        with open(name + "-new", "wb") as f:
+            f.write(hashlib.sha256(str(n).encode()).digest() * (n % 50))
+        os.rename(name + "-new", name)
+        os.link(name, name + "-other")
+        os.symlink(str(n), name + "-link")
+    if n % 100 == 0:
+        print(n, flush=True)
+"""
+
+
 class Asker(threading.Thread):
     """A client that counts in redis, one request after the other, and checks every answer."""
 
@@ -115,7 +176,7 @@ class Asker(threading.Thread):
 
 
 class LiveMigration(test_ferry_migrate.Migrate):
-    def start_python(self, name, program, *arguments):
+    def start_python(self, name, program, *arguments, options=()):
         self.remove_later(self.h2, name)
         self.h1.image("python")
         scratch = os.path.join(self.h1.tmp, name + ".py")
@@ -124,7 +185,7 @@ class LiveMigration(test_ferry_migrate.Migrate):
         mapper = os.path.join(self.h1.tmp, name + "-mapper.py")
         with open(mapper, "w", encoding="ascii") as f:
             f.write(MAPPER)
-        self.container(name, "--network", "none", command="create", image="python",
+        self.container(name, "--network", "none", *options, command="create", image="python",
                        argv=["/usr/bin/python3", "-u", "/program.py", *arguments])
         self.h1.docker("cp", scratch, f"{name}:/program.py")
         self.h1.docker("cp", mapper, f"{name}:/mapper.py")
@@ -207,6 +268,22 @@ class LiveMigration(test_ferry_migrate.Migrate):
         self.migrate("family", "--switch-anyway", "--max-rounds", "6")
         self.assertEqual(self.runs_on("family"), ["h2"])
         self.assert_writes_on("family", self.h2, lines=20)
+
+    def test_reserved_addresses_that_are_taken_into_use(self):
+        self.start_python("settler", SETTLER)
+        self.assert_writes_on("settler", self.h1)
+        self.migrate("settler", "--switch-anyway", "--max-rounds", "6")
+        self.assertEqual(self.runs_on("settler"), ["h2"])
+        self.assert_writes_on("settler", self.h2)
+
+    def test_tmpfs_that_change_all_the_time(self):
+        self.start_python("sharer", SHARER, options=["--tmpfs", "/own"])
+        self.assert_writes_on("sharer", self.h1)
+        self.migrate("sharer", "--switch-anyway", "--max-rounds", "6")
+        self.assertEqual(self.runs_on("sharer"), ["h2"])
+        self.assert_writes_on("sharer", self.h2)
+        self.ferry("migrate", "--switch-anyway", "--max-rounds", "6", "sharer", "h1", host=self.h2, timeout=90)
+        self.assert_writes_on("sharer", self.h1)
 
     def test_writer_that_is_faster_than_the_connection_stays(self):
         self.start_gap("racer", 64, 400)

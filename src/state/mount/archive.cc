@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <map>
 #include <memory>
+#include <set>
 
 #include "base/unique_fd.h"
 #include "sys/file.h"
@@ -236,7 +237,7 @@ Result<Archived> archive_tree(int root) {
   return result;
 }
 
-Result<void> extract_here(std::string_view bytes) {
+Result<void> extract_here(std::string_view bytes, const std::set<std::string>& present) {
   const Archive in(::archive_read_new());
   if (::archive_read_support_filter_gzip(in.get()) != ARCHIVE_OK ||
       ::archive_read_support_format_tar(in.get()) != ARCHIVE_OK ||
@@ -261,6 +262,9 @@ Result<void> extract_here(std::string_view bytes) {
       return fail(Kind::corrupt, "the archive of a tmpfs cannot be read: {}", ::archive_error_string(in.get()));
     }
     const std::string path = ::archive_entry_pathname(entry);
+    if (present.contains(path) && ::archive_entry_filetype(entry) != AE_IFDIR) {
+      continue;
+    }
     if (::archive_write_header(disk.get(), entry) != ARCHIVE_OK) {
       return archive_fail(disk.get(), fmt::format("extracting {}", path));
     }

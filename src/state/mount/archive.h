@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -28,8 +29,9 @@ struct Archived {
 Result<Archived> archive_tree(int root);
 
 // Into the current directory of the calling thread, which has to be the root of the filesystem (a thread with
-// a file system context of its own: unshare(2), CLONE_FS).
-Result<void> extract_here(std::string_view archive);
+// a file system context of its own: unshare(2), CLONE_FS).  `present`: what is there already and cannot be
+// replaced; directories of the same name are used anyway.
+Result<void> extract_here(std::string_view archive, const std::set<std::string>& present = {});
 Result<void> make_sockets(int root, const std::vector<Node>& sockets);
 
 }  // namespace ferry::state::mount
