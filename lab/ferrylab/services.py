@@ -55,7 +55,7 @@ def mariadb():
     user(tree, "mysql", MYSQL)
     tree.directory("/data", 0o700, MYSQL)
     own(tree, "mariadb.sh", "/srv/start", 0o755)
-    tree.text("/srv/users.sql", "CREATE USER IF NOT EXISTS ferry@'%'; GRANT ALL ON *.* TO ferry@'%';\n"
+    tree.text("/srv/users.sql", "CREATE USER IF NOT EXISTS ferry@'%';\nGRANT ALL ON *.* TO ferry@'%';\n"
                                 "CREATE DATABASE IF NOT EXISTS ferry;\n")
     return ["USER mysql", "WORKDIR /data", "CMD [\"/srv/start\"]"], tree
 

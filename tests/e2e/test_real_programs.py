@@ -144,6 +144,8 @@ class RealPrograms(FerryCase):
             idle = database()
             self.session(f"idle {number}", lambda n, db=idle: expect("an answer", db.one(f"SELECT {n}"), str(n)))
         self.ten_times(name)
+        # A session that has slept all the time, and the process that writes checkpoints.
+        self.assertEqual(first.one("SELECT sum(balance) FROM accounts"), "100000")
         first.query("CHECKPOINT")
         self.assertEqual(first.one("SELECT count(*) FROM pg_stat_activity WHERE state IS NOT NULL AND "
                                    "client_addr IS NOT NULL"), "9")
