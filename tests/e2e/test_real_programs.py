@@ -28,7 +28,7 @@ class RealPrograms(FerryCase):
             # runc's settings of its criu, only for this host of the lab.
             host.run(["mount", "-t", "tmpfs", "tmpfs", "/etc/criu"])
             self.addCleanup(host.run, ["umount", "/etc/criu"])
-            host.run(["sh", "-c", "echo tcp-established >/etc/criu/runc.conf"])
+            host.run(["sh", "-c", "printf 'tcp-established\\nfile-locks\\n' >/etc/criu/runc.conf"])
 
     # ---- containers and sessions ----
 

@@ -5,11 +5,14 @@
 #include <sched.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <map>
+#include <optional>
+#include <set>
 #include <thread>
 #include <unordered_map>
 
@@ -62,6 +65,33 @@ class EpollKind : public FileKind {
     return restore_fown(fd, file.epfd().fown(), context);
   }
 
+  // A signalfd wakes whoever watches it through the signal handlers of the task that added the watch
+  // (signalfd_poll and signalfd_notify in the kernel's fs/signalfd.c and include/linux/signalfd.h), so nobody else
+  // can add it.  If several tasks have both descriptors it was the first of them: others got them by fork(2).
+  Result<void> settle(const pb::FileEntry& file, const pb::FdinfoEntry& row, RestoreTask& task, RestoreContext& context,
+                      tracee::Batch& batch) override {
+    const pb::EventpollFileEntry& entry = file.epfd();
+    for (int i = 0; i < entry.tfd_size(); ++i) {
+      const pb::EventpollTfdEntry& watch = entry.tfd(i);
+      if (watch.id() != 0 && !is_signalfd(watch.id(), context)) {
+        continue;
+      }
+      if (!tables_) {
+        tables_.emplace(context.set);
+      }
+      const std::uint32_t id = tables_->at(task.ids->files_id(), watch.tfd());
+      const bool is_it = id != 0 && (watch.id() == 0 ? is_signalfd(id, context) : id == watch.id());
+      if (!is_it || !of_tasks_.insert({file.id(), i}).second) {
+        continue;
+      }
+      epoll_event event{};
+      event.events = watch.events();
+      event.data.u64 = watch.data();
+      batch.must("epoll_ctl(signalfd)", SYS_epoll_ctl, {row.fd(), EPOLL_CTL_ADD, watch.tfd(), batch.object(event)});
+    }
+    return {};
+  }
+
   // A watch remembers the number that its file had when it was added, whatever that number is now, so it is
   // added in a table of descriptors where numbers can be given freely: that of a thread of its own.
   Result<void> complete(RestoreContext& context) override {
@@ -76,13 +106,14 @@ class EpollKind : public FileKind {
         return;
       }
       for (const pb::FileEntry* file : opened_) {
-        outcome = add_watches(*file, tables, context).during("epoll descriptor {}", file->id());
+        outcome = add_watches(*file, tables, of_tasks_, context).during("epoll descriptor {}", file->id());
         if (!outcome.has_value()) {
           return;
         }
       }
     }).join();
     opened_.clear();
+    of_tasks_.clear();
     return outcome;
   }
 
@@ -119,6 +150,15 @@ class EpollKind : public FileKind {
         }
       }
       return 0;
+    }
+
+    [[nodiscard]] std::uint32_t at(std::uint64_t table, std::uint32_t number) const {
+      const auto numbers = ids_.find(table);
+      if (numbers == ids_.end()) {
+        return 0;
+      }
+      const auto row = numbers->second.find(number);
+      return row == numbers->second.end() ? 0 : row->second;
     }
 
    private:
@@ -212,13 +252,21 @@ class EpollKind : public FileKind {
     return 0U;
   }
 
-  static Result<void> add_watches(const pb::FileEntry& file, const Tables& tables, RestoreContext& context) {
+  static bool is_signalfd(std::uint32_t id, const RestoreContext& context) {
+    const pb::FileEntry* const entry = context.files.entry(id);
+    return entry != nullptr && entry->type() == pb::FD_SIGNALFD;
+  }
+
+  using Watches = std::set<std::pair<std::uint32_t, int>>;  // epoll descriptor, place in its list
+
+  static Result<void> add_watches(const pb::FileEntry& file, const Tables& tables, const Watches& done, RestoreContext& context) {
     const pb::EventpollFileEntry& entry = file.epfd();
     // First what was told before, which is told once more now, to us.
     for (const bool told : {true, false}) {
       int count = 0;
-      for (const pb::EventpollTfdEntry& watch : entry.tfd()) {
-        if (watch.ferry_told() == told) {
+      for (int i = 0; i < entry.tfd_size(); ++i) {
+        const pb::EventpollTfdEntry& watch = entry.tfd(i);
+        if (watch.ferry_told() == told && !done.contains({file.id(), i})) {
           FERRY_CHECK(add(file, watch, tables, context));
           ++count;
         }
@@ -276,6 +324,8 @@ class EpollKind : public FileKind {
 
   std::map<std::uint32_t, List> lists_;         // checkpoint, by id
   std::vector<const pb::FileEntry*> opened_;  // restore
+  std::optional<Tables> tables_;              // restore, once it is needed
+  Watches of_tasks_;                          // restore, added by a task itself
 };
 
 // "5 events: 19 data: 5  pos:0 ino:61af sdev:7" (Documentation/filesystems/proc.rst, "Eventpoll files").

@@ -1,8 +1,11 @@
 // Watches that are hard to make again.
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <set>
@@ -38,6 +41,51 @@ LIVE_TEST(Epoll, Nested) {
   ASSERT_EQ(::eventfd_write(counter, 1), 0);
   EXPECT_EQ(ready(outer), (std::set<std::uint64_t>{2}));
   EXPECT_EQ(ready(inner), (std::set<std::uint64_t>{1}));
+}
+
+// The watcher has to be woken by the signal, not only to find it when it looks: two processes, each with a list of its
+// own, wake each other as databases do that use a signal for a latch.
+LIVE_TEST(Epoll, SignalfdWakesWhoSleeps) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGURG);
+  ASSERT_EQ(::sigprocmask(SIG_BLOCK, &set, nullptr), 0);
+  const pid_t parent = ::getpid();
+  const auto wait_for_signal = [&](int epoll, int fd) {
+    epoll_event event{};
+    signalfd_siginfo info{};
+    return ::epoll_wait(epoll, &event, 1, 10'000) == 1 && ::read(fd, &info, sizeof info) == sizeof info && info.ssi_signo == SIGURG;
+  };
+  const auto make = [&](int& epoll, int& fd) {
+    epoll = ::epoll_create1(EPOLL_CLOEXEC);
+    fd = ::signalfd(-1, &set, SFD_NONBLOCK);
+    epoll_event event{};
+    event.events = EPOLLIN;
+    return ::epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0;
+  };
+  int epoll = -1, fd = -1;
+  ASSERT_TRUE(make(epoll, fd));
+  const pid_t child = ::fork();
+  if (child == 0) {
+    int own = -1, own_fd = -1;
+    if (!make(own, own_fd)) {
+      ::_exit(1);
+    }
+    for (int i = 0; i < 3; ++i) {
+      if (!wait_for_signal(own, own_fd) || ::kill(parent, SIGURG) != 0) {
+        ::_exit(2);
+      }
+    }
+    ::_exit(0);
+  }
+  checkpoint_here();
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_EQ(::kill(child, SIGURG), 0);
+    ASSERT_TRUE(wait_for_signal(epoll, fd)) << "round " << i;
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
 }
 
 LIVE_TEST(Epoll, WatchOfANumberThatIsClosedOrSomethingElseNow) {
