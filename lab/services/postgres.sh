@@ -2,7 +2,7 @@
 # PostgreSQL as the first process, and a session over its Unix socket that counts in a table and prints the numbers.
 set -e
 bin=/usr/lib/postgresql/15/bin
-$bin/initdb -D /data -U postgres -A trust -E UTF8 --locale C --no-sync >/dev/null
+$bin/initdb -D /data -U postgres -A trust -E UTF8 --locale C --no-sync >/dev/null 2>&1
 echo 'host all all all trust' >>/data/pg_hba.conf
 
 count() {
