@@ -97,6 +97,9 @@ Result<Round> Rounds::round(Progress& progress) {
   FERRY_CHECK(control_->send(message));
   wire::Message answer;
   FERRY_CHECK(control_->receive(answer, kAnswerLimit));
+  if (answer.has_refused()) {
+    return fail(Kind::os, "{}: {}", control_->peer(), answer.refused().reason());
+  }
   if (!answer.has_done()) {
     return fail(Kind::corrupt, "{} does not say that the pages have arrived", control_->peer());
   }

@@ -144,6 +144,9 @@ class Sender {
 
   Result<void> wait_done() {
     FERRY_TRY(const Message message, answer_of(kWork));
+    if (message.has_refused()) {  // how it gives up once the twin is started
+      return fail(Kind::os, "{}: {}", options_.destination, message.refused().reason());
+    }
     if (!message.has_done()) {
       return fail(Kind::corrupt, "{} does not say that it has done its part", options_.destination);
     }
