@@ -93,6 +93,8 @@ libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
 PRIVATE, FIXED, ANONYMOUS, NORESERVE, SIZE = 2, 0x10, 0x20, 0x4000, 1 << 30
 base = libc.mmap(None, SIZE, 0, PRIVATE | ANONYMOUS | NORESERVE, -1, 0)
+if libc.mmap(None, 1 << 43, 0, PRIVATE | ANONYMOUS, -1, 0) in (None, 2**64 - 1):
+    sys.exit("no reservation")  # of more than there is memory
 used = 0
 def right(number):
     return ctypes.string_at(base + number * 16384, 16384) == bytes([number % 255 + 1]) * 8192 + bytes(8192)

@@ -38,7 +38,9 @@ Result<Staged> Staged::plan(const pb::MmEntry& mm, const std::vector<sys::PageRa
     const bool blocked = std::any_of(in_the_way.begin(), in_the_way.end(), [&](const sys::PageRange& other) {
       return vma.start() < other.end && other.start < vma.end();
     });
-    if (blocked || !can_be_staged(vma) || vma.start() >= vma.end() || vma.end() > kUserEnd) {
+    // Address space that is only reserved counts against the limit of memory when it is mapped to be written to,
+    // and may be larger than all memory; pages that it has nevertheless wait in the buffer.
+    if (blocked || vma.prot() == PROT_NONE || !can_be_staged(vma) || vma.start() >= vma.end() || vma.end() > kUserEnd) {
       continue;
     }
     const Mapping mapping{vma.start(), vma.end(), vma.flags() & ~kNotNow, vma.madv()};
