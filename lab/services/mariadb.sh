@@ -11,4 +11,5 @@ mkdir /data/mysql
 } | mariadbd --no-defaults --bootstrap --datadir=/data --skip-log-bin --debug-no-sync \
   >/tmp/bootstrap 2>&1
 exec mariadbd --no-defaults --datadir=/data --socket=/tmp/mariadb.sock --port=3306 --init-file=/srv/users.sql \
-  --innodb-use-native-aio=0 --innodb-buffer-pool-size=64M --lc-messages-dir=$share --character-sets-dir=$share/charsets 2>/data/log
+  --skip-name-resolve --innodb-use-native-aio=0 --innodb-buffer-pool-size=64M \
+  --lc-messages-dir=$share --character-sets-dir=$share/charsets 2>/data/log
