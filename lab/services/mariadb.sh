@@ -6,7 +6,8 @@ share=/usr/share/mysql
 mkdir /data/mysql
 {
   # One statement a line is all that it takes in this mode.
-  printf '%s;\n' 'CREATE DATABASE IF NOT EXISTS mysql' 'USE mysql' 'SET @skip_auth_anonymous=1' 'SET @auth_root_socket=NULL'
+  printf '%s;\n' 'CREATE DATABASE IF NOT EXISTS mysql' 'USE mysql' 'SET @skip_auth_anonymous=1' \
+    'SET @auth_root_socket=NULL'
   cat $share/mysql_system_tables.sql $share/mysql_performance_tables.sql $share/mysql_system_tables_data.sql
 } | mariadbd --no-defaults --bootstrap --datadir=/data --skip-log-bin --debug-no-sync \
   >/tmp/bootstrap 2>&1

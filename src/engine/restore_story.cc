@@ -254,7 +254,8 @@ Result<void> RestoreStory::build_memory() {
     auto& kernel = kernel_.emplace(&task, layout_.kernel).first->second;
     state::memory::Staged* staged = staged_for(task);
     if (staged != nullptr) {
-      FERRY_CHECK(staged->settle(task, *task.mm, pages_of(set_, task), batch).during("memory that was sent ahead"));
+      FERRY_CHECK(
+          staged->settle(task, *task.mm, pages_of(set_, task), batch).during("memory that was sent ahead"));
     }
     return state::memory::add_mappings(task, context_, kernel, layout_.park, batch, staged);
   };

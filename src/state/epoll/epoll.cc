@@ -66,10 +66,11 @@ class EpollKind : public FileKind {
   }
 
   // A signalfd wakes whoever watches it through the signal handlers of the task that added the watch
-  // (signalfd_poll and signalfd_notify in the kernel's fs/signalfd.c and include/linux/signalfd.h), so nobody else
-  // can add it.  If several tasks have both descriptors it was the first of them: others got them by fork(2).
-  Result<void> settle(const pb::FileEntry& file, const pb::FdinfoEntry& row, RestoreTask& task, RestoreContext& context,
-                      tracee::Batch& batch) override {
+  // (signalfd_poll and signalfd_notify in the kernel's fs/signalfd.c and include/linux/signalfd.h), so nobody
+  // else can add it.  If several tasks have both descriptors it was the first of them: others got them by
+  // fork(2).
+  Result<void> settle(const pb::FileEntry& file, const pb::FdinfoEntry& row, RestoreTask& task,
+                      RestoreContext& context, tracee::Batch& batch) override {
     const pb::EventpollFileEntry& entry = file.epfd();
     for (int i = 0; i < entry.tfd_size(); ++i) {
       const pb::EventpollTfdEntry& watch = entry.tfd(i);
@@ -87,7 +88,8 @@ class EpollKind : public FileKind {
       epoll_event event{};
       event.events = watch.events();
       event.data.u64 = watch.data();
-      batch.must("epoll_ctl(signalfd)", SYS_epoll_ctl, {row.fd(), EPOLL_CTL_ADD, watch.tfd(), batch.object(event)});
+      batch.must("epoll_ctl(signalfd)", SYS_epoll_ctl,
+                 {row.fd(), EPOLL_CTL_ADD, watch.tfd(), batch.object(event)});
     }
     return {};
   }
@@ -259,7 +261,8 @@ class EpollKind : public FileKind {
 
   using Watches = std::set<std::pair<std::uint32_t, int>>;  // epoll descriptor, place in its list
 
-  static Result<void> add_watches(const pb::FileEntry& file, const Tables& tables, const Watches& done, RestoreContext& context) {
+  static Result<void> add_watches(const pb::FileEntry& file, const Tables& tables, const Watches& done,
+                                  RestoreContext& context) {
     const pb::EventpollFileEntry& entry = file.epfd();
     // First what was told before, which is told once more now, to us.
     for (const bool told : {true, false}) {

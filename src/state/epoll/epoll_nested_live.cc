@@ -43,8 +43,8 @@ LIVE_TEST(Epoll, Nested) {
   EXPECT_EQ(ready(inner), (std::set<std::uint64_t>{1}));
 }
 
-// The watcher has to be woken by the signal, not only to find it when it looks: two processes, each with a list of its
-// own, wake each other as databases do that use a signal for a latch.
+// The watcher has to be woken by the signal, not only to find it when it looks: two processes, each with a
+// list of its own, wake each other as databases do that use a signal for a latch.
 LIVE_TEST(Epoll, SignalfdWakesWhoSleeps) {
   sigset_t set;
   sigemptyset(&set);
@@ -54,7 +54,8 @@ LIVE_TEST(Epoll, SignalfdWakesWhoSleeps) {
   const auto wait_for_signal = [&](int epoll, int fd) {
     epoll_event event{};
     signalfd_siginfo info{};
-    return ::epoll_wait(epoll, &event, 1, 10'000) == 1 && ::read(fd, &info, sizeof info) == sizeof info && info.ssi_signo == SIGURG;
+    return ::epoll_wait(epoll, &event, 1, 10'000) == 1 && ::read(fd, &info, sizeof info) == sizeof info &&
+           info.ssi_signo == SIGURG;
   };
   const auto make = [&](int& epoll, int& fd) {
     epoll = ::epoll_create1(EPOLL_CLOEXEC);
@@ -63,12 +64,13 @@ LIVE_TEST(Epoll, SignalfdWakesWhoSleeps) {
     event.events = EPOLLIN;
     return ::epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0;
   };
-  int epoll = -1, fd = -1;
+  int epoll = -1, fd = -1, told[2];
   ASSERT_TRUE(make(epoll, fd));
+  ASSERT_EQ(::pipe2(told, O_CLOEXEC), 0);
   const pid_t child = ::fork();
   if (child == 0) {
     int own = -1, own_fd = -1;
-    if (!make(own, own_fd)) {
+    if (!make(own, own_fd) || ::write(told[1], "", 1) != 1) {
       ::_exit(1);
     }
     for (int i = 0; i < 3; ++i) {
@@ -78,6 +80,8 @@ LIVE_TEST(Epoll, SignalfdWakesWhoSleeps) {
     }
     ::_exit(0);
   }
+  char byte;
+  ASSERT_EQ(::read(told[0], &byte, 1), 1);
   checkpoint_here();
   for (int i = 0; i < 3; ++i) {
     ASSERT_EQ(::kill(child, SIGURG), 0);

@@ -38,9 +38,10 @@ Result<Staged> Staged::plan(const pb::MmEntry& mm, const std::vector<sys::PageRa
     const bool blocked = std::any_of(in_the_way.begin(), in_the_way.end(), [&](const sys::PageRange& other) {
       return vma.start() < other.end && other.start < vma.end();
     });
-    // Address space that is only reserved counts against the limit of memory when it is mapped to be written to,
-    // and may be larger than all memory; pages that it has nevertheless wait in the buffer.
-    if (blocked || vma.prot() == PROT_NONE || !can_be_staged(vma) || vma.start() >= vma.end() || vma.end() > kUserEnd) {
+    // Address space that is only reserved counts against the limit of memory when it is mapped to be written
+    // to, and may be larger than all memory; pages that it has nevertheless wait in the buffer.
+    if (blocked || vma.prot() == PROT_NONE || !can_be_staged(vma) || vma.start() >= vma.end() ||
+        vma.end() > kUserEnd) {
       continue;
     }
     const Mapping mapping{vma.start(), vma.end(), vma.flags() & ~kNotNow, vma.madv()};
@@ -135,7 +136,8 @@ Result<void> Staged::to_buffer(const RestoreTask& task, const std::vector<sys::P
     for (std::uint64_t at = range.start; at < range.end;) {
       bytes.resize(std::min<std::uint64_t>(kPiece, range.end - at));
       FERRY_CHECK(sys::read_memory(task.pid, at, bytes, task.process.memory()));
-      if (::pwrite(buffer_.get(), bytes.data(), bytes.size(), static_cast<off_t>(at)) != static_cast<ssize_t>(bytes.size())) {
+      if (::pwrite(buffer_.get(), bytes.data(), bytes.size(), static_cast<off_t>(at)) !=
+          static_cast<ssize_t>(bytes.size())) {
         return sys_fail("pwrite(pages that arrived)");
       }
       at += bytes.size();
@@ -155,7 +157,8 @@ Result<void> Staged::evacuate(RestoreTask& task) {
   return {};
 }
 
-Result<void> Staged::settle(const RestoreTask& task, const pb::MmEntry& mm, std::vector<sys::PageRange> pages, tracee::Batch& batch) {
+Result<void> Staged::settle(const RestoreTask& task, const pb::MmEntry& mm, std::vector<sys::PageRange> pages,
+                            tracee::Batch& batch) {
   tidy(pages);
   // What of each mapping stays.
   std::vector<Mapping> stays;
@@ -180,8 +183,8 @@ Result<void> Staged::settle(const RestoreTask& task, const pb::MmEntry& mm, std:
   for (const Mapping& m : mappings_) {
     all.push_back({m.start, m.end});
   }
-  // A mapping that the task has replaced since the look by one with other flags (a reservation that it uses by
-  // now, for instance) goes, and its pages have arrived in it all the same.
+  // A mapping that the task has replaced since the look by one with other flags (a reservation that it uses
+  // by now, for instance) goes, and its pages have arrived in it all the same.
   FERRY_CHECK(to_buffer(task, without(common(content_.ranges(), pages), staying)));
   // So have pages of zeros, which only anonymous memory has by itself.
   for (const sys::PageRange& zeros : without(common(zeros_.ranges(), pages), anonymous)) {

@@ -38,9 +38,11 @@ class Staged {
   // Takes everything out of the skeleton, which is going to be made anew.
   Result<void> evacuate(RestoreTask& task);
 
-  // `mm`: the final mappings; `pages`: those that belong to the task, sorted.  Takes the pages out of mappings
-  // that do not stay, and adds to the batch what takes away everything else.  Errors: corrupt, if a page that belongs to the task has not arrived.
-  Result<void> settle(const RestoreTask& task, const pb::MmEntry& mm, std::vector<sys::PageRange> pages, tracee::Batch& batch);
+  // `mm`: the final mappings; `pages`: those that belong to the task, sorted.  Takes the pages out of
+  // mappings that do not stay, and adds to the batch what takes away everything else.  Errors: corrupt, if a
+  // page that belongs to the task has not arrived.
+  Result<void> settle(const RestoreTask& task, const pb::MmEntry& mm, std::vector<sys::PageRange> pages,
+                      tracee::Batch& batch);
   // After settle(): the parts of a mapping that are in place, with the flags it wants, readable and writable.
   [[nodiscard]] std::vector<sys::PageRange> in_place(const pb::VmaEntry& vma) const;
   // After settle(): the pages that are not in place, to be written when everything is mapped.

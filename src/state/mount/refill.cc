@@ -61,8 +61,8 @@ bool is_visible_once(const image::Set& set, const Tmpfs& tmpfs) {
   return tmpfs.places == 1 && here == 1;
 }
 
-// What other things are mounted on stays (rename(2), EBUSY, for whoever is in the mount namespace), and so do the
-// directories above it.
+// What other things are mounted on stays (rename(2), EBUSY, for whoever is in the mount namespace), and so do
+// the directories above it.
 Result<void> remove_all(int directory, const std::string& below, std::set<std::string>& stayed) {
   FERRY_TRY(const auto names, sys::list_directory(directory, "."));
   for (const std::string& name : names) {
@@ -93,7 +93,8 @@ Result<void> fill_again(const Tmpfs& tmpfs, const std::string& archive) {
     return sys_fail("fstatfs");
   }
   if (fs.f_type != TMPFS_MAGIC) {
-    return fail(Kind::unsupported, "another mount hides this tmpfs, whose content changed while it was being moved");
+    return fail(Kind::unsupported,
+                "another mount hides this tmpfs, whose content changed while it was being moved");
   }
   FERRY_TRY(const UniqueFd top, sys::open_at(view.get(), ".", O_RDONLY | O_DIRECTORY));
   std::set<std::string> stayed;
@@ -120,15 +121,18 @@ Result<void> refill_tmpfs(HostPid root, const image::Set& before, const image::S
     if (was != nullptr && *was == archive && same(find_tmpfs(before, dev).sockets, tmpfs.sockets)) {
       continue;
     }
-    if (was == nullptr || tmpfs.entry == nullptr || now.names(Type::mountpoints).size() != 1 || !is_visible_once(now, tmpfs)) {
-      return fail(Kind::unsupported, "the content of a tmpfs of the container changed while it was being moved, and it is "
-                                     "not mounted at one place only; move it again when the container writes less there");
+    if (was == nullptr || tmpfs.entry == nullptr || now.names(Type::mountpoints).size() != 1 ||
+        !is_visible_once(now, tmpfs)) {
+      return fail(Kind::unsupported,
+                  "the content of a tmpfs of the container changed while it was being moved, and it is "
+                  "not mounted at one place only; move it again when the container writes less there");
     }
     if (!entered) {
       FERRY_CHECK(inside.enter(root));
       entered = true;
     }
-    FERRY_CHECK(inside.run([&] { return fill_again(tmpfs, archive); }).during("filling the tmpfs {} again", tmpfs.entry->mountpoint()));
+    FERRY_CHECK(inside.run([&] { return fill_again(tmpfs, archive); })
+                    .during("filling the tmpfs {} again", tmpfs.entry->mountpoint()));
   }
   return {};
 }
