@@ -61,6 +61,21 @@ Result<void> RestoreStory::zero_ahead(NsPid pid, std::uint64_t vaddr, std::uint6
   return found->second.memory.write_zeros(vaddr, bytes).during("memory of pid {}", pid);
 }
 
+Result<void> RestoreStory::drop_ahead(NsPid pid, const std::vector<sys::PageRange>& stale) {
+  const auto found = ahead_.find(pid);
+  if (found == ahead_.end()) {
+    return {};  // nothing is there that could be stale
+  }
+  tracee::Batch batch;
+  found->second.memory.drop(stale, batch);
+  if (batch.empty()) {
+    return {};
+  }
+  RestoreTask& task = *found->second.task;
+  FERRY_CHECK(task.process.run(task.leader(), batch).during("dropping stale memory of pid {}", pid));
+  return {};
+}
+
 bool RestoreStory::same_processes(const RestoreStory& other) const {
   return std::equal(tasks_.begin(), tasks_.end(), other.tasks_.begin(), other.tasks_.end(),
                     [](const auto& a, const auto& b) { return place_of(*a) == place_of(*b); });

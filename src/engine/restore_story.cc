@@ -21,6 +21,7 @@
 #include "state/ipc/ipc.h"
 #include "state/limits/limits.h"
 #include "state/memory/lazy.h"
+#include "state/memory/pages.h"
 #include "state/mount/mount.h"
 #include "state/net/net.h"
 #include "state/net_gate/net_gate.h"
@@ -42,12 +43,16 @@ using state::RestoreThread;
 
 constexpr std::uint32_t kStopped = 3;  // TaskCoreEntry.task_state
 
-// The pages that a set says belong to a task.
-std::vector<sys::PageRange> pages_of(const image::Set& set, const RestoreTask& task) {
+// The pages that a set says belong to a task: those that have to be there, or those that come later.
+enum class When : std::uint8_t { now, later };
+std::vector<sys::PageRange> pages_of(const image::Set& set, const RestoreTask& task, When when) {
   std::vector<sys::PageRange> out;
   const image::Name name{image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid().value)};
   for (const pb::PagemapEntry* entry : set.list<pb::PagemapEntry>(name)) {
-    out.push_back({entry->vaddr(), entry->vaddr() + entry->nr_pages() * image::kPageSize});
+    const bool later = (entry->flags() & (image::kLazy | image::kPresent)) == image::kLazy;
+    if (later == (when == When::later)) {
+      out.push_back({entry->vaddr(), entry->vaddr() + entry->nr_pages() * image::kPageSize});
+    }
   }
   return out;
 }
@@ -200,7 +205,8 @@ Result<void> RestoreStory::make_all_threads() {
   return {};
 }
 
-Result<void> RestoreStory::dress(int images_dir) {
+Result<void> RestoreStory::dress(int images_dir, Latecomers* late) {
+  late_ = late;
   FERRY_TRY(auto pages, image::PageStore::open(set_, images_dir));
   pages_ = std::make_unique<image::PageStore>(std::move(pages));
   FERRY_CHECK(files_.open_all(context_));
@@ -254,8 +260,7 @@ Result<void> RestoreStory::build_memory() {
     auto& kernel = kernel_.emplace(&task, layout_.kernel).first->second;
     state::memory::Staged* staged = staged_for(task);
     if (staged != nullptr) {
-      FERRY_CHECK(
-          staged->settle(task, *task.mm, pages_of(set_, task), batch).during("memory that was sent ahead"));
+      FERRY_CHECK(staged->settle(task, *task.mm, pages_of(set_, task, When::now), batch).during("memory that was sent ahead"));
     }
     return state::memory::add_mappings(task, context_, kernel, layout_.park, batch, staged);
   };
@@ -274,9 +279,34 @@ Result<void> RestoreStory::build_memory() {
 
 Result<std::uint64_t> RestoreStory::fill(RestoreTask& task) {
   if (const state::memory::Staged* const staged = staged_for(task); staged != nullptr) {
-    return state::memory::fill(task, staged->to_write());
+    FERRY_TRY(const std::uint64_t filled, state::memory::fill(task, staged->to_write()));
+    FERRY_CHECK(await_late(task));
+    return filled;
   }
   return daemon_ ? fill_lazily(task) : state::memory::fill(task, *pages_);
+}
+
+// From here on whoever looks at that memory, we included, waits for those who bring it.
+Result<void> RestoreStory::await_late(RestoreTask& task) {
+  const auto later = pages_of(set_, task, When::later);
+  if (later.empty()) {
+    return {};
+  }
+  if (late_ == nullptr) {
+    return fail(Kind::corrupt, "pages of pid {} are to come later, and nobody brings them", task.ns_pid());
+  }
+  std::vector<sys::PageRange> elsewhere = state::memory::without(later, state::memory::lazy_ranges(*task.mm));
+  if (!elsewhere.empty()) {
+    return fail(Kind::corrupt, "page {:#x} of pid {} is to come later, and is in no memory that can wait for it",
+                elsewhere.front().start, task.ns_pid());
+  }
+  std::vector<image::Extent> extents;
+  for (const sys::PageRange& range : later) {
+    extents.push_back({range.start, range.pages(), -1, 0});
+  }
+  FERRY_TRY(UniqueFd uffd, state::memory::make_userfaultfd(task));
+  FERRY_CHECK(state::memory::await_pages(uffd.get(), *task.mm, extents));
+  return late_->await(task.ns_pid(), std::move(uffd), later);
 }
 
 // From here on whoever looks at that memory, we included, is served by the daemon.

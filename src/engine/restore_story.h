@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/laps.h"
+#include "engine/latecomers.h"
 #include "engine/options.h"
 #include "engine/restore_tree.h"
 #include "image/page_store.h"
@@ -55,12 +56,15 @@ class RestoreStory {
   // Pages that arrive for what was grown ahead.  Errors: gone (nothing was grown for this process).
   Result<void> write_ahead(NsPid pid, std::span<const sys::Placed> pages);
   Result<void> zero_ahead(NsPid pid, std::uint64_t vaddr, std::uint64_t bytes);
+  // Pages of it that are known to be stale.
+  Result<void> drop_ahead(NsPid pid, const std::vector<sys::PageRange>& stale);
   [[nodiscard]] bool is_ahead(NsPid pid) const { return ahead_.contains(pid); }
   // In place of take_root() and grow(): takes over what another story grew ahead.  Processes that have come,
   // gone or changed their place in the tree since then are made anew.
   Result<void> take_over(RestoreStory& ahead);
-  // Memory, files, attributes.  `images_dir`: where the pages are.
-  Result<void> dress(int images_dir);
+  // Memory, files, attributes.  `images_dir`: where the pages are.  `late`: who brings those that the set says come
+  // later, of memory that was grown ahead; has to outlive the story.
+  Result<void> dress(int images_dir, Latecomers* late = nullptr);
   // Registers; the batch areas go.
   Result<void> finish_threads();
   // The point of no return.
@@ -95,6 +99,7 @@ class RestoreStory {
   Result<void> clear_new_ones();
   Result<std::uint64_t> fill(state::RestoreTask& task);
   Result<std::uint64_t> fill_lazily(state::RestoreTask& task);
+  Result<void> await_late(state::RestoreTask& task);
   state::memory::Staged* staged_for(const state::RestoreTask& task);
   Result<void> build_memory();
   Result<void> dress_tasks();
@@ -108,6 +113,7 @@ class RestoreStory {
   state::Leftovers leftovers_;  // before the tasks, so that it goes after them
   std::vector<std::unique_ptr<state::RestoreTask>> tasks_;
   std::unique_ptr<image::PageStore> pages_;
+  Latecomers* late_ = nullptr;
   UniqueFd daemon_;  // who brings the pages that come later, if options say so
   state::Inside inside_;
   state::OpenFiles files_;

@@ -182,7 +182,11 @@ Result<void> Twin::zero_ahead(NsPid pid, std::uint64_t vaddr, std::uint64_t byte
   return state_->ahead->zero_ahead(pid, vaddr, bytes);
 }
 
-Result<void> Twin::grow(int images_dir) {
+Result<void> Twin::drop_ahead(NsPid pid, const std::vector<sys::PageRange>& stale) {
+  return state_->ahead == nullptr ? Result<void>() : state_->ahead->drop_ahead(pid, stale);
+}
+
+Result<void> Twin::grow(int images_dir, Latecomers* late) {
   State& s = *state_;
   FERRY_TRY(image::Set set, image::load(images_dir));
   s.options.images_dir = images_dir;  // rooms look for contents of files there
@@ -195,7 +199,7 @@ Result<void> Twin::grow(int images_dir) {
     FERRY_CHECK(s.take_root(*s.story));
     FERRY_CHECK(s.story->grow());
   }
-  FERRY_CHECK(s.story->dress(images_dir));
+  FERRY_CHECK(s.story->dress(images_dir, late));
   return s.story->finish_threads();
 }
 

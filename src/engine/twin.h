@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/laps.h"
+#include "engine/latecomers.h"
 #include "engine/options.h"
 #include "image/set.h"
 #include "sys/memory.h"
@@ -54,9 +55,12 @@ class Twin {
   // Several threads may bring pages at the same time; none of a page twice at once.
   Result<void> write_ahead(NsPid pid, std::span<const sys::Placed> pages);
   Result<void> zero_ahead(NsPid pid, std::uint64_t vaddr, std::uint64_t bytes);
+  // What has arrived of these pages is stale.  By the thread that grew, while nobody brings pages.
+  Result<void> drop_ahead(NsPid pid, const std::vector<sys::PageRange>& stale);
   // The whole tree as the images in `images_dir` (an open directory, on tmpfs during a move) say:
-  // everything but the last step, still stopped.  The directory may go afterwards.
-  Result<void> grow(int images_dir);
+  // everything but the last step, still stopped.  The directory may go afterwards.  `late`: who brings the pages that
+  // the images leave for later; has to live as long as this.
+  Result<void> grow(int images_dir, Latecomers* late = nullptr);
   // After grow(): from now on the tree goes on when this process ends, instead of dying with it.
   Result<void> outlive_us();
   // Point of no return.

@@ -37,12 +37,22 @@ std::vector<sys::PageRange> FaultServer::askable(NsPid pid, std::uint64_t start,
   return out;
 }
 
+bool FaultServer::has_fast_lane(const PageSource::Range& range) const {
+  return std::any_of(sources_.begin(), sources_.end(), [&](const Source& source) {
+    return source.lane == Lane::faults && !source.lost && source.source->covers(range) != 0;
+  });
+}
+
 // False if nobody can be asked now.
-Result<bool> FaultServer::ask(const PageSource::Range& range) {
+Result<bool> FaultServer::ask(const PageSource::Range& range, bool fault) {
   bool any = false;
   for (std::uint64_t at = range.start; at < range.end;) {
+    const bool fast = fault && has_fast_lane({range.pid, at, range.end});
     std::uint64_t covered = 0;
     for (Source& source : sources_) {
+      if (source.lane != Lane::all && (source.lane == Lane::faults) != fast) {
+        continue;
+      }
       covered = source.source->covers({range.pid, at, range.end});
       if (covered == 0) {
         continue;
@@ -55,8 +65,14 @@ Result<bool> FaultServer::ask(const PageSource::Range& range) {
         lose(source, asked.error());
         break;
       }
-      asked_[range.pid].flying.add(part.start, part.end);
-      flying_ += covered;
+      Asked& asked_of_it = asked_[range.pid];
+      if (fast) {
+        asked_of_it.urgent.add(part.start, part.end);
+      }
+      // A page that overtakes itself flies once.
+      const bool flies = asked_of_it.flying.covers(part.start, part.end);
+      asked_of_it.flying.add(part.start, part.end);
+      flying_ += flies ? 0 : covered;
       any = true;
       if (source.source->descriptor() < 0) {
         FERRY_CHECK(take_from(source));
@@ -92,7 +108,7 @@ Result<void> FaultServer::take_from(Source& source) {
 }
 
 Result<void> FaultServer::deliver(const PageSource::Piece& piece) {
-  arrived(piece.pid, piece.vaddr, piece.vaddr + piece.pages.size());
+  arrived(piece.pid, piece.vaddr, piece.vaddr + piece.size());
   for (std::size_t i = 0; i < spaces_.size(); ++i) {  // a fork may add one meanwhile
     if (spaces_[i]->pid == piece.pid && !spaces_[i]->closed) {
       FERRY_CHECK(deliver_to(*spaces_[i], piece));
@@ -100,7 +116,7 @@ Result<void> FaultServer::deliver(const PageSource::Piece& piece) {
   }
   const auto now = Clock::now();
   auto waiting = waiting_.lower_bound({piece.pid, piece.vaddr});
-  while (waiting != waiting_.end() && waiting->first < Page{piece.pid, piece.vaddr + piece.pages.size()}) {
+  while (waiting != waiting_.end() && waiting->first < Page{piece.pid, piece.vaddr + piece.size()}) {
     if (latencies_us_.size() < kMaxLatencies) {
       latencies_us_.push_back(static_cast<std::uint32_t>(
           std::chrono::duration_cast<std::chrono::microseconds>(now - waiting->second).count()));
@@ -112,7 +128,7 @@ Result<void> FaultServer::deliver(const PageSource::Piece& piece) {
 }
 
 Result<void> FaultServer::deliver_to(Space& space, const PageSource::Piece& piece) {
-  const std::uint64_t piece_end = piece.vaddr + piece.pages.size();
+  const std::uint64_t piece_end = piece.vaddr + piece.size();
   std::uint64_t step = kStep;
   for (std::uint64_t at = piece.vaddr; at < piece_end && !space.closed;) {
     // Anew each time: what is missing may have changed while it was filled.
@@ -123,9 +139,11 @@ Result<void> FaultServer::deliver_to(Space& space, const PageSource::Piece& piec
     const Missing::Part& part = parts.front();
     const std::uint64_t size = std::min(part.end - part.start, step);
     FERRY_TRY(const auto filled,
-              sys::missing_copy(space.uffd.get(), part.start, piece.pages.data() + (part.origin - piece.vaddr), size));
+              piece.zeros != 0
+                  ? sys::missing_zero(space.uffd.get(), part.start, size)
+                  : sys::missing_copy(space.uffd.get(), part.start, piece.pages.data() + (part.origin - piece.vaddr), size));
     space.missing.remove(part.start, part.start + filled.bytes);
-    report_.pages += filled.bytes / kPage;
+    report_.pages += piece.zeros != 0 ? 0 : filled.bytes / kPage;
     switch (filled.end) {
       case sys::Fill::done:
         step = std::min(2 * step, kStep);
@@ -167,8 +185,15 @@ Result<void> FaultServer::deliver_to(Space& space, const PageSource::Piece& piec
 }
 
 void FaultServer::arrived(NsPid pid, std::uint64_t start, std::uint64_t end) {
-  asked_[pid].flying.remove(start, end);
-  flying_ -= std::min(flying_, end - start);
+  Asked& asked = asked_[pid];
+  asked.urgent.remove(start, end);
+  // What has come on both ways was counted when the first of them came.
+  std::uint64_t landed = end - start;
+  for (const auto& range : state::memory::without({{start, end}}, asked.flying.ranges())) {
+    landed -= range.end - range.start;
+  }
+  asked.flying.remove(start, end);
+  flying_ -= std::min(flying_, landed);
 }
 
 void FaultServer::lose(Source& source, const Error& error) {
@@ -180,6 +205,7 @@ void FaultServer::lose(Source& source, const Error& error) {
   next_try_ = Clock::now() + kRetryAfter;
   for (auto& [pid, asked] : asked_) {
     asked.flying = {};
+    asked.urgent = {};
   }
   flying_ = 0;
 }
@@ -218,7 +244,7 @@ Result<void> FaultServer::retry() {
   }
   for (const auto& page : std::vector<Page>(hints_)) {
     if (!askable(page.first, page.second, page.second + kPage).empty()) {
-      FERRY_TRY([[maybe_unused]] const bool asked, ask({page.first, page.second, page.second + kPage}));
+      FERRY_TRY([[maybe_unused]] const bool asked, ask({page.first, page.second, page.second + kPage}, true));
     }
   }
   return {};

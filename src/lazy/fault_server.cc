@@ -20,7 +20,7 @@ constexpr std::size_t kMaxHints = 256;
 
 FaultServer::FaultServer() : epoll_(::epoll_create1(EPOLL_CLOEXEC)) {}
 
-void FaultServer::add_source(PageSource& source) { sources_.push_back({&source}); }
+void FaultServer::add_source(PageSource& source, Lane lane) { sources_.push_back({&source, lane}); }
 
 Result<void> FaultServer::watch(int fd, std::function<Result<bool>()> ready) {
   epoll_event event{};
@@ -49,7 +49,19 @@ Result<void> FaultServer::add_space(std::unique_ptr<Space> space) {
   if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, space->uffd.get(), &event) != 0) {
     return sys_fail("epoll_ctl(userfaultfd)");
   }
+  if (told_) {
+    told_(space->uffd.get(), true);
+  }
   spaces_.push_back(std::move(space));
+  return {};
+}
+
+Result<void> FaultServer::take_pending() {
+  for (Source& source : sources_) {
+    if (!source.lost && source.source->pending()) {
+      FERRY_CHECK(take_from(source));
+    }
+  }
   return {};
 }
 
@@ -69,7 +81,9 @@ Result<void> FaultServer::run() {
   }
   for (bool busy = true; !spaces_.empty() || !watched_.empty();) {
     std::array<epoll_event, 64> events{};
-    const int timeout = busy ? 0 : trouble_ ? static_cast<int>(kRetryAfter.count()) : -1;
+    const bool pending = std::any_of(sources_.begin(), sources_.end(),
+                                     [](const Source& source) { return !source.lost && source.source->pending(); });
+    const int timeout = busy || pending ? 0 : trouble_ ? static_cast<int>(kRetryAfter.count()) : -1;
     const int n = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), timeout);
     if (n < 0 && errno != EINTR) {
       return sys_fail("epoll_wait(lazy pages)");
@@ -96,6 +110,7 @@ Result<void> FaultServer::run() {
       }
     }
     FERRY_CHECK(serve_faults());
+    FERRY_CHECK(take_pending());
     FERRY_CHECK(retry());
     FERRY_TRY(busy, go_on_in_background());
     busy = busy || !faults_.empty();
@@ -168,9 +183,12 @@ Result<void> FaultServer::serve(const Fault& fault) {
     hints_.erase(hints_.begin());
   }
   hints_.emplace_back(space.pid, *origin);
-  const auto wanted = askable(space.pid, *origin, *origin + kPage);
-  if (!wanted.empty()) {
-    FERRY_TRY([[maybe_unused]] const bool asked, ask({space.pid, *origin, *origin + kPage}));
+  const PageSource::Range page{space.pid, *origin, *origin + kPage};
+  // What is under way behind other pages is asked for again where nothing stands before it.
+  const bool overtakes = has_fast_lane(page) && !asked_[space.pid].urgent.covers(page.start, page.end) &&
+                         !asked_[space.pid].stuck.covers(page.start, page.end);
+  if (overtakes || !askable(space.pid, page.start, page.end).empty()) {
+    FERRY_TRY([[maybe_unused]] const bool asked, ask(page, true));
   }
   return {};
 }
@@ -209,6 +227,13 @@ void FaultServer::forget_closed() {
     return;
   }
   std::erase_if(faults_, [](const Fault& fault) { return fault.space->closed; });
+  for (auto& space : spaces_) {
+    if (space->closed && told_) {
+      const int number = space->uffd.get();
+      space->uffd.reset();
+      told_(number, false);
+    }
+  }
   std::erase_if(spaces_, closed);
   next_space_ = 0;
   next_address_ = 0;

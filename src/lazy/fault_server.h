@@ -31,20 +31,32 @@ struct FaultReport {
   std::uint64_t median_us = 0, p99_us = 0;  // from when a fault was read until its page was there
 };
 
+// What a source is asked for.
+enum class Lane : std::uint8_t {
+  all,
+  background,  // all, while there is none for faults
+  faults,      // only what somebody waits for: nothing else stands before it on its connection
+};
+
 class FaultServer {
  public:
   FaultServer();
   // The one that is added first is asked first.  A source has to outlive the server.
-  void add_source(PageSource& source);
+  void add_source(PageSource& source, Lane lane = Lane::all);
   // A process whose registered memory lacks these pages.  `uffd`: nonblocking, negotiated (sys/missing_pages.h).
   Result<void> add_process(NsPid pid, UniqueFd uffd, Missing missing);
   // Calls back when a descriptor of somebody else's is readable, until the answer is false.
   Result<void> watch(int fd, std::function<Result<bool>()> ready);
 
+  // Told of every descriptor of a process' memory that the server holds from now on, or no longer; before it is used,
+  // and after it was closed.
+  void watch_descriptors(std::function<void(int uffd, bool held)> told) { told_ = std::move(told); }
   // Returns when nothing is missing and nothing is watched.  Errors: os, of the server's own means only.
   Result<void> run();
   [[nodiscard]] FaultReport report() const;
   [[nodiscard]] std::uint64_t missing_bytes() const;
+  // Whether there is a process that lacks pages.
+  [[nodiscard]] bool idle() const { return spaces_.empty(); }
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -63,10 +75,12 @@ class FaultServer {
   };
   struct Source {
     PageSource* source;
+    Lane lane = Lane::all;
     bool lost = false;
   };
   struct Asked {
     state::memory::PageSet flying;  // asked for, not arrived
+    state::memory::PageSet urgent;  // of these, what was asked for where only faults are
     state::memory::PageSet stuck;   // arrived and not readable: to be tried again later
   };
   using Page = std::pair<NsPid, std::uint64_t>;
@@ -76,7 +90,9 @@ class FaultServer {
   Result<void> serve_faults();
   Result<void> serve(const Fault& fault);
   Result<void> fill_with_zero(const Fault& fault);
-  Result<bool> ask(const PageSource::Range& range);
+  Result<bool> ask(const PageSource::Range& range, bool fault = false);
+  [[nodiscard]] bool has_fast_lane(const PageSource::Range& range) const;
+  Result<void> take_pending();
   Result<void> take_from(Source& source);
   Result<void> deliver(const PageSource::Piece& piece);
   Result<void> deliver_to(Space& space, const PageSource::Piece& piece);
@@ -92,6 +108,7 @@ class FaultServer {
   std::vector<std::unique_ptr<Space>> spaces_;
   std::vector<Source> sources_;
   std::map<int, std::function<Result<bool>()>> watched_;
+  std::function<void(int, bool)> told_;
   std::map<NsPid, Asked> asked_;
   std::vector<Fault> faults_;                  // read, not served yet
   std::map<Page, Clock::time_point> waiting_;  // origins that somebody waits for

@@ -22,6 +22,8 @@ class PageSource {
     NsPid pid;
     std::uint64_t vaddr = 0;
     std::span<const std::byte> pages;  // valid until the next call of take()
+    std::uint64_t zeros = 0;           // instead of pages: so many bytes of nothing but zeros
+    [[nodiscard]] std::uint64_t size() const { return zeros != 0 ? zeros : pages.size(); }
   };
 
   virtual ~PageSource() = default;
@@ -33,6 +35,8 @@ class PageSource {
   virtual Result<std::optional<Piece>> take() = 0;
   // Readable when take() has something; -1: take() has it as soon as it was asked for.
   [[nodiscard]] virtual int descriptor() const { return -1; }
+  // Whether take() has something that the descriptor does not tell of.
+  [[nodiscard]] virtual bool pending() const { return false; }
   // After an error of ask() or take(): tries to be of use again.  Everything has to be asked for anew.
   virtual Result<void> recover() { return {}; }
   // Nobody is going to ask again.

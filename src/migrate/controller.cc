@@ -26,8 +26,17 @@ constexpr std::array kShares{1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02};
 
 double Controller::share() const { return kShares.at(slowed_); }
 
-bool Controller::comes_down(const RoundFacts& round) const {
-  return static_cast<double>(round.dirty) <= kProgress * static_cast<double>(last_.dirty);
+bool Controller::comes_down(std::uint64_t dirty) const {
+  return static_cast<double>(dirty) <= kProgress * static_cast<double>(last_.dirty);
+}
+
+bool Controller::fits(double memory_ms) const {
+  return memory_ms <= std::max(limits_.pause_ms - fixed_ms(), kMemoryShare * limits_.pause_ms);
+}
+
+// What can be fetched later is not sent in vain: a whole round is as long as fetching all of it.
+bool Controller::worth_a_round(std::uint64_t dirty) const {
+  return !limits_.may_postpone || rounds_ == 0 || comes_down(dirty) || fits(static_cast<double>(dirty) / bytes_per_ms_);
 }
 
 void Controller::learn_bandwidth(const RoundFacts& round) {
@@ -47,18 +56,22 @@ Controller::Step Controller::after(const RoundFacts& round, double elapsed_ms) {
   // first has no such past: nothing is known of how much is written.
   const double rate = first ? 0 : static_cast<double>(round.dirty) / std::max(last_.ms, 0.01);
   memory_ms_ = rate * round.ms / bytes_per_ms_;
-  const bool down = !first && comes_down(round);
+  const bool down = !first && comes_down(round.dirty);
   standing_ = first || down ? 0 : standing_ + 1;
   last_ = round;
+  const Step last_resort = limits_.may_postpone ? Step::postpone : Step::give_up;
   if (first) {
-    return limits_.rounds > 1 ? Step::another : Step::give_up;
+    return limits_.rounds > 1 ? Step::another : last_resort;
   }
-  if (memory_ms_ <= std::max(limits_.pause_ms - fixed_ms(), kMemoryShare * limits_.pause_ms)) {
+  if (fits(memory_ms_)) {
     const bool worth_it = down && memory_ms_ > kNotWorthARound && ++extra_ <= kExtraRounds && rounds_ < limits_.rounds;
     return worth_it ? Step::another : Step::hand_over;
   }
   if (rounds_ >= limits_.rounds || elapsed_ms > limits_.time_ms) {
-    return Step::give_up;
+    return last_resort;
+  }
+  if (limits_.may_postpone && standing_ > 0) {
+    return Step::postpone;
   }
   if (limits_.may_slow && slowed_ + 1 < kShares.size() && standing_ >= kStandingBeforeSlower) {
     ++slowed_;

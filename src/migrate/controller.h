@@ -23,17 +23,21 @@ class Controller {
     int rounds = 30;
     double time_ms = 600'000;
     bool may_slow = true;     // the container
+    bool may_postpone = false;  // what is left may be fetched after the hand-over
   };
   enum class Step {
     another,   // round
     slower,    // and another round: the container runs on with share()
     hand_over,
+    postpone,  // the rest until after the hand-over: no round brings it down
     give_up,   // rounds or time are used up, or nothing brings the rest down
   };
 
   explicit Controller(const Limits& limits) : limits_(limits) {}
   // `elapsed_ms`: since the first round began.
   Step after(const RoundFacts& round, double elapsed_ms);
+  // Asked between two rounds: whether another one is worth its time, when so much has been written during the last.
+  [[nodiscard]] bool worth_a_round(std::uint64_t dirty) const;
 
   // How long the pause would be, were the container stopped now.
   [[nodiscard]] double predicted_ms() const { return memory_ms_ + fixed_ms(); }
@@ -41,7 +45,8 @@ class Controller {
   [[nodiscard]] double share() const;
 
  private:
-  [[nodiscard]] bool comes_down(const RoundFacts& round) const;
+  [[nodiscard]] bool comes_down(std::uint64_t dirty) const;
+  [[nodiscard]] bool fits(double memory_ms) const;
   // What written memory adds nothing to.
   [[nodiscard]] double fixed_ms() const { return limits_.fixed_ms + last_.scan_ms; }
   void learn_bandwidth(const RoundFacts& round);

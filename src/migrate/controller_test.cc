@@ -41,7 +41,10 @@ Outcome simulate(const World& world, const Controller::Limits& limits) {
     // Written during the round that has just ended, with the share it had then.
     dirty = std::min(world.memory, world.written_per_ms * out.share * ms);
     out.share = controller.share();
-    if (out.step == Step::hand_over || out.step == Step::give_up) {
+    if (out.step == Step::another && !controller.worth_a_round(static_cast<std::uint64_t>(dirty))) {
+      out.step = Step::postpone;
+    }
+    if (out.step == Step::hand_over || out.step == Step::give_up || out.step == Step::postpone) {
       out.predicted_ms = controller.predicted_ms();
       out.true_ms = dirty / world.sent_per_ms;
       return out;
@@ -62,6 +65,29 @@ TEST(Controller, BringsAModestWriterDownWithoutSlowingIt) {
   EXPECT_EQ(out.share, 1);
   EXPECT_LE(out.true_ms, 1.5) << "short rounds more would have made the pause shorter";
   EXPECT_NEAR(out.predicted_ms, out.true_ms + 1, 1);
+}
+
+TEST(Controller, PostponesAfterOneRoundWhatIsWrittenFasterThanItIsSent) {
+  const auto out = simulate({.written_per_ms = kMiB}, {.may_slow = false, .may_postpone = true});
+  EXPECT_EQ(out.step, Step::postpone);
+  EXPECT_EQ(out.rounds, 1) << "a second round would send all of it in vain";
+}
+
+TEST(Controller, PostponesWhatComesDownTooSlowly) {
+  const auto out = simulate({.written_per_ms = 0.45 * kMiB}, {.may_slow = false, .may_postpone = true});
+  EXPECT_EQ(out.step, Step::postpone);
+}
+
+TEST(Controller, PostponesNothingThatFits) {
+  const auto out = simulate({}, {.may_slow = false, .may_postpone = true});
+  EXPECT_EQ(out.step, Step::hand_over);
+  EXPECT_LE(out.true_ms, 20);
+}
+
+TEST(Controller, PostponesWhenRoundsAreUsedUp) {
+  const auto out = simulate({.written_per_ms = 0.3 * kMiB}, {.rounds = 2, .may_slow = false, .may_postpone = true});
+  EXPECT_EQ(out.step, Step::postpone);
+  EXPECT_LE(out.rounds, 2);
 }
 
 TEST(Controller, SlowsAWriterThatIsFasterThanTheLine) {

@@ -9,6 +9,8 @@
 #include "migrate/link.h"
 #include "migrate/mend.h"
 #include "migrate/message.pb.h"
+#include "migrate/post_copy_line.h"
+#include "migrate/post_copy_supply.h"
 #include "migrate/remote_shell.h"
 
 namespace ferry::migrate {
@@ -27,7 +29,8 @@ Result<container::Docker> docker_of(const GivenRecord& record) {
 }  // namespace
 
 Result<Decision> ask(const std::string& rsh, const std::string& destination, const std::string& move) {
-  FERRY_TRY(RemoteShell shell, RemoteShell::start(rsh, destination, {"ferry", "receive"}));
+  const std::string detour = read_detour(move);
+  FERRY_TRY(RemoteShell shell, RemoteShell::start(rsh, detour.empty() ? destination : detour, {"ferry", "receive"}));
   Link link(shell.take_output(), shell.take_input(), -1, destination);
   FERRY_TRY(const HostFacts facts, facts_of_this_host());
   FERRY_CHECK(send_hello(link, facts));
@@ -44,6 +47,19 @@ Result<Decision> ask(const std::string& rsh, const std::string& destination, con
     return Decision::refused;
   }
   return fail(Kind::corrupt, "{} does not answer what became of move {}", destination, move);
+}
+
+Result<void> serve_rest(const GivenRecord& record) {
+  const auto supply = PostCopySupply::of_frozen(record.freeze_cgroup);
+  if (!supply) {
+    // Whoever ended them knew that the destination had everything.
+    return supply.error().kind == Kind::gone ? Result<void>() : tl::unexpected<Error>(supply.error());
+  }
+  PostCopyLine line({record.move, record.destination, record.rsh, {}}, **supply);
+  FERRY_CHECK(line.open());
+  FERRY_CHECK(line.wait([](const PostCopyLine::Standing&) { return Result<void>(); }));
+  forget_detour(record.move);
+  return {};
 }
 
 // First what needs no daemon: a frozen process may be killed at any time.
@@ -81,6 +97,9 @@ Result<void> let_run_on(const std::string& freeze_cgroup) {
 Result<std::string> act(const GivenRecord& record, Decision decision) {
   std::string sentence;
   if (decision == Decision::taken) {
+    if (record.post_copy) {
+      FERRY_CHECK(serve_rest(record).during("giving {} the memory of container {}", record.destination, record.container_name));
+    }
     FERRY_TRY(container::Docker docker, docker_of(record));
     FERRY_CHECK(end_source(docker, record).during("ending container {} here", record.container_name));
     sentence = fmt::format("container {} runs on {}; it was ended here", record.container_name, record.destination);

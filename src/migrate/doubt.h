@@ -17,6 +17,9 @@ Result<Decision> ask(const std::string& rsh, const std::string& destination, con
 // thawed and given its restart policy back.  The value is a sentence about it.
 Result<std::string> act(const GivenRecord& record, Decision decision);
 
+// Of a destination that took the tree before it had its memory: gives it what it asks for, until it has everything.
+Result<void> serve_rest(const GivenRecord& record);
+
 // The two halves of it.  The processes are killed where they stand, and the container is removed unless the user
 // keeps it; it may be gone already.
 Result<void> end_source(container::Docker& docker, const GivenRecord& record);

@@ -191,6 +191,9 @@ Result<Verdict> HandOver::decided(Decision decision, const std::string& reason) 
     // What arrived in between; lost, it would be sent again by its sender.
     static_cast<void>(connected_ ? send_packets() : Result<void>());
     door_.leave_shut();
+    if (line_ != nullptr) {
+      FERRY_CHECK(serve_rest());
+    }
     FERRY_CHECK(kill_frozen(record_.freeze_cgroup));
     if (noted) {
       forget_given(record_.move);
@@ -200,6 +203,36 @@ Result<Verdict> HandOver::decided(Decision decision, const std::string& reason) 
   FERRY_CHECK(thaw(record_.freeze_cgroup));
   forget_given(record_.move);
   return fail(Kind::os, "{}: {}", record_.destination, reason);
+}
+
+// The tree runs there, and what it has not fetched yet is here only.
+Result<void> HandOver::serve_rest() {
+  book_.step(Step::pages);
+  bool said = false;
+  const auto tell = [&](const PostCopyLine::Standing& standing) -> Result<void> {
+    book_.fetching(0, standing.connected);
+    if (!standing.connected && !said) {
+      fmt::print(stderr, "ferry: {}; container {} runs on {} and waits for pages that are here.  ferry goes on trying to reach it; "
+                 ""ferry resume {} --via ADDRESS" names another way
+",
+                 standing.trouble, record_.container_name, record_.destination, record_.move.substr(0, 12));
+    } else if (standing.connected && said) {
+      fmt::print(stderr, "ferry: {} is reached again
+", record_.destination);
+    }
+    said = !standing.connected;
+    if (user_wants_to_stop(0)) {
+      fmt::print(stderr, "ferry: container {} runs on {}, and a part of its memory is still here: ferry goes on giving it, in the background
+",
+                 record_.container_name, record_.destination);
+      // Returning would end the tree, and with it this memory.  The guard goes on.
+      ::_exit(1);
+    }
+    return {};
+  };
+  FERRY_CHECK(line_->wait(tell));
+  forget_detour(record_.move);
+  return {};
 }
 
 Result<Verdict> HandOver::ask_until_known(const Error& broken) {

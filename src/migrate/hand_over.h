@@ -16,6 +16,7 @@
 #include "migrate/door.h"
 #include "migrate/link.h"
 #include "migrate/logbook.h"
+#include "migrate/post_copy_line.h"
 #include "migrate/record.h"
 #include "migrate/rounds.h"
 #include "migrate/streams_out.h"
@@ -47,10 +48,11 @@ class LookKeeper : public engine::Keeper {
 
 class HandOver : public engine::Keeper {
  public:
-  // `rounds`: what was sent ahead; nullptr if nothing was.  `throttle`: likewise.
+  // `rounds`: what was sent ahead; nullptr if nothing was.  `throttle`: likewise.  `line`: by which the destination
+  // fetches the rest; nullptr if it has everything.
   HandOver(Link& link, StreamsOut& streams, container::Departure& departure, Logbook& book, GivenRecord record, Rounds* rounds,
-           Throttle* throttle, Door& door)
-      : link_(link), streams_(streams), departure_(departure), book_(book), record_(std::move(record)), rounds_(rounds), throttle_(throttle), door_(door) {}
+           Throttle* throttle, Door& door, PostCopyLine* line = nullptr)
+      : link_(link), streams_(streams), departure_(departure), book_(book), record_(std::move(record)), rounds_(rounds), throttle_(throttle), door_(door), line_(line) {}
 
   Result<void> about_to_stop() override;
   Result<bool> memory(state::DumpTask& task, image::Set& set) override {
@@ -80,6 +82,7 @@ class HandOver : public engine::Keeper {
   Result<void> send_changes();
   Result<void> send_packets();
   Result<Verdict> decided(Decision decision, const std::string& reason);
+  Result<void> serve_rest();
   Result<Verdict> ask_until_known(const Error& broken);
 
   Link& link_;
@@ -90,6 +93,7 @@ class HandOver : public engine::Keeper {
   Rounds* rounds_;
   Throttle* throttle_;
   Door& door_;
+  PostCopyLine* line_;
   bool taken_ = false;
   std::vector<Lap> their_parts_;
   bool connected_ = true;

@@ -9,6 +9,7 @@
 
 #include "migrate/message.pb.h"
 #include "sys/file.h"
+#include "sys/missing_pages.h"
 
 namespace ferry::migrate {
 namespace {
@@ -64,6 +65,8 @@ Result<HostFacts> facts_of_this_host() {
   if (colon == std::string::npos) {
     return fail(Kind::unsupported, "/proc/cpuinfo does not say what the processor can do");
   }
+  const auto late_pages = sys::has_missing_pages();
+  out.late_pages = late_pages.has_value() && *late_pages;
   out.cpu_features = program_features(std::string_view(text).substr(colon + 1, text.find('\n', colon) - colon - 1));
   return out;
 }
@@ -76,6 +79,7 @@ Result<void> send_hello(Link& link, const HostFacts& facts) {
   hello.set_host(facts.name);
   hello.set_kernel(facts.kernel);
   hello.set_architecture(facts.architecture);
+  hello.set_late_pages(facts.late_pages);
   hello.mutable_cpu_features()->Assign(facts.cpu_features.begin(), facts.cpu_features.end());
   return link.send(message);
 }
@@ -92,6 +96,7 @@ Result<HostFacts> receive_hello(Link& link, std::chrono::milliseconds silence) {
                 .name = hello.host(),
                 .kernel = hello.kernel(),
                 .architecture = hello.architecture(),
+                .late_pages = hello.late_pages(),
                 .cpu_features = {hello.cpu_features().begin(), hello.cpu_features().end()}};
   if (out.protocol != kProtocol) {
     return fail(Kind::unsupported, "ferry {} on {} speaks version {} of the protocol between hosts, this ferry {} speaks version {}: install the same ferry on both",

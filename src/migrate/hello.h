@@ -13,7 +13,7 @@
 namespace ferry::migrate {
 
 // Counts up whenever a message changes its meaning or an answer is expected that older ones do not give.
-inline constexpr std::uint32_t kProtocol = 3;
+inline constexpr std::uint32_t kProtocol = 4;
 
 struct HostFacts {
   std::uint32_t protocol = kProtocol;
@@ -21,6 +21,7 @@ struct HostFacts {
   std::string name;
   std::string kernel;
   std::string architecture;
+  bool late_pages = false;   // a tree can run before its memory has come
   std::set<std::string> cpu_features;  // as /proc/cpuinfo names them, those that programs use
 };
 Result<HostFacts> facts_of_this_host();

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstring>
 
 #include "migrate/message.pb.h"
 
@@ -35,6 +36,17 @@ std::uint64_t limit_of(FrameKind kind) {
       return kBulkLimit;
   }
   return 0;
+}
+
+Result<Link::Frame> parse_head(const Head& head, const std::string& peer) {
+  const auto kind = static_cast<FrameKind>(head.kind);
+  if (head.kind < 1 || head.kind > 3 || head.zero != 0) {
+    return fail(Kind::corrupt, "{} does not speak ferry's protocol (is something printed by its login files?)", peer);
+  }
+  if (head.length > limit_of(kind)) {
+    return fail(Kind::corrupt, "{} announces a message of {} bytes, which is too long", peer, head.length);
+  }
+  return Link::Frame{.kind = kind, .length = head.length};
 }
 
 }  // namespace
@@ -187,20 +199,61 @@ Result<Link::Frame> Link::receive_head(std::chrono::milliseconds silence) {
   }
   Head head;
   FERRY_CHECK(receive_bytes(&head, sizeof head));
-  const auto kind = static_cast<FrameKind>(head.kind);
-  if (head.kind < 1 || head.kind > 3 || head.zero != 0) {
-    return fail(Kind::corrupt, "{} does not speak ferry's protocol (is something printed by its login files?)", peer_);
+  return parse_head(head, peer_);
+}
+
+// Whether so many bytes of the frame are here.
+Result<bool> Link::gather(std::size_t wanted) {
+  if (gathered_.size() < wanted) {
+    gathered_.resize(wanted);
   }
-  if (head.length > limit_of(kind)) {
-    return fail(Kind::corrupt, "{} announces a message of {} bytes, which is too long", peer_, head.length);
+  while (have_ < wanted) {
+    if (!transport_->pending()) {
+      const Transport::Wait readable = transport_->to_read();
+      pollfd now{.fd = readable.fd, .events = readable.events, .revents = 0};
+      if (::poll(&now, 1, 0) <= 0) {
+        return false;
+      }
+    }
+    auto got = transport_->read(gathered_.data() + have_, wanted - have_);
+    if (!got) {
+      return tl::unexpected<Error>(named(std::move(got).error()));
+    }
+    if (*got == 0) {
+      starved_ = true;
+      return false;
+    }
+    have_ += *got;
   }
-  return Frame{.kind = kind, .length = head.length};
+  return true;
+}
+
+Result<std::optional<Link::Frame>> Link::poll_frame(std::vector<std::byte>& body) {
+  starved_ = false;
+  Head head;
+  FERRY_TRY(const bool has_head, gather(sizeof head));
+  if (!has_head) {
+    return std::optional<Frame>();
+  }
+  std::memcpy(&head, gathered_.data(), sizeof head);
+  FERRY_TRY(const Frame frame, parse_head(head, peer_));
+  FERRY_TRY(const bool complete, gather(sizeof head + frame.length));
+  if (!complete) {
+    return std::optional<Frame>();
+  }
+  body.assign(gathered_.begin() + sizeof head, gathered_.begin() + static_cast<std::ptrdiff_t>(have_));
+  have_ = 0;
+  return std::optional(frame);
 }
 
 Result<void> Link::receive_control(const Frame& frame, wire::Message& message) {
-  std::string bytes(frame.length, '\0');
+  std::vector<std::byte> bytes(frame.length);
   FERRY_CHECK(receive_bytes(bytes.data(), bytes.size()));
-  if (!message.ParseFromString(bytes)) {
+  return parse_control(bytes, message);
+}
+
+Result<void> Link::parse_control(std::span<const std::byte> body, wire::Message& message) const {
+  if (!message.ParseFromArray(body.data(), static_cast<int>(body.size()))) {
     return fail(Kind::corrupt, "a message from {} cannot be understood", peer_);
   }
   if (message.kind_case() == wire::Message::KIND_NOT_SET) {

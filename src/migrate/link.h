@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -59,8 +60,15 @@ class Link {
   };
   Result<Frame> receive_head(std::chrono::milliseconds silence);
   Result<void> receive_bytes(void* bytes, std::size_t size);
+  // The next frame with its body, if all of it is here; it never waits.  What has come of one is kept for the next
+  // call, so whoever begins with this receives in no other way.
+  Result<std::optional<Frame>> poll_frame(std::vector<std::byte>& body);
+  // Whether poll_frame() may have something that the descriptor does not tell of.
+  [[nodiscard]] bool pending() const { return !starved_ && transport_->pending(); }
   // The body of a control frame whose head was read.
   Result<void> receive_control(const Frame& frame, wire::Message& message);
+  // The same with the body at hand.
+  Result<void> parse_control(std::span<const std::byte> body, wire::Message& message) const;
   // A stream up to its end; `sink` gets the pieces.
   Result<std::uint64_t> receive_stream(const std::function<Result<void>(std::span<const std::byte>)>& sink);
   Result<std::string> receive_text(std::uint64_t limit);
@@ -84,9 +92,11 @@ class Link {
   void close() { transport_->hang_up(); }
   // Readable when there is something to receive.
   [[nodiscard]] int descriptor() const { return transport_->to_read().fd; }
+  [[nodiscard]] int writing_descriptor() const { return transport_->to_write().fd; }
 
  private:
   Result<void> wait(Transport::Wait wanted, std::chrono::milliseconds silence) const;
+  Result<bool> gather(std::size_t wanted);
   Result<void> rest_until(std::chrono::steady_clock::time_point end) const;
   [[nodiscard]] Error named(Error error) const;
 
@@ -98,6 +108,9 @@ class Link {
   std::string end_sentence_;
   std::string peer_;         // "host h2", for sentences
   std::uint64_t sent_ = 0;   // bytes
+  std::vector<std::byte> gathered_;  // of the frame that poll_frame() is about
+  std::size_t have_ = 0;
+  bool starved_ = false;     // what is pending is less than a record
 };
 
 }  // namespace ferry::migrate

@@ -62,6 +62,8 @@ std::string encode_entry(const Entry& e) {
               {"step", info_of(e.step).name},
               {"round", e.round},
               {"pages_left", e.pages_left},
+              {"pages_due", e.pages_due},
+              {"disconnected", e.disconnected},
               {"in_doubt", e.in_doubt},
               {"restarts_suspended", e.restarts_suspended},
               {"restart_policy", e.restart_policy},
@@ -105,6 +107,8 @@ Result<Entry> decode_entry(std::string_view json) {
     e.step = *step;
     e.round = root.at("round").get<int>();
     e.pages_left = root.at("pages_left").get<std::uint64_t>();
+    e.pages_due = root.value("pages_due", false);
+    e.disconnected = root.value("disconnected", false);
     e.in_doubt = root.at("in_doubt").get<bool>();
     e.restarts_suspended = root.at("restarts_suspended").get<bool>();
     e.restart_policy = root.at("restart_policy").get<std::string>();
@@ -260,6 +264,14 @@ void Logbook::round(int number, std::uint64_t pages_left) {
 void Logbook::doubt() {
   entry_.in_doubt = true;
   note();
+}
+
+void Logbook::fetching(std::uint64_t pages_left, bool connected) {
+  if (entry_.pages_left != pages_left || entry_.disconnected == connected) {
+    entry_.pages_left = pages_left;
+    entry_.disconnected = !connected;
+    note();
+  }
 }
 
 Result<void> Logbook::change(const std::function<void(Entry&)>& by) {

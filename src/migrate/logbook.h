@@ -39,6 +39,9 @@ struct Entry {
   Step step = Step::look;
   int round = 0;
   std::uint64_t pages_left = 0;  // written during that round
+  // Post-copy: the destination took the tree, or is about to, and part of its memory is on the source only.
+  bool pages_due = false;
+  bool disconnected = false;   // nothing is fetched at the moment
   bool in_doubt = false;       // the source was told to ask, and nobody answers
   // To undo, or to do in the place of the ferry that is gone:
   bool restarts_suspended = false;
@@ -82,6 +85,8 @@ class Logbook {
   void step(Step step);
   void round(int number, std::uint64_t pages_left);
   void doubt();
+  // Post-copy: how much is missing, and whether it is being fetched.
+  void fetching(std::uint64_t pages_left, bool connected);
   // Synced: what follows relies on it.
   Result<void> change(const std::function<void(Entry&)>& by);
   // Who has it.  Once known it stays.

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -20,6 +21,7 @@
 #include "engine/reference.h"
 #include "engine/twin.h"
 #include "migrate/announce.h"
+#include "migrate/direct.h"
 #include "migrate/freezer.h"
 #include "migrate/guard.h"
 #include "migrate/hello.h"
@@ -27,6 +29,8 @@
 #include "migrate/logbook.h"
 #include "migrate/message.pb.h"
 #include "migrate/pages.h"
+#include "migrate/post_copy_door.h"
+#include "migrate/post_copy_intake.h"
 #include "migrate/pump.h"
 #include "migrate/record.h"
 #include "migrate/settle.h"
@@ -52,6 +56,7 @@ constexpr std::uint64_t kSetLimit = 1ULL << 30;
 // that prints a lot would then stand still.
 constexpr std::chrono::seconds kHoldLimit(10);
 constexpr int kHeldPipe = 1 << 20;
+constexpr std::chrono::milliseconds kTell(1000);  // the logbook how much memory is missing
 
 // containerd's shim of the twin, stopped: it is the one that reads what the twin prints.
 class HeldOutput {
@@ -96,10 +101,10 @@ void clean_up_after(const Guard::Lines& lines) {
 
 // What the source has brought us to.
 enum class Stage {
-  greeted,   // from the handshake; to offered by Offer
+  greeted,   // from the handshake; to offered by Offer; Ask and Join end here
   offered,   // to created by Create; Image stays here
   created,   // there is a twin; Layer and LogFile stay here, Start leads to started
-  started,   // its skeleton is ours; Precopy, pages, Round and Delta stay here, Images leads to grown
+  started,   // its skeleton is ours; Precopy, pages, Round, PostCopy, Stale and Delta stay here, Images leads to grown
   grown,     // only Given leads on
   taken,     // it runs here; LogTail stays here, Finish ends
 };
@@ -209,6 +214,15 @@ class Receiver {
         book_->round(++round_, message.round().dirty_pages());
         FERRY_CHECK(streams_.wait_for(message.round().mark()));
         return done();
+      case Message::kJoin:
+        FERRY_CHECK(expect(Stage::greeted, "a connection for memory"));
+        return join(message.join());
+      case Message::kPostCopy:
+        FERRY_CHECK(expect(Stage::started, "the order to fetch memory later"));
+        return post_copy();
+      case Message::kStale:
+        FERRY_CHECK(expect(Stage::started, "a list of stale pages"));
+        return stale(message.stale());
       case Message::kPagesEnd:
         FERRY_CHECK(expect(Stage::started, "the end of all pages"));
         FERRY_CHECK(streams_.end_pages(message.pages_end().mark()));
@@ -223,7 +237,11 @@ class Receiver {
         return grow();
       case Message::kGiven:
         FERRY_CHECK(expect(Stage::grown, "the hand-over"));
-        return take();
+        FERRY_CHECK(take());
+        if (intake_ != nullptr) {
+          FERRY_CHECK(fetch_rest());
+        }
+        return false;
       case Message::kLogTail:
         FERRY_CHECK(expect(Stage::taken, "the end of a log"));
         return log_file(message.log_tail().suffix());
@@ -273,6 +291,26 @@ class Receiver {
       message.mutable_refused()->set_reason("the destination did not take the container");
     }
     FERRY_CHECK(link_.send(message));
+    return true;
+  }
+
+  // For the process on this host that fetches the memory of a tree that runs already.
+  Result<bool> join(const wire::Join& join) {
+    FERRY_CHECK(check_move_id(join.move()));
+    FERRY_TRY(const Entry entry, read_entry(join.move(), Role::destination));
+    if (!entry.pages_due) {
+      Message message;
+      message.mutable_all_here();
+      FERRY_CHECK(link_.send(message));
+      return true;
+    }
+    if (entry.ended != 0 || !is_at_work(entry)) {
+      return fail(Kind::gone,
+                  "container {} was ended here while a part of its memory was on {} only, because the ferry that fetched it was "
+                  "ended; what is left of it stands frozen there",
+                  entry.container_name, entry.peer);
+    }
+    FERRY_CHECK(bring_connection(join.move(), link_, join.direct(), reached_address(::getenv("SSH_CONNECTION"))));
     return true;
   }
 
@@ -438,6 +476,31 @@ class Receiver {
     return done();
   }
 
+  // What is missing at the hand-over is fetched when the tree runs.
+  Result<bool> post_copy() {
+    if (intake_ != nullptr) {
+      return fail(Kind::corrupt, "{} orders twice to fetch memory later", link_.peer());
+    }
+    FERRY_TRY(intake_, PostCopyIntake::open(move_, freeze_cgroup_, link_.peer()));
+    FERRY_CHECK(book_->change([](Entry& entry) { entry.pages_due = true; }));
+    return done();
+  }
+
+  Result<bool> stale(const wire::Stale& stale) {
+    std::vector<sys::PageRange> ranges;
+    for (int i = 0; i + 1 < stale.borders_size(); i += 2) {
+      const std::uint64_t start = stale.borders(i);
+      const std::uint64_t end = stale.borders(i + 1);
+      if (start % image::kPageSize != 0 || end % image::kPageSize != 0 || start >= end) {
+        return fail(Kind::corrupt, "{} calls {:#x}-{:#x} stale, which are no pages", link_.peer(), start, end);
+      }
+      ranges.push_back({start, end});
+    }
+    const std::lock_guard<std::mutex> held(where_pages_go_);
+    FERRY_CHECK(twin_->drop_ahead(NsPid(static_cast<pid_t>(stale.pid())), ranges));
+    return false;
+  }
+
   // Straight to where they will be, if that is there already.  Called by several threads.
   Result<void> put(image::Name name, std::span<const ArrivedPages> runs) {
     const NsPid pid(static_cast<pid_t>(name.id));
@@ -467,7 +530,10 @@ class Receiver {
     laps_.add("refill tmpfs");
     FERRY_TRY(const int images, pages_->complete(std::move(set)));
     laps_.add("keep images");
-    FERRY_CHECK(twin_->grow(images).during("building the tree on the destination"));
+    FERRY_CHECK(twin_->grow(images, intake_.get()).during("building the tree on the destination"));
+    if (intake_ != nullptr) {
+      FERRY_CHECK(intake_->tree_is_complete().during("fetching memory for the tree on the destination"));
+    }
     laps_.skip();
     pages_.reset();
     laps_.add("free images");
@@ -510,6 +576,9 @@ class Receiver {
     laps_.skip();
     if (has_log_) {
       FERRY_CHECK(held_.hold(shim_, root_));
+    }
+    if (intake_ != nullptr) {
+      FERRY_CHECK(intake_->taken());
     }
     FERRY_TRY(const Decision decision, decide(move_, Decision::taken));
     if (decision != Decision::taken) {
@@ -565,7 +634,51 @@ class Receiver {
     return {};
   }
 
+  // The tree runs.  Until its last page has come, this process must not end: nobody else can serve its faults.
+  Result<void> fetch_rest() {
+    book_->step(Step::pages);
+    const auto begin = std::chrono::steady_clock::now();
+    bool has_source = true;  // on the connection that began the move, which may break as well
+    for (;;) {
+      pollfd ready[] = {{intake_->end(), POLLIN, 0}, {has_source ? link_.descriptor() : -1, POLLIN, 0}};
+      if (::poll(ready, 2, static_cast<int>(kTell.count())) < 0 && errno != EINTR) {
+        return sys_fail("poll(memory that is fetched)");
+      }
+      if (ready[1].revents != 0) {
+        if (const auto heard = step(); !heard) {
+          log::warning("{}", heard.error().message());
+          has_source = false;
+        }
+      }
+      if (!late_ && std::chrono::steady_clock::now() - begin > kHoldLimit) {
+        FERRY_CHECK(output_is_late(Error{.kind = Kind::gone, .what = "the container's memory is being fetched", .during = {}}));
+      }
+      const PostCopyIntake::Standing standing = intake_->standing();
+      book_->fetching(standing.missing_bytes / image::kPageSize, standing.connected);
+      if (standing.ended) {
+        break;
+      }
+    }
+    auto report = intake_->result();
+    if (!report) {
+      // It would run on with zeros where its memory was.
+      FERRY_CHECK(kill_frozen(freeze_cgroup_));
+      return tl::unexpected<Error>(std::move(report).error());
+    }
+    // Before the source is told: whoever asks later gets the same answer.
+    FERRY_CHECK(book_->change([](Entry& entry) { entry.pages_due = false; }));
+    intake_->tell_source();
+    notes_.push_back(fmt::format("{} pages were fetched after the hand-over; {} faults waited, half of them {} us at most and 99 % {} us",
+                                 report->pages, report->faults, report->median_us, report->p99_us));
+    intake_.reset();
+    return {};
+  }
+
   Result<Understudy> post_understudy() {
+    if (intake_ != nullptr) {
+      // A tree whose memory nobody fetches any more would read zeros: its warden ends it.
+      return Understudy::post([this] { link_.close(); }, [] {}, [] {});
+    }
     const auto thaw_it = [this] { static_cast<void>(thaw(freeze_cgroup_)); };
     // The guard has to wait for it, so it keeps the guard's pipe; the source must see that we are gone.
     const auto at_once = [this] { link_.close(); };
@@ -642,6 +755,7 @@ class Receiver {
   Stage stage_ = Stage::greeted;
   std::string move_;
   std::optional<Arrival> arrival_;
+  std::unique_ptr<PostCopyIntake> intake_;  // of a post-copy; outlives the twin
   std::optional<engine::Twin> twin_;
   image::Set looked_at_;  // what the twin's skeleton was made from
   std::optional<PageFiles> pages_;

@@ -108,7 +108,9 @@ void forget_decision(const std::string& id, const std::string& directory) {
 }
 
 std::string encode_given(const GivenRecord& record) {
-  const Json out = {{"version", 1},
+  // Who does not know of post-copy would kill the tree before its memory has been fetched.
+  const Json out = {{"version", record.post_copy ? 2 : 1},
+                    {"post_copy", record.post_copy},
                     {"move", record.move},
                     {"container", record.container_id},
                     {"name", record.container_name},
@@ -124,7 +126,8 @@ std::string encode_given(const GivenRecord& record) {
 
 Result<GivenRecord> decode_given(std::string_view json) {
   const Json root = Json::parse(json, nullptr, false);
-  if (!root.is_object() || root.value("version", Json()) != 1) {
+  const Json version = root.is_object() ? root.value("version", Json()) : Json();
+  if (version != 1 && version != 2) {
     return fail(Kind::corrupt, "the record of the move is damaged, or from another version of ferry");
   }
   GivenRecord out;
@@ -147,6 +150,13 @@ Result<GivenRecord> decode_given(std::string_view json) {
   }
   out.restart_retries = retries.get<long>();
   out.keep_source = keep.get<bool>();
+  if (version == 2) {
+    const Json late = root.value("post_copy", Json());
+    if (!late.is_boolean()) {
+      return fail(Kind::corrupt, "the record of the move does not say whether its memory was fetched");
+    }
+    out.post_copy = late.get<bool>();
+  }
   return out;
 }
 

@@ -42,6 +42,7 @@ struct GivenRecord {
   std::string restart_policy;
   long restart_retries = 0;
   bool keep_source = false;
+  bool post_copy = false;     // a destination that took the tree still fetches its memory from the frozen one
 };
 std::string encode_given(const GivenRecord& record);
 Result<GivenRecord> decode_given(std::string_view json);

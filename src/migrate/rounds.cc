@@ -10,6 +10,7 @@
 #include "image/page_store.h"
 #include "image/proto/mm.pb.h"
 #include "migrate/message.pb.h"
+#include "state/memory/lazy.h"
 #include "state/memory/pages.h"
 #include "sys/file.h"
 #include "sys/memory.h"
@@ -109,7 +110,32 @@ Result<Round> Rounds::round(Progress& progress) {
   return out;
 }
 
-Result<bool> Rounds::run(const Controller::Limits& limits, Progress& progress, Throttle* throttle) {
+// A process that has ended, or runs another program, is none of those that are watched; the next round finds out.
+std::map<NsPid, std::vector<sys::PageRange>> Rounds::written_since() {
+  std::map<NsPid, std::vector<sys::PageRange>> out;
+  for (auto& [pid, it] : watched_) {
+    if (auto scan = it.tracker.scan(state::memory::Then::leave); scan.has_value() && !scan->renewed) {
+      out.insert_or_assign(it.ns_pid, std::move(scan->written));
+    }
+  }
+  return out;
+}
+
+Result<void> Rounds::postpone(PostCopySupply& supply) {
+  supply_ = &supply;
+  for (const auto& [pid, ranges] : written_since()) {
+    wire::Message message;
+    message.mutable_stale()->set_pid(static_cast<std::uint32_t>(pid.value));
+    for (const sys::PageRange& range : ranges) {
+      message.mutable_stale()->add_borders(range.start);
+      message.mutable_stale()->add_borders(range.end);
+    }
+    FERRY_CHECK(control_->send(message));
+  }
+  return {};
+}
+
+Result<Controller::Step> Rounds::run(const Controller::Limits& limits, Progress& progress, Throttle* throttle) {
   const auto begin = Clock::now();
   Controller controller(limits);
   double share = 1;
@@ -123,17 +149,29 @@ Result<bool> Rounds::run(const Controller::Limits& limits, Progress& progress, T
     log::debug("round {}: {} KiB written, {} KiB sent, {:.1f} ms, a pause of {:.1f} ms", rounds_.size(), last.dirty >> 10, last.bytes >> 10,
                last.ms, last.predicted_ms);
     switch (step) {
-      case Controller::Step::another:
+      case Controller::Step::another: {
+        if (!limits.may_postpone) {
+          break;
+        }
+        std::uint64_t dirty = 0;
+        for (const auto& [pid, ranges] : written_since()) {
+          dirty += state::memory::count_pages(ranges) * kPageSize;
+        }
+        if (!controller.worth_a_round(dirty)) {
+          log::debug("{} KiB were written during round {}", dirty >> 10, rounds_.size());
+          return Controller::Step::postpone;
+        }
         break;
+      }
       case Controller::Step::slower:
         FERRY_CHECK(throttle->slow_to(controller.share()));
         share = controller.share();
         progress.say(fmt::format("it writes faster than its memory can be sent: from here on it has {:.0f} % of its processor time", share * 100));
         break;
       case Controller::Step::hand_over:
-        return true;
+      case Controller::Step::postpone:
       case Controller::Step::give_up:
-        return false;
+        return step;
     }
   }
 }
@@ -168,22 +206,38 @@ Result<bool> Rounds::last(state::DumpTask& task, image::Set& set) {
     rounds_.emplace_back();
   }
   rounds_.back().dirty += state::memory::count_pages(scan.written) * kPageSize;
-  FERRY_TRY(UniqueFd memory, sys::duplicate(task.process.memory()));
-  streams_->add({image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid.value)}, task.pid,
-                std::make_shared<const UniqueFd>(std::move(memory)), scan.written);
-  std::vector<sys::PageRange> all = scan.written;
-  all.insert(all.end(), scan.unchanged.begin(), scan.unchanged.end());
-  state::memory::tidy(all);
+  FERRY_TRY(UniqueFd opened, sys::duplicate(task.process.memory()));
+  const auto memory = std::make_shared<const UniqueFd>(std::move(opened));
+  std::vector<sys::PageRange> now = scan.written;
+  std::vector<sys::PageRange> later;
+  if (supply_ != nullptr) {
+    const auto can_wait = state::memory::lazy_ranges(*task.mm);
+    later = state::memory::common(scan.written, can_wait);
+    now = state::memory::without(scan.written, can_wait);
+    supply_->offer(task.ns_pid, task.pid, memory);
+    postponed_bytes_ += state::memory::count_pages(later) * kPageSize;
+  }
+  streams_->add({image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid.value)}, task.pid, memory, now);
+  std::vector<sys::PageRange> there = now;
+  there.insert(there.end(), scan.unchanged.begin(), scan.unchanged.end());
+  state::memory::tidy(there);
+  std::map<std::uint64_t, std::pair<sys::PageRange, std::uint32_t>> all;  // by address
+  for (const sys::PageRange& range : there) {
+    all.emplace(range.start, std::pair(range, std::uint32_t{image::kPresent}));
+  }
+  for (const sys::PageRange& range : later) {
+    all.emplace(range.start, std::pair(range, std::uint32_t{image::kLazy}));
+  }
   const image::Name name{image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid.value)};
   pb::PagemapHead head;
   head.set_pages_id(0);
   set.add(name, std::move(head));
-  for (const sys::PageRange& range : all) {
+  for (const auto& [address, part] : all) {
     pb::PagemapEntry entry;
-    entry.set_vaddr(range.start);
+    entry.set_vaddr(address);
     entry.set_compat_nr_pages(0);
-    entry.set_flags(image::kPresent);
-    entry.set_nr_pages(range.pages());
+    entry.set_flags(part.second);
+    entry.set_nr_pages(part.first.pages());
     set.add(name, std::move(entry));
   }
   return true;

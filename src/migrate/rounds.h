@@ -17,6 +17,7 @@
 #include "migrate/controller.h"
 #include "migrate/link.h"
 #include "migrate/page_streams.h"
+#include "migrate/post_copy_supply.h"
 #include "migrate/progress.h"
 #include "migrate/throttle.h"
 #include "state/dump.h"
@@ -46,9 +47,14 @@ class Rounds {
   Rounds(Rounds&&) = default;
   Rounds& operator=(Rounds&&) = default;
 
-  // Sends until the controller is content.  The value says whether it is: false when it gives up.
+  // Sends until the controller says hand_over, postpone or give_up, which is the value.
   // `throttle`: nullptr if the container must not be slowed down, or cannot be.
-  Result<bool> run(const Controller::Limits& limits, Progress& progress, Throttle* throttle);
+  Result<Controller::Step> run(const Controller::Limits& limits, Progress& progress, Throttle* throttle);
+
+  // What can wait is not sent in the freeze: it is left to `supply`, which has to outlive this.  The destination drops
+  // what it has of that while there is time.
+  Result<void> postpone(PostCopySupply& supply);
+  [[nodiscard]] std::uint64_t postponed_bytes() const { return postponed_bytes_; }
 
   // In the freeze: begins to send what was written since the last round, and adds the list of all pages that
   // belong to the task to the set.  False if the process has no skeleton.
@@ -66,6 +72,8 @@ class Rounds {
   Rounds(Link& control, PageStreams& streams, std::set<NsPid> skeletons)
       : control_(&control), streams_(&streams), skeletons_(std::move(skeletons)) {}
   Result<Round> round(Progress& progress);
+  // Since the last round, in every watched process.
+  std::map<NsPid, std::vector<sys::PageRange>> written_since();
 
   Result<state::memory::Scan> last_scan(state::DumpTask& task);
 
@@ -74,6 +82,8 @@ class Rounds {
   std::set<NsPid> skeletons_;
   std::map<HostPid, Watched> watched_;
   std::vector<Round> rounds_;
+  PostCopySupply* supply_ = nullptr;
+  std::uint64_t postponed_bytes_ = 0;
   // The last one, in the freeze.
   std::optional<std::chrono::steady_clock::time_point> last_begun_;
   std::uint64_t content_before_ = 0;

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <memory>
 #include <optional>
 
 #include "base/log.h"
@@ -21,6 +22,8 @@
 #include "migrate/link.h"
 #include "migrate/logbook.h"
 #include "migrate/message.pb.h"
+#include "migrate/post_copy_line.h"
+#include "migrate/post_copy_supply.h"
 #include "migrate/pump.h"
 #include "migrate/record.h"
 #include "migrate/remote_shell.h"
@@ -173,6 +176,9 @@ class Sender {
     }
     const wire::Reply& reply = answer.reply();
     std::vector<std::string> obstacles = host_obstacles(here_, there_);
+    if (options_.mode == Mode::post_copy && !there_.late_pages) {
+      obstacles.push_back("its kernel cannot leave memory missing (userfaultfd), which --mode post-copy needs");
+    }
     obstacles.insert(obstacles.end(), reply.obstacles().begin(), reply.obstacles().end());
     if (!obstacles.empty()) {
       std::string text;
@@ -350,16 +356,27 @@ class Sender {
     message.mutable_precopy();
     FERRY_CHECK(link_.send(message));
     FERRY_CHECK(wait_done());
-    if (!ahead) {
+    const bool can_postpone = options_.mode != Mode::pre_copy && there_.late_pages;
+    if (options_.mode == Mode::post_copy) {
+      FERRY_CHECK(postpone_rest());
       return departure_.check_again();
     }
-    FERRY_CHECK(prepare_throttle());
+    if (!ahead) {
+      if (options_.precopy && can_postpone) {
+        FERRY_CHECK(postpone_rest());  // all of it within the pause is what nobody asked for
+      }
+      return departure_.check_again();
+    }
+    if (!can_postpone) {
+      FERRY_CHECK(prepare_throttle());
+    }
     const Controller::Limits limits{.pause_ms = static_cast<double>(options_.downtime_limit.count()),
                                     .fixed_ms = kOfTheLook * look_ms_,
                                     .rounds = options_.max_rounds,
                                     .time_ms = static_cast<double>(options_.timeout.count()) * 1000,
-                                    .may_slow = throttle_.has_value()};
-    FERRY_TRY(const bool fits, rounds_->run(limits, progress_, throttle_.has_value() ? &*throttle_ : nullptr));
+                                    .may_slow = throttle_.has_value(),
+                                    .may_postpone = can_postpone};
+    FERRY_TRY(const Controller::Step step, rounds_->run(limits, progress_, throttle_.has_value() ? &*throttle_ : nullptr));
     const Round& last = rounds_->rounds().back();
     report_.predicted_pause_ms = last.predicted_ms;
     std::uint64_t sent = 0;
@@ -368,7 +385,10 @@ class Sender {
     }
     progress_.bytes(sent);
     progress_.say(fmt::format("{} rounds, the last one {} in {:.1f} ms", rounds_->rounds().size(), byte_text(last.bytes), last.ms));
-    if (!fits && !options_.switch_anyway) {
+    if (step == Controller::Step::postpone) {
+      FERRY_CHECK(postpone_rest());
+    }
+    if (step == Controller::Step::give_up && !options_.switch_anyway) {
       return fail(Kind::os,
                   "container {} writes faster than its memory can be sent{}: after {} rounds {} were left, which take {:.0f} ms; "
                   "it stays here.  Allow a longer pause with --downtime-limit, or switch anyway with --switch-anyway",
@@ -378,9 +398,27 @@ class Sender {
     return departure_.check_again();
   }
 
+  // What is left is fetched by the destination when the container runs there.
+  Result<void> postpone_rest() {
+    progress_.say(fmt::format("the rest of its memory follows when container {} runs on {}: until it is there, its memory is on both "
+                              "hosts, and if one of them is lost, so is the container.  --mode pre-copy excludes that",
+                              name(), options_.destination));
+    Message message;
+    message.mutable_post_copy();
+    FERRY_CHECK(link_.send(message));
+    FERRY_CHECK(wait_done());
+    supply_ = std::make_unique<PostCopySupply>(options_.streams.compress);
+    line_ = std::make_unique<PostCopyLine>(PostCopyLine::Way{record_.move, options_.destination, options_.rsh, options_.streams}, *supply_);
+    FERRY_TRY(const std::string why_not, line_->open());
+    if (!why_not.empty()) {
+      report_.notes.push_back(why_not);
+    }
+    return rounds_->postpone(*supply_);
+  }
+
   // Whether it can be sent while the container writes to it.
   Result<bool> watch_memory() {
-    if (options_.precopy) {
+    if (options_.precopy && options_.mode != Mode::post_copy) {
       auto watched = Rounds::watch(link_, streams_.pages(), departure_.container().pid, skeletons_);
       if (watched) {
         rounds_.emplace(std::move(*watched));
@@ -423,12 +461,13 @@ class Sender {
     record_.restart_policy = container.restart_policy.name;
     record_.restart_retries = container.restart_policy.maximum_retries;
     record_.keep_source = options_.keep_source;
+    record_.post_copy = line_ != nullptr;
     engine::DumpOptions options = dump_options();
     FERRY_TRY(Door door, door_for(options));
     FERRY_CHECK(door.prepare());
     book_.step(Step::freeze);
     HandOver keeper(link_, streams_, departure_, book_, record_, rounds_.has_value() ? &*rounds_ : nullptr,
-                    throttle_.has_value() ? &*throttle_ : nullptr, door);
+                    throttle_.has_value() ? &*throttle_ : nullptr, door, line_.get());
     Silent listener;
     const std::uint64_t sent_before = streams_.sent();
     const std::uint64_t begin = monotonic_ns();
@@ -452,6 +491,10 @@ class Sender {
     connected_ = keeper.connected();
     if (rounds_.has_value()) {
       report_.rounds = rounds_->rounds();
+    }
+    if (line_ != nullptr && keeper.resumed_ns() != 0) {
+      report_.postponed_bytes = rounds_->postponed_bytes();
+      report_.fetch_ms = static_cast<double>(monotonic_ns() - end) / 1e6;
     }
     const HandOver::Times& times = keeper.times();
     const auto part = [&](const char* what, std::uint64_t from, std::uint64_t to, std::uint64_t bytes) {
@@ -526,6 +569,8 @@ class Sender {
   std::optional<Rounds> rounds_;  // what was sent ahead
   double look_ms_ = 0;            // how long the look took
   std::optional<Throttle> throttle_;
+  std::unique_ptr<PostCopySupply> supply_;  // of what is fetched after the hand-over
+  std::unique_ptr<PostCopyLine> line_;      // uses it
   Logbook& book_;
   RemoteShell& shell_;
   Link link_;

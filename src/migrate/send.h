@@ -13,6 +13,12 @@
 
 namespace ferry::migrate {
 
+enum class Mode : std::uint8_t {
+  automatic,  // rounds, and post-copy if they do not bring the pause under its limit
+  pre_copy,   // all memory is on the destination before the container runs there
+  post_copy,  // the container runs there first, its memory follows
+};
+
 struct SendOptions {
   std::string container;       // id or name
   std::string destination;
@@ -20,6 +26,7 @@ struct SendOptions {
   bool keep_source = false;
   bool drop_exec = false;
   bool tcp_close = false;
+  Mode mode = Mode::automatic;
   bool precopy = true;         // memory is sent while the container runs
   std::chrono::milliseconds downtime_limit{20};  // the rounds go on until the rest takes no longer
   int max_rounds = 30;
@@ -42,6 +49,8 @@ struct SendReport {
   std::uint64_t image_bytes = 0;
   std::uint64_t layer_bytes = 0;
   std::uint64_t memory_bytes = 0;
+  std::uint64_t postponed_bytes = 0;  // of memory, fetched after the hand-over
+  double fetch_ms = 0;             // from the hand-over until all of it had been fetched
   std::vector<Phase> phases;
   std::vector<std::string> notes;
 };

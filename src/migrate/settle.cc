@@ -111,6 +111,16 @@ Result<std::string> keep_twin(const Entry& entry) {
   return end(entry, Outcome::moved, fmt::format("container {} came from {} and runs here", entry.container_name, entry.peer));
 }
 
+// It was taken, and nobody can bring the rest of its memory any more: with zeros in its place it must not run.
+Result<std::string> end_twin(const Entry& entry) {
+  FERRY_CHECK(freeze(entry.freeze_cgroup));
+  FERRY_CHECK(kill_frozen(entry.freeze_cgroup));
+  return end(entry, Outcome::moved,
+             fmt::format("container {} had to be ended: the ferry that fetched its memory from {} was ended before all of it was here; "
+                         "what is left of it stands frozen there",
+                         entry.container_name, entry.peer));
+}
+
 Result<std::string> settle_destination(const Entry& entry) {
   ::unlink(fmt::format("/run/ferry/{}.sock", entry.move).c_str());
   // Before the twin can do anything; the shim keeps what it was told.
@@ -122,7 +132,7 @@ Result<std::string> settle_destination(const Entry& entry) {
   FERRY_TRY(const Decision decision, decide(entry.move, Decision::refused));
   if (decision == Decision::taken) {
     let_shim_go();
-    return keep_twin(entry);
+    return entry.pages_due ? end_twin(entry) : keep_twin(entry);
   }
   if (!entry.freeze_cgroup.empty()) {
     FERRY_CHECK(kill_frozen(entry.freeze_cgroup));

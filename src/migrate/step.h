@@ -28,6 +28,7 @@ enum class Step : std::uint8_t {
   taken,
   resumed,
   decided,
+  pages,
   finish,
 };
 
@@ -39,7 +40,7 @@ struct StepInfo {
   bool frozen;  // the container stands still: nothing is written to the logbook
 };
 
-inline constexpr std::array<StepInfo, 17> kSteps{{
+inline constexpr std::array<StepInfo, 18> kSteps{{
     {Step::look, "look", true, false, false},          // what Docker knows of the container
     {Step::reach, "reach", true, false, false},        // the remote shell and the greeting
     {Step::offer, "offer", true, true, false},         // what is in the way
@@ -56,6 +57,7 @@ inline constexpr std::array<StepInfo, 17> kSteps{{
     {Step::taken, "taken", false, true, true},         // TAKEN is written, the tree is still held
     {Step::resumed, "resumed", false, true, true},     // it runs, and the source does not know yet
     {Step::decided, "decided", true, false, true},     // the source knows, and has not acted
+    {Step::pages, "pages", true, true, false},         // post-copy: it runs there, and its memory follows
     {Step::finish, "finish", true, true, false},       // the log's last lines, the restart policy, the source's end
 }};
 

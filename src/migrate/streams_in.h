@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -20,6 +21,8 @@ class StreamsIn {
 
   // Listens for what the source asks, and tells it where.  That no connection comes about is no error.
   Result<void> open(const wire::Streams& wanted);
+  // The connections, for whoever goes on with them in its own way; none if there are none.
+  [[nodiscard]] std::vector<Link> take() { return std::exchange(links_, {}); }
   // Where the source sends streams of bytes, while it sends no pages.
   [[nodiscard]] Link& bulk() { return links_.empty() ? control_ : links_.front(); }
 

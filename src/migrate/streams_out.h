@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -30,6 +31,8 @@ class StreamsOut {
   // for.
   Result<std::string> open();
   [[nodiscard]] std::size_t count() const { return direct_.size(); }
+  // The connections, for whoever goes on with them in its own way; none if there are none.
+  [[nodiscard]] std::vector<Link> take() { return std::exchange(direct_, {}); }
   // For streams of bytes, while no pages are sent.
   [[nodiscard]] Link& bulk() { return direct_.empty() ? control_ : direct_.front(); }
   // Pages may be sent from here to the last mark.

@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <ctime>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -52,6 +53,8 @@ std::string to_json(const migrate::SendReport& report, const migrate::SendOption
                     {"image_bytes", report.image_bytes},
                     {"layer_bytes", report.layer_bytes},
                     {"memory_bytes", report.memory_bytes},
+                    {"postponed_bytes", report.postponed_bytes},
+                    {"fetch_ms", report.fetch_ms},
                     {"rounds", rounds_of(report.rounds)},
                     {"phases", list_of(report.phases)},
                     {"pause_parts", list_of(report.pause_parts)},
@@ -89,6 +92,9 @@ Result<void> move(const migrate::SendOptions& options, const std::string& page) 
   print_notes(report.notes);
   fmt::print("{} runs on {}: pause {:.1f} ms (give or take {:.1f}), {} sent\n", report.container, options.destination, report.pause_ms,
              report.pause_error_ms, migrate::byte_text(report.bytes));
+  if (report.postponed_bytes != 0) {
+    fmt::print("{} of its memory followed within {:.1f} s\n", migrate::byte_text(report.postponed_bytes), report.fetch_ms / 1000);
+  }
   return {};
 }
 
@@ -103,6 +109,14 @@ void add_migrate(CLI::App& root, Commands& commands) {
   moved->add_flag("--keep-source", options->keep_source, "Keep the stopped container instead of removing it");
   moved->add_flag("--drop-exec", options->drop_exec, "Go on although docker exec sessions are not kept");
   moved->add_flag("--tcp-close", options->tcp_close, "Close established TCP connections instead of refusing");
+  const std::map<std::string, migrate::Mode> modes{
+      {"auto", migrate::Mode::automatic}, {"pre-copy", migrate::Mode::pre_copy}, {"post-copy", migrate::Mode::post_copy}};
+  moved->add_option("--mode", options->mode,
+                    "pre-copy: all memory is sent before the container runs on DEST; post-copy: it runs there first; auto: pre-copy, "
+                    "and what no round brings down follows later")
+      ->transform(CLI::CheckedTransformer(modes))
+      ->type_name("MODE")
+      ->default_str("auto");
   moved->add_flag("!--no-precopy", options->precopy, "Stop first, then send all of the memory");
   moved->add_option_function<unsigned>(
            "--downtime-limit", [options](unsigned ms) { options->downtime_limit = std::chrono::milliseconds(ms); },

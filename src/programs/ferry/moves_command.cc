@@ -8,6 +8,7 @@
 
 #include "migrate/cancel.h"
 #include "migrate/logbook.h"
+#include "migrate/post_copy_line.h"
 #include "migrate/settle.h"
 #include "programs/ferry/command.h"
 
@@ -18,13 +19,17 @@ using Json = nlohmann::json;
 using migrate::Entry;
 using migrate::Outcome;
 
-// "doubt": the other host has to say who has the container.  "broken": no ferry and no guard has it in hand, or
+// "fetching": the container runs on the destination and its memory follows; "cut": so it does, and nothing comes now,
+// so that it waits.  "doubt": the other host has to say who has the container.  "broken": no ferry and no guard has it in hand, or
 // the guard is not done yet.
 std::string_view state_of(const Entry& entry, bool given) {
   if (entry.ended != 0) {
     return entry.outcome == Outcome::moved ? "moved" : "stayed";
   }
   const bool at_work = is_at_work(entry);
+  if (entry.step == migrate::Step::pages) {
+    return !at_work ? "broken" : entry.disconnected ? "cut" : "fetching";
+  }
   if (entry.in_doubt || (given && !at_work)) {
     return "doubt";
   }
@@ -117,6 +122,24 @@ Result<void> cancel(const std::string& wanted) {
   return {};
 }
 
+// A move whose container runs on the other host and waits for memory that is here.
+Result<void> resume(const std::string& wanted, const std::string& via) {
+  FERRY_TRY(const Entry entry, migrate::find_move(wanted));
+  if (entry.role != migrate::Role::source) {
+    return fail(Kind::invalid, "the memory of container {} is on {}: \"ferry resume\" there", entry.container_name, entry.peer);
+  }
+  if (!via.empty()) {
+    FERRY_CHECK(migrate::write_detour(entry.move, via));
+  }
+  if (is_at_work(entry)) {
+    fmt::print("the ferry that has the move of container {} in hand tries {} next\n", entry.container_name, via.empty() ? entry.peer : via);
+    return {};
+  }
+  FERRY_TRY(const std::string sentence, migrate::settle(entry.move, entry.role));
+  fmt::print("{}\n", sentence);
+  return {};
+}
+
 Result<void> resolve_one(const std::string& wanted) {
   FERRY_TRY(const Entry entry, migrate::find_move(wanted));
   FERRY_TRY(const std::string sentence, migrate::settle(entry.move, entry.role));
@@ -157,6 +180,13 @@ void add_moves(CLI::App& root, Commands& commands) {
   const auto wanted = std::make_shared<std::string>();
   cancelled->add_option("MOVE|CONTAINER", *wanted, "Id of the move, as ferry ps shows it, or the container")->required();
   commands.push_back({cancelled, true, [wanted] { return cancel(*wanted); }});
+
+  CLI::App* resumed = root.add_subcommand("resume", "Reach the other host again, for a container that runs there and waits for its memory");
+  const auto move = std::make_shared<std::string>();
+  const auto via = std::make_shared<std::string>();
+  resumed->add_option("MOVE|CONTAINER", *move, "Id of the move, as ferry ps shows it, or the container")->required();
+  resumed->add_option("--via", *via, "Another way to the other host, as the remote shell knows it")->type_name("ADDRESS");
+  commands.push_back({resumed, true, [move, via] { return resume(*move, *via); }});
 
   CLI::App* resolved = root.add_subcommand("resolve", "Settle moves that lost their connection or their ferry");
   const auto id = std::make_shared<std::string>();

@@ -26,6 +26,16 @@ bool can_be_lazy(const pb::VmaEntry& vma) {
          (vma.flags() & MAP_PRIVATE) != 0 && !wiped;
 }
 
+std::vector<sys::PageRange> lazy_ranges(const pb::MmEntry& mm) {
+  std::vector<sys::PageRange> out;
+  for (const pb::VmaEntry& vma : mm.vmas()) {
+    if (can_be_lazy(vma)) {
+      out.push_back({vma.start(), vma.end()});
+    }
+  }
+  return out;
+}
+
 Division divide(const pb::MmEntry& mm, const std::vector<image::Extent>& extents) {
   Division out;
   int vma = 0;

@@ -15,6 +15,8 @@ namespace ferry::state::memory {
 // CRIU's rule: private anonymous memory that is not locked, and is not the vDSO.  Not huge pages, which come as a
 // whole only, and not what a child is to find empty (MADV_WIPEONFORK): a page that comes late would be in it.
 bool can_be_lazy(const pb::VmaEntry& vma);
+// All of it, sorted.
+std::vector<sys::PageRange> lazy_ranges(const pb::MmEntry& mm);
 
 // What is stored of a process, in two: what has to be there when it starts, and what may come later.
 struct Division {

@@ -129,6 +129,17 @@ Result<void> Staged::write_zeros(std::uint64_t vaddr, std::uint64_t bytes) {
   return {};
 }
 
+// What is not in the skeleton costs nothing in the pause, and stays as it is.
+void Staged::drop(std::vector<sys::PageRange> stale, tracee::Batch& batch) {
+  tidy(stale);
+  const std::lock_guard<std::mutex> held(*lock_);
+  for (const sys::PageRange& range : common(touched_.ranges(), stale)) {
+    batch.must("madvise(MADV_DONTNEED)", SYS_madvise, {range.start, range.end - range.start, MADV_DONTNEED});
+    touched_.remove(range.start, range.end);
+    content_.remove(range.start, range.end);
+  }
+}
+
 Result<void> Staged::to_buffer(const RestoreTask& task, const std::vector<sys::PageRange>& ranges) {
   constexpr std::size_t kPiece = 4U << 20;
   std::vector<std::byte> bytes;

@@ -35,6 +35,9 @@ class Staged {
   Result<void> write(const RestoreTask& task, std::span<const sys::Placed> pages);
   Result<void> write_zeros(std::uint64_t vaddr, std::uint64_t bytes);
 
+  // These pages are known to be stale: what is in the skeleton of them is thrown away by the batch, while there is time.
+  void drop(std::vector<sys::PageRange> stale, tracee::Batch& batch);
+
   // Takes everything out of the skeleton, which is going to be made anew.
   Result<void> evacuate(RestoreTask& task);
 
