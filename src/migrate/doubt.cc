@@ -53,7 +53,7 @@ Result<void> serve_rest(const GivenRecord& record) {
   const auto supply = PostCopySupply::of_frozen(record.freeze_cgroup);
   if (!supply) {
     // Whoever ended them knew that the destination had everything.
-    return supply.error().kind == Kind::gone ? Result<void>() : tl::unexpected<Error>(supply.error());
+    return supply.error().kind == Kind::gone ? Result<void>() : Result<void>(tl::unexpected<Error>(supply.error()));
   }
   PostCopyLine line({record.move, record.destination, record.rsh, {}}, **supply);
   FERRY_CHECK(line.open());

@@ -208,19 +208,19 @@ Result<Verdict> HandOver::decided(Decision decision, const std::string& reason) 
 // The tree runs there, and what it has not fetched yet is here only.
 Result<void> HandOver::serve_rest() {
   book_.step(Step::pages);
-  bool said = false;
+  std::string said;  // what was last told to be wrong
   const auto tell = [&](const PostCopyLine::Standing& standing) -> Result<void> {
     book_.fetching(0, standing.connected);
-    if (!standing.connected && !said) {
+    if (!standing.connected && said != standing.trouble) {
       fmt::print(stderr, "ferry: {}; container {} runs on {} and waits for pages that are here.  ferry goes on trying to reach it; "
                  ""ferry resume {} --via ADDRESS" names another way
 ",
                  standing.trouble, record_.container_name, record_.destination, record_.move.substr(0, 12));
-    } else if (standing.connected && said) {
+    } else if (standing.connected && !said.empty()) {
       fmt::print(stderr, "ferry: {} is reached again
 ", record_.destination);
     }
-    said = !standing.connected;
+    said = standing.trouble;
     if (user_wants_to_stop(0)) {
       fmt::print(stderr, "ferry: container {} runs on {}, and a part of its memory is still here: ferry goes on giving it, in the background
 ",

@@ -145,7 +145,7 @@ Result<void> PostCopyWarden::send(int word, int uffd) {
   do {
     sent = ::sendmsg(socket_.get(), &message, MSG_NOSIGNAL);
   } while (sent < 0 && errno == EINTR);
-  return sent == sizeof word ? Result<void>() : sys_fail("sendmsg(warden)");
+  return sent == sizeof word ? Result<void>() : Result<void>(sys_fail("sendmsg(warden)"));
 }
 
 Result<void> PostCopyWarden::hold(int uffd) { return send(uffd, uffd); }

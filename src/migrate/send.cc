@@ -356,7 +356,7 @@ class Sender {
     message.mutable_precopy();
     FERRY_CHECK(link_.send(message));
     FERRY_CHECK(wait_done());
-    const bool can_postpone = options_.mode != Mode::pre_copy && there_.late_pages;
+    const bool can_postpone = options_.mode != Mode::pre_copy && !options_.switch_anyway && there_.late_pages;
     if (options_.mode == Mode::post_copy) {
       FERRY_CHECK(postpone_rest());
       return departure_.check_again();

@@ -289,7 +289,7 @@ class LiveMigration(test_ferry_migrate.Migrate):
 
     def test_writer_that_is_faster_than_the_connection_stays(self):
         self.start_gap("racer", 64, 400)
-        given_up = self.try_migrate("racer", "--downtime-limit", "0", "--max-rounds", "3")
+        given_up = self.try_migrate("racer", "--mode", "pre-copy", "--downtime-limit", "0", "--max-rounds", "3")
         self.assertNotEqual(given_up.returncode, 0, given_up.stdout)
         self.assertRegex(given_up.stdout.splitlines()[-1], r"container racer writes faster .* --switch-anyway")
         self.assertEqual(self.runs_on("racer"), ["h1"])

@@ -140,7 +140,7 @@ class Streams(test_live_migration.LiveMigration):
         self.racer("slowed", "--cpus", "1.5")
         was = cpu_quota(self.h1, "slowed")
         # The network of a lab may be faster than a processor writes.
-        report = self.move("slowed", "--bandwidth", "200M", "--downtime-limit", "100", "--max-rounds", "60")
+        report = self.move("slowed", "--mode", "pre-copy", "--bandwidth", "200M", "--downtime-limit", "100", "--max-rounds", "60")
         self.assertGreater(max(r["throttle_percent"] for r in report["rounds"]), 0, report["rounds"])
         self.assertEqual(cpu_quota(self.h2, "slowed"), was, "the twin has another limit than the user gave")
         self.assert_intact("slowed")
@@ -149,7 +149,7 @@ class Streams(test_live_migration.LiveMigration):
     def test_a_move_that_is_given_up_leaves_the_quota_as_it_was(self):
         self.racer("kept", "--cpus", "1.5")
         was = cpu_quota(self.h1, "kept")
-        given_up = self.try_migrate("kept", "--downtime-limit", "0", "--max-rounds", "12")
+        given_up = self.try_migrate("kept", "--mode", "pre-copy", "--downtime-limit", "0", "--max-rounds", "12")
         self.assertNotEqual(given_up.returncode, 0, given_up.stdout)
         self.assertIn("processor time", given_up.stdout)
         self.assertEqual(cpu_quota(self.h1, "kept"), was)
@@ -158,7 +158,7 @@ class Streams(test_live_migration.LiveMigration):
     @deadline(120)
     def test_without_auto_converge_nothing_is_slowed_down(self):
         self.racer("free")
-        given_up = self.try_migrate("free", "--no-auto-converge", "--downtime-limit", "0", "--max-rounds", "8")
+        given_up = self.try_migrate("free", "--mode", "pre-copy", "--no-auto-converge", "--downtime-limit", "0", "--max-rounds", "8")
         self.assertNotEqual(given_up.returncode, 0, given_up.stdout)
         self.assertNotIn("processor time", given_up.stdout)
         self.assertEqual(self.runs_on("free"), ["h1"])
@@ -167,7 +167,7 @@ class Streams(test_live_migration.LiveMigration):
     def test_ferry_killed_while_the_container_is_slowed_down(self):
         self.racer("victim", "--cpus", "1.5")
         was = cpu_quota(self.h1, "victim")
-        move = self.h1.popen(["ferry", "migrate", "--downtime-limit", "0", "--max-rounds", "10000", "victim", "h2"])
+        move = self.h1.popen(["ferry", "migrate", "--mode", "pre-copy", "--downtime-limit", "0", "--max-rounds", "10000", "victim", "h2"])
         self.addCleanup(move.kill)
         wait_until(lambda: cpu_quota(self.h1, "victim") != was or move.poll() is not None, 60, "the container to be slowed down", 0.005)
         self.assertIsNone(move.poll(), "the move ended before the container was slowed down")
