@@ -305,7 +305,9 @@ Result<void> RestoreStory::await_late(RestoreTask& task) {
     extents.push_back({range.start, range.pages(), -1, 0});
   }
   FERRY_TRY(UniqueFd uffd, state::memory::make_userfaultfd(task));
+  FERRY_CHECK(state::memory::make_missing(task, later));
   FERRY_CHECK(state::memory::await_pages(uffd.get(), *task.mm, extents));
+  FERRY_CHECK(state::memory::allow_huge_pages(task));
   return late_->await(task.ns_pid(), std::move(uffd), later);
 }
 

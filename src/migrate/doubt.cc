@@ -2,6 +2,8 @@
 
 #include <stdlib.h>
 
+#include <memory>
+
 #include "container/docker.h"
 #include "migrate/door.h"
 #include "migrate/freezer.h"
@@ -50,14 +52,24 @@ Result<Decision> ask(const std::string& rsh, const std::string& destination, con
 }
 
 Result<void> serve_rest(const GivenRecord& record) {
-  const auto supply = PostCopySupply::of_frozen(record.freeze_cgroup);
-  if (!supply) {
-    // Whoever ended them knew that the destination had everything.
-    return supply.error().kind == Kind::gone ? Result<void>() : Result<void>(tl::unexpected<Error>(supply.error()));
+  auto supply = PostCopySupply::of_frozen(record.freeze_cgroup);
+  const bool gone = !supply && supply.error().kind == Kind::gone;
+  if (!supply && !gone) {
+    return tl::unexpected<Error>(std::move(supply).error());
   }
-  PostCopyLine line({record.move, record.destination, record.rsh, {}}, **supply);
+  // Whoever ended the processes knew that the destination had everything, or this host was started anew.
+  const std::unique_ptr<PostCopySupply> nothing = gone ? std::make_unique<PostCopySupply>(false) : nullptr;
+  PostCopyLine line({record.move, record.destination, record.rsh, {}}, gone ? *nothing : **supply);
   FERRY_CHECK(line.open());
-  FERRY_CHECK(line.wait([](const PostCopyLine::Standing&) { return Result<void>(); }));
+  FERRY_CHECK(line.wait([&](const PostCopyLine::Standing&) -> Result<void> {
+    if (!gone) {
+      return {};
+    }
+    return fail(Kind::gone,
+                "the processes of container {} are gone here, and with them memory that {} has not fetched: the container waits there for "
+                "pages that nobody has any more.  End it there; nothing can bring it back but a checkpoint",
+                record.container_name, record.destination);
+  }));
   forget_detour(record.move);
   return {};
 }

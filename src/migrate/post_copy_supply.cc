@@ -53,6 +53,16 @@ void PostCopySupply::offer(NsPid name, HostPid pid, std::shared_ptr<const Unique
 }
 
 Result<void> PostCopySupply::serve(Link& link) const {
+  auto obeyed = obey(link);
+  if (!obeyed && obeyed.error().kind != Kind::gone && obeyed.error().kind != Kind::invalid) {
+    wire::Message reason;
+    reason.mutable_failure()->set_reason(obeyed.error().message());
+    static_cast<void>(link.send(reason));
+  }
+  return obeyed;
+}
+
+Result<void> PostCopySupply::obey(Link& link) const {
   PageBatch batch;
   for (;;) {
     wire::Message message;

@@ -37,6 +37,7 @@ class PostCopySupply {
     HostPid pid;
     std::shared_ptr<const UniqueFd> memory;
   };
+  Result<void> obey(Link& link) const;
   Result<void> answer(NsPid name, std::uint64_t vaddr, std::uint64_t bytes, Link& link, PageBatch& batch) const;
 
   bool pack_;

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -87,6 +88,26 @@ Result<UniqueFd> make_userfaultfd(RestoreTask& task) {
   FERRY_CHECK(task.process.run(task.leader(), close));
   FERRY_CHECK(sys::missing_negotiate(uffd.get()));
   return uffd;
+}
+
+Result<void> make_missing(RestoreTask& task, const std::vector<sys::PageRange>& pages) {
+  tracee::Batch batch;
+  // khugepaged fills the holes of what it collapses with zeros, and looks at this first, with the address space locked
+  // (PR_SET_THP_DISABLE(2const); Documentation/admin-guide/mm/transhuge.rst).  Of registered memory it fills none.
+  batch.must("prctl(PR_SET_THP_DISABLE)", SYS_prctl, {PR_SET_THP_DISABLE, 1, 0, 0, 0});
+  for (const sys::PageRange& range : pages) {
+    batch.must("madvise(MADV_DONTNEED)", SYS_madvise, {range.start, range.end - range.start, MADV_DONTNEED});
+  }
+  FERRY_CHECK(task.process.run(task.leader(), batch).during("emptying memory that comes later"));
+  return {};
+}
+
+// A program that has them disabled gets that back with its other limits.
+Result<void> allow_huge_pages(RestoreTask& task) {
+  tracee::Batch batch;
+  batch.must("prctl(PR_SET_THP_DISABLE)", SYS_prctl, {PR_SET_THP_DISABLE, 0, 0, 0, 0});
+  FERRY_CHECK(task.process.run(task.leader(), batch));
+  return {};
 }
 
 Result<void> await_pages(int uffd, const pb::MmEntry& mm, const std::vector<image::Extent>& later) {

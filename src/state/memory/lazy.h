@@ -26,6 +26,11 @@ Division divide(const pb::MmEntry& mm, const std::vector<image::Extent>& extents
 
 // A userfaultfd of the skeleton's address space.  Its area has to be mapped.
 Result<UniqueFd> make_userfaultfd(RestoreTask& task);
+// Makes sure that these pages are missing in the skeleton, whatever was written around them: a page that is there, if
+// only because a huge one was made of its neighbours, raises no fault, and the program would find zeros in it.  No huge
+// page is made from here until allow_huge_pages(), which is to be called when they are registered.
+Result<void> make_missing(RestoreTask& task, const std::vector<sys::PageRange>& pages);
+Result<void> allow_huge_pages(RestoreTask& task);
 // From now on whoever touches a page of the mappings that have pages in `later` waits for the descriptor's owner.
 Result<void> await_pages(int uffd, const pb::MmEntry& mm, const std::vector<image::Extent>& later);
 
