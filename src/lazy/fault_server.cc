@@ -176,16 +176,17 @@ Result<void> FaultServer::serve(const Fault& fault) {
   if (!origin.has_value()) {
     return fill_with_zero(fault);
   }
-  chunk_ = kFirstChunk;
+  const PageSource::Range page{space.pid, *origin, *origin + kPage};
+  const bool fast = has_fast_lane(page);
+  chunk_ = fast ? kChunkBesideFaults : kFirstChunk;
   last_fault_ = Clock::now();
   waiting_.try_emplace({space.pid, *origin}, last_fault_);
   if (hints_.size() == kMaxHints) {
     hints_.erase(hints_.begin());
   }
   hints_.emplace_back(space.pid, *origin);
-  const PageSource::Range page{space.pid, *origin, *origin + kPage};
   // What is under way behind other pages is asked for again where nothing stands before it.
-  const bool overtakes = has_fast_lane(page) && !asked_[space.pid].urgent.covers(page.start, page.end) &&
+  const bool overtakes = fast && !asked_[space.pid].urgent.covers(page.start, page.end) &&
                          !asked_[space.pid].stuck.covers(page.start, page.end);
   if (overtakes || !askable(space.pid, page.start, page.end).empty()) {
     FERRY_TRY([[maybe_unused]] const bool asked, ask(page, true));

@@ -62,6 +62,8 @@ class FaultServer {
   using Clock = std::chrono::steady_clock;
   // What is under way over a connection keeps the answer to a fault waiting; this much costs it about 50 us.
   static constexpr std::uint64_t kFirstChunk = 32U << 10;
+  // Where faults have a connection of their own, only the copying of what has come keeps them waiting.
+  static constexpr std::uint64_t kChunkBesideFaults = 128U << 10;
   static constexpr std::chrono::milliseconds kRetryAfter{500};
   struct Space {
     NsPid pid;  // whose pagemap has the content
