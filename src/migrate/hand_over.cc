@@ -213,17 +213,14 @@ Result<void> HandOver::serve_rest() {
     book_.fetching(0, standing.connected);
     if (!standing.connected && said != standing.trouble) {
       fmt::print(stderr, "ferry: {}; container {} runs on {} and waits for pages that are here.  ferry goes on trying to reach it; "
-                 ""ferry resume {} --via ADDRESS" names another way
-",
+                 "\"ferry resume {} --via ADDRESS\" names another way\n",
                  standing.trouble, record_.container_name, record_.destination, record_.move.substr(0, 12));
     } else if (standing.connected && !said.empty()) {
-      fmt::print(stderr, "ferry: {} is reached again
-", record_.destination);
+      fmt::print(stderr, "ferry: {} is reached again\n", record_.destination);
     }
     said = standing.trouble;
     if (user_wants_to_stop(0)) {
-      fmt::print(stderr, "ferry: container {} runs on {}, and a part of its memory is still here: ferry goes on giving it, in the background
-",
+      fmt::print(stderr, "ferry: container {} runs on {}, and a part of its memory is still here: ferry goes on giving it, in the background\n",
                  record_.container_name, record_.destination);
       // Returning would end the tree, and with it this memory.  The guard goes on.
       ::_exit(1);
