@@ -1,5 +1,7 @@
 #include "migrate/post_copy_lane.h"
 
+#include <fcntl.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 
@@ -54,8 +56,10 @@ void PostCopyLane::install(Link link) {
   event.events = EPOLLIN;
   link.give_up_after(kTakesAQuestion);
   link.no_interrupts();
-  if (::epoll_ctl(poll_.get(), EPOLL_CTL_ADD, link.descriptor(), &event) != 0) {
-    log::error(Error{.kind = Kind::os, .what = "epoll_ctl(connection for pages)", .during = {}});
+  // A descriptor of its own, since the one that is read from may be the same, and is watched at other times.
+  out_ = UniqueFd(::fcntl(link.writing_descriptor(), F_DUPFD_CLOEXEC, 0));
+  if (!out_ || ::epoll_ctl(poll_.get(), EPOLL_CTL_ADD, link.descriptor(), &event) != 0) {
+    log::error(Error{.kind = Kind::os, .what = "watching a connection for pages", .during = {}});
     return;
   }
   link_ = std::move(link);
@@ -68,7 +72,10 @@ void PostCopyLane::drop() {
     link_->close();
     link_.reset();
   }
+  wait_until_it_takes_more(false);
+  out_.reset();
   asked_.clear();
+  unsaid_.clear();
   pieces_.clear();
   broken_.reset();
   ::eventfd_t ignored = 0;
@@ -89,7 +96,7 @@ void PostCopyLane::beat() {
     doubt(fmt::format("{} has been asked for pages and says nothing", link_->peer()));
     return;
   }
-  if (now - said_ > kSignOfLife) {
+  if (unsaid_.empty() && now - said_ > kSignOfLife && takes_more()) {
     wire::Message message;
     message.mutable_want();
     if (auto sent = send(message); !sent) {
@@ -117,27 +124,53 @@ Result<void> PostCopyLane::send(const wire::Message& message) {
   return link_->send(message);
 }
 
+bool PostCopyLane::takes_more() const {
+  pollfd now{.fd = out_.get(), .events = POLLOUT, .revents = 0};
+  return ::poll(&now, 1, 0) > 0;
+}
+
+void PostCopyLane::wait_until_it_takes_more(bool wanted) {
+  epoll_event event{};
+  event.events = EPOLLOUT;
+  // It may be there already, or not any more.
+  (void)::epoll_ctl(poll_.get(), wanted ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, out_.get(), &event);
+}
+
+// As many questions as the connection takes at once: whoever asks has other faults to serve, which come another way.
+Result<void> PostCopyLane::say() {
+  while (!unsaid_.empty() && takes_more()) {
+    const Range range = unsaid_.front();
+    wire::Message message;
+    message.mutable_want()->set_pid(static_cast<std::uint32_t>(range.pid.value));
+    message.mutable_want()->set_vaddr(range.start);
+    message.mutable_want()->set_bytes(range.end - range.start);
+    FERRY_CHECK(send(message));
+    unsaid_.pop_front();
+  }
+  return {};
+}
+
 Result<void> PostCopyLane::ask(const Range& range) {
   const auto asked = [&]() -> Result<void> {
     if (!connected()) {
       return fail(Kind::gone, "{}", broken_.value_or("there is no connection to the source"));
     }
-    wire::Message message;
-    message.mutable_want()->set_pid(static_cast<std::uint32_t>(range.pid.value));
-    message.mutable_want()->set_vaddr(range.start);
-    message.mutable_want()->set_bytes(range.end - range.start);
-    return send(message);
+    if (asked_.empty()) {
+      heard_ = Clock::now();
+    }
+    asked_.push_back(range);
+    unsaid_.push_back(range);
+    FERRY_CHECK(say());
+    if (!unsaid_.empty()) {
+      wait_until_it_takes_more(true);
+    }
+    return {};
   }();
   if (!asked) {
     lost_ = true;
     drop();
-    return asked;
   }
-  if (asked_.empty()) {
-    heard_ = Clock::now();
-  }
-  asked_.push_back(range);
-  return {};
+  return asked;
 }
 
 // It must be what was asked for first, and all of it.
@@ -168,6 +201,12 @@ Result<std::optional<lazy::PageSource::Piece>> PostCopyLane::take() {
   const auto taken = [&]() -> Result<std::optional<Piece>> {
     if (broken_.has_value()) {
       return fail(Kind::gone, "{}", *broken_);
+    }
+    if (!unsaid_.empty()) {
+      FERRY_CHECK(say());
+      if (unsaid_.empty()) {
+        wait_until_it_takes_more(false);
+      }
     }
     if (pieces_.empty() && link_.has_value()) {
       FERRY_TRY(const auto frame, link_->poll_frame(body_));

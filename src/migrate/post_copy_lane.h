@@ -50,6 +50,9 @@ class PostCopyLane final : public lazy::PageSource {
   // The next take() says so.
   void doubt(std::string why);
   Result<void> send(const wire::Message& message);
+  Result<void> say();
+  [[nodiscard]] bool takes_more() const;
+  void wait_until_it_takes_more(bool wanted);
   Result<void> accept(image::Name name, std::span<const ArrivedPages> runs);
 
   bool obliged_ = false;
@@ -59,6 +62,8 @@ class PostCopyLane final : public lazy::PageSource {
   bool lost_ = false;  // the server knows that there is no connection
   std::optional<std::string> broken_;
   std::deque<Range> asked_;
+  std::deque<Range> unsaid_;  // the last ones of these: the connection took no more when they were asked
+  UniqueFd out_;              // of the connection, in poll_ while something is unsaid
   std::vector<std::byte> body_;
   BatchReader reader_;
   std::deque<Piece> pieces_;  // of the batch in body_

@@ -1,6 +1,7 @@
 // Memory that is fetched while it is used: both ends in this very process.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -69,6 +70,7 @@ class PostCopy : public testing::Test {
     for (std::thread& thread : serving_) {
       thread.join();
     }
+    uffd_.reset();  // while it is open, unmapping what it watches waits until somebody has read of it
     ::munmap(here_, kPages * kPage);
     ::munmap(there_, kPages * kPage);
   }
@@ -160,6 +162,33 @@ TEST_F(PostCopy, BelievesNoOtherPagesThanThoseItAskedFor) {
   ASSERT_FALSE(taken.has_value());
   EXPECT_EQ(taken.error().kind, Kind::corrupt);
   EXPECT_FALSE(background_->connected());
+}
+
+// Faults of other connections are served by the thread that asks.
+TEST_F(PostCopy, AskingNeverWaitsForAConnectionThatTakesNothing) {
+  auto [source, destination] = two_ends();
+  background_->connect(std::move(destination));
+  constexpr std::size_t kQuestions = 20000;  // more than a socket holds
+  for (std::size_t i = 0; i < kQuestions; ++i) {
+    ASSERT_TRUE(background_->ask({kPid, address(here_) + i % kPages * kPage, address(here_) + (i % kPages + 1) * kPage}).has_value());
+  }
+  EXPECT_TRUE(background_->connected());
+  std::thread reader([&, link = std::move(source)]() mutable {
+    for (std::size_t i = 0; i < kQuestions; ++i) {
+      wire::Message message;
+      ASSERT_TRUE(link.receive(message, std::chrono::seconds(10)).has_value()) << i;
+      ASSERT_EQ(message.want().vaddr(), address(here_) + i % kPages * kPage);
+    }
+  });
+  for (;;) {
+    pollfd ready{.fd = background_->descriptor(), .events = POLLIN, .revents = 0};
+    ASSERT_EQ(::poll(&ready, 1, 10000), 1) << "the lane has something to say, or its peer has hung up";
+    if (const auto taken = background_->take(); !taken) {
+      EXPECT_EQ(taken.error().kind, Kind::gone) << taken.error().message();  // all of it was read
+      break;
+    }
+  }
+  reader.join();
 }
 
 TEST_F(PostCopy, ServesNoProcessThatWasNotOffered) {

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+import test_faults
 import test_ferry_migrate
 import test_live_migration
 import test_moves
@@ -49,7 +50,7 @@ class PostCopy(test_moves.MoveCase):
         self.assertGreater(report["postponed_bytes"], 32 * MIB, report)
         self.assert_intact("tunneller")
 
-    def test_there_and_back_again(self):
+    def test_there_and_back_with_memory_that_follows(self):
         self.start_gap("shuttle", 32, 4)
         self.migrate("shuttle", "--mode", "post-copy")
         self.ferry("migrate", "--mode", "post-copy", "shuttle", "h1", host=self.h2, timeout=90)
@@ -156,6 +157,20 @@ class PostCopy(test_moves.MoveCase):
 
     def test_resume_of_nothing(self):
         self.refused(self.try_ferry("resume", "nobody-at-all"), "nobody-at-all")
+
+
+class Faults(test_faults.Faults):
+    """Up to TAKEN nothing that dies takes the container along, whether its memory was sent ahead or not."""
+
+    OPTIONS = ("--mode", "post-copy")
+    # The way of the memory makes no difference to these.
+    test_a_docker_daemon_is_killed_and_started_again = test_no_room_for_the_files = test_no_room_for_the_decision = None
+
+    def rows(self):
+        wanted = ("freeze", "grow", "hold", "record")
+        rows = [row for row in test_faults.steps() if row[1] in wanted]
+        self.assertEqual(len(rows), len(wanted))
+        return rows
 
 
 for inherited in list(vars(test_ferry_migrate.Migrate)):
