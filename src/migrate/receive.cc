@@ -659,6 +659,7 @@ class Receiver {
         break;
       }
     }
+    const auto took = std::chrono::steady_clock::now() - begin;
     auto report = intake_->result();
     if (!report) {
       // It would run on with zeros where its memory was.
@@ -668,8 +669,12 @@ class Receiver {
     // Before the source is told: whoever asks later gets the same answer.
     FERRY_CHECK(book_->change([](Entry& entry) { entry.pages_due = false; }));
     intake_->tell_source();
-    notes_.push_back(fmt::format("{} pages were fetched after the hand-over; {} faults waited, half of them {} us at most and 99 % {} us",
-                                 report->pages, report->faults, report->median_us, report->p99_us));
+    wire::Fetched& fetched = fetched_.emplace();
+    fetched.set_pages(report->pages);
+    fetched.set_ms(std::chrono::duration<double, std::milli>(took).count());
+    fetched.set_faults(report->faults);
+    fetched.set_median_us(report->median_us);
+    fetched.set_p99_us(report->p99_us);
     intake_.reset();
     return {};
   }
@@ -707,6 +712,9 @@ class Receiver {
     Message message;
     for (const std::string& note : notes_) {
       message.mutable_finished()->add_notes(note);
+    }
+    if (fetched_.has_value()) {
+      *message.mutable_finished()->mutable_fetched() = *fetched_;
     }
     message.mutable_finished();
     FERRY_CHECK(link_.send(message));
@@ -773,6 +781,7 @@ class Receiver {
   HeldOutput held_;
   bool has_log_ = false;
   bool late_ = false;
+  std::optional<wire::Fetched> fetched_;
   std::vector<std::string> notes_;
 };
 

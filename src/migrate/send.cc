@@ -494,7 +494,6 @@ class Sender {
     }
     if (line_ != nullptr && keeper.resumed_ns() != 0) {
       report_.postponed_bytes = rounds_->postponed_bytes();
-      report_.fetch_ms = static_cast<double>(monotonic_ns() - end) / 1e6;
     }
     const HandOver::Times& times = keeper.times();
     const auto part = [&](const char* what, std::uint64_t from, std::uint64_t to, std::uint64_t bytes) {
@@ -553,6 +552,8 @@ class Sender {
     if (!answer.has_finished()) {
       return fail(Kind::corrupt, "{} does not say that it has finished", options_.destination);
     }
+    const wire::Fetched& fetched = answer.finished().fetched();
+    report_.fetched = {fetched.pages(), fetched.ms(), fetched.faults(), fetched.median_us(), fetched.p99_us()};
     for (const std::string& text : answer.finished().notes()) {
       report_.notes.push_back(text);
     }

@@ -50,7 +50,11 @@ struct SendReport {
   std::uint64_t layer_bytes = 0;
   std::uint64_t memory_bytes = 0;
   std::uint64_t postponed_bytes = 0;  // of memory, fetched after the hand-over
-  double fetch_ms = 0;             // from the hand-over until all of it had been fetched
+  struct Fetched {
+    std::uint64_t pages = 0;  // those of zeros apart
+    double ms = 0;            // from when the container ran until the last one was there
+    std::uint64_t faults = 0, median_us = 0, p99_us = 0;  // that waited for one, and how long
+  } fetched;                       // what the destination says of that
   std::vector<Phase> phases;
   std::vector<std::string> notes;
 };

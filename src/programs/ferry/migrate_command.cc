@@ -54,7 +54,12 @@ std::string to_json(const migrate::SendReport& report, const migrate::SendOption
                     {"layer_bytes", report.layer_bytes},
                     {"memory_bytes", report.memory_bytes},
                     {"postponed_bytes", report.postponed_bytes},
-                    {"fetch_ms", report.fetch_ms},
+                    {"fetched",
+                     {{"pages", report.fetched.pages},
+                      {"ms", report.fetched.ms},
+                      {"faults", report.fetched.faults},
+                      {"fault_median_us", report.fetched.median_us},
+                      {"fault_p99_us", report.fetched.p99_us}}},
                     {"rounds", rounds_of(report.rounds)},
                     {"phases", list_of(report.phases)},
                     {"pause_parts", list_of(report.pause_parts)},
@@ -93,7 +98,9 @@ Result<void> move(const migrate::SendOptions& options, const std::string& page) 
   fmt::print("{} runs on {}: pause {:.1f} ms (give or take {:.1f}), {} sent\n", report.container, options.destination, report.pause_ms,
              report.pause_error_ms, migrate::byte_text(report.bytes));
   if (report.postponed_bytes != 0) {
-    fmt::print("{} of its memory followed within {:.1f} s\n", migrate::byte_text(report.postponed_bytes), report.fetch_ms / 1000);
+    fmt::print("{} of its memory followed within {:.1f} s; {} times it had to wait for a page, half of them {} us at most and 99 % {} us\n",
+               migrate::byte_text(report.postponed_bytes), report.fetched.ms / 1000, report.fetched.faults, report.fetched.median_us,
+               report.fetched.p99_us);
   }
   return {};
 }
