@@ -14,6 +14,7 @@
 #include "migrate/post_copy_line.h"
 #include "migrate/post_copy_supply.h"
 #include "migrate/remote_shell.h"
+#include "migrate/revival.h"
 
 namespace ferry::migrate {
 namespace {
@@ -31,6 +32,11 @@ Result<container::Docker> docker_of(const GivenRecord& record) {
 }  // namespace
 
 Result<Decision> ask(const std::string& rsh, const std::string& destination, const std::string& move) {
+  FERRY_TRY(const Fate fate, ask_fate(rsh, destination, move));
+  return fate.decision;
+}
+
+Result<Fate> ask_fate(const std::string& rsh, const std::string& destination, const std::string& move) {
   const std::string detour = read_detour(move);
   FERRY_TRY(RemoteShell shell, RemoteShell::start(rsh, detour.empty() ? destination : detour, {"ferry", "receive"}));
   Link link(shell.take_output(), shell.take_input(), -1, destination);
@@ -43,10 +49,10 @@ Result<Decision> ask(const std::string& rsh, const std::string& destination, con
   wire::Message answer;
   FERRY_CHECK(link.receive(answer, kAnswerLimit));
   if (answer.has_taken()) {
-    return Decision::taken;
+    return Fate{.decision = Decision::taken, .lost = answer.taken().lost()};
   }
   if (answer.has_refused()) {
-    return Decision::refused;
+    return Fate{};
   }
   return fail(Kind::corrupt, "{} does not answer what became of move {}", destination, move);
 }
@@ -61,7 +67,10 @@ Result<void> serve_rest(const GivenRecord& record) {
   const std::unique_ptr<PostCopySupply> nothing = gone ? std::make_unique<PostCopySupply>(false) : nullptr;
   PostCopyLine line({record.move, record.destination, record.rsh, {}}, gone ? *nothing : **supply);
   FERRY_CHECK(line.open());
-  FERRY_CHECK(line.wait([&](const PostCopyLine::Standing&) -> Result<void> {
+  FERRY_CHECK(line.wait([&](const PostCopyLine::Standing& standing) -> Result<void> {
+    if (!standing.connected && revival_is_wished(record.move)) {
+      return fail(Kind::gone, "{} is not reached, and the user wants container {} to run on here", record.destination, record.container_name);
+    }
     if (!gone) {
       return {};
     }

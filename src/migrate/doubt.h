@@ -13,6 +13,12 @@ namespace ferry::migrate {
 // Asks the destination by a connection of its own.  An answer is final.
 Result<Decision> ask(const std::string& rsh, const std::string& destination, const std::string& move);
 
+struct Fate {
+  Decision decision = Decision::refused;
+  bool lost = false;  // it was taken, and ended there before it had all its memory
+};
+Result<Fate> ask_fate(const std::string& rsh, const std::string& destination, const std::string& move);
+
 // Acts on the answer in the place of the ferry that is gone: the frozen source is ended and removed, or
 // thawed and given its restart policy back.  The value is a sentence about it.
 Result<std::string> act(const GivenRecord& record, Decision decision);

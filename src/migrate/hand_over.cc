@@ -12,6 +12,7 @@
 #include "migrate/hello.h"
 #include "migrate/message.pb.h"
 #include "migrate/pump.h"
+#include "migrate/revival.h"
 
 namespace ferry::migrate {
 namespace {
@@ -38,6 +39,12 @@ bool user_wants_to_stop(int seconds) {
   }
   const timespec limit{.tv_sec = seconds, .tv_nsec = 0};
   return ::sigtimedwait(&wanted, nullptr, &limit) > 0;
+}
+
+// To let the tree run on from here its connections, packets and freezer had to be put right as after a crash.
+[[noreturn]] void leave_it_to_the_guard() {
+  fmt::print(stderr, "ferry: the container is to run on here, as the user wants it\n");
+  ::_exit(1);
 }
 
 }  // namespace
@@ -213,12 +220,17 @@ Result<void> HandOver::serve_rest() {
     book_.fetching(0, standing.connected);
     if (!standing.connected && said != standing.trouble) {
       fmt::print(stderr, "ferry: {}; container {} runs on {} and waits for pages that are here.  ferry goes on trying to reach it; "
-                 "\"ferry resume {} --via ADDRESS\" names another way\n",
-                 standing.trouble, record_.container_name, record_.destination, record_.move.substr(0, 12));
+                 "\"ferry resume {} --via ADDRESS\" names another way.  If {} is lost for good, \"ferry resolve {} --revive-source\" lets "
+                 "the container run on here, as it was when it was given away\n",
+                 standing.trouble, record_.container_name, record_.destination, record_.move.substr(0, 12), record_.destination,
+                 record_.move.substr(0, 12));
     } else if (standing.connected && !said.empty()) {
       fmt::print(stderr, "ferry: {} is reached again\n", record_.destination);
     }
     said = standing.trouble;
+    if (!standing.connected && revival_is_wished(record_.move)) {
+      leave_it_to_the_guard();
+    }
     if (user_wants_to_stop(0)) {
       fmt::print(stderr, "ferry: container {} runs on {}, and a part of its memory is still here: ferry goes on giving it, in the background\n",
                  record_.container_name, record_.destination);
@@ -247,6 +259,9 @@ Result<Verdict> HandOver::ask_until_known(const Error& broken) {
       said = true;
       fmt::print(stderr, "ferry: {} does not answer ({}): container {} stays frozen until it does; ferry goes on asking, also in the background after Ctrl-C, and so does \"ferry resolve {}\"\n",
                  record_.destination, answer.error().message(), record_.container_name, record_.move);
+    }
+    if (revival_is_wished(record_.move)) {
+      leave_it_to_the_guard();
     }
     if (user_wants_to_stop(kBetweenSeconds)) {
       fmt::print(stderr, "ferry: container {} stays frozen: ferry resolve {} asks {} again\n", record_.container_name,

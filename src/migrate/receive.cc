@@ -286,7 +286,8 @@ class Receiver {
     FERRY_TRY(const Decision decision, decide(ask.move(), Decision::refused));
     Message message;
     if (decision == Decision::taken) {
-      message.mutable_taken();
+      const auto entry = read_entry(ask.move(), Role::destination);
+      message.mutable_taken()->set_lost(entry.has_value() && entry->pages_due && entry->ended != 0);
     } else {
       message.mutable_refused()->set_reason("the destination did not take the container");
     }
@@ -307,8 +308,9 @@ class Receiver {
     if (entry.ended != 0 || !is_at_work(entry)) {
       return fail(Kind::gone,
                   "container {} was ended here while a part of its memory was on {} only, because the ferry that fetched it was "
-                  "ended; what is left of it stands frozen there",
-                  entry.container_name, entry.peer);
+                  "ended; what is left of it stands frozen there, and \"ferry resolve {} --revive-source\" lets it run on there as it was "
+                  "when it was given away",
+                  entry.container_name, entry.peer, join.move().substr(0, 12));
     }
     FERRY_CHECK(bring_connection(join.move(), link_, join.direct(), reached_address(::getenv("SSH_CONNECTION"))));
     return true;

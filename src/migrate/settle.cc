@@ -15,6 +15,7 @@
 #include "migrate/door.h"
 #include "migrate/freezer.h"
 #include "migrate/mend.h"
+#include "migrate/revival.h"
 #include "migrate/throttle.h"
 
 namespace ferry::migrate {
@@ -72,6 +73,10 @@ Result<std::string> settle_source(const Entry& entry) {
   const auto given = read_given(entry.move);
   if (!given && given.error().kind != Kind::gone) {
     return tl::unexpected<Error>(given.error());
+  }
+  if (given.has_value() && revival_is_wished(entry.move)) {
+    FERRY_TRY(std::string sentence, revive(*given));
+    return end(entry, Outcome::stayed, std::move(sentence));
   }
   if (given.has_value()) {
     FERRY_TRY(const Decision decision, ask(given->rsh, given->destination, given->move));

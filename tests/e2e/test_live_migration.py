@@ -193,9 +193,9 @@ class LiveMigration(test_ferry_migrate.Migrate):
         self.h1.docker("cp", mapper, f"{name}:/mapper.py")
         self.h1.docker("start", name)
 
-    def start_gap(self, name, mebibytes, dirty, threads=0):
+    def start_gap(self, name, mebibytes, dirty, threads=0, options=()):
         self.remove_later(self.h2, name)
-        self.container(name, "--network", "none", image="gap",
+        self.container(name, "--network", "none", *options, image="gap",
                        argv=["/usr/bin/gap", str(mebibytes), str(dirty), "600", str(threads)])
         wait_until(lambda: "ready" in self.h1.docker("logs", name), 60, "gap to fill its memory")
 

@@ -154,7 +154,30 @@ class PostCopy(test_moves.MoveCase):
         wait_until(lambda: "stands frozen" in self.said("bereft"), 60, "the source to be told what became of it")
         self.assertIn("bereft", self.h1.docker("ps", "--format", "{{.Names}}"), "the source's memory was let go")
         self.assertIsNone(move.poll())
-        kill_with_guard(self.entry(self.h1, "bereft"))
+        # What the user may do about it; the ferry that waits here leaves it to its guard.
+        self.assertIn("ended before it had its memory", self.ferry("resolve", "bereft", "--revive-source"))
+        self.assertNotEqual(move.wait(30), 0)
+        self.assertEqual(self.runs_on("bereft"), ["h1"])
+        self.assert_intact("bereft", self.h1)
+
+    @deadline(120)
+    def test_source_is_revived_when_the_destination_is_lost_for_good(self):
+        self.start_gap("orphan", 256, 10, options=("--restart", "always"))
+        rsh = self.rsh_to(self.h2)
+        move, entry = self.move_that_stops("orphan", "destination:pages", "--mode", "post-copy", rsh=rsh)
+        refused = self.try_ferry("resolve", "orphan", "--revive-source")
+        self.refused(refused, "two lives")
+        with open(rsh, "w", encoding="ascii") as f:
+            f.write("#!/bin/sh\necho no route to host >&2\nexit 255\n")
+        kill_with_guard(entry)
+        wait_until(lambda: not self.running("orphan", self.h2), 30, "the tree to be gone with its host")
+        self.assertIn("should that host come back", self.ferry("resolve", "orphan", "--revive-source"))
+        move.wait(30)
+        self.assertTrue(self.running("orphan", self.h1))
+        self.assert_intact("orphan", self.h1)
+        self.assertEqual(self.h1.inspect("orphan")["HostConfig"]["RestartPolicy"]["Name"], "always")
+        self.assertEqual(self.state_on(self.h1, "orphan"), "stayed")
+        self.refused(self.try_ferry("resolve", "orphan", "--revive-source"), "has ended already")
 
     def test_resume_of_nothing(self):
         self.refused(self.try_ferry("resume", "nobody-at-all"), "nobody-at-all")

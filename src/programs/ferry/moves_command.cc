@@ -9,6 +9,7 @@
 #include "migrate/cancel.h"
 #include "migrate/logbook.h"
 #include "migrate/post_copy_line.h"
+#include "migrate/revival.h"
 #include "migrate/settle.h"
 #include "programs/ferry/command.h"
 
@@ -140,6 +141,13 @@ Result<void> resume(const std::string& wanted, const std::string& via) {
   return {};
 }
 
+Result<void> revive(const std::string& wanted) {
+  FERRY_TRY(const Entry entry, migrate::find_move(wanted));
+  FERRY_TRY(const std::string sentence, migrate::revive_source(entry));
+  fmt::print("{}\n", sentence);
+  return {};
+}
+
 Result<void> resolve_one(const std::string& wanted) {
   FERRY_TRY(const Entry entry, migrate::find_move(wanted));
   FERRY_TRY(const std::string sentence, migrate::settle(entry.move, entry.role));
@@ -191,7 +199,12 @@ void add_moves(CLI::App& root, Commands& commands) {
   CLI::App* resolved = root.add_subcommand("resolve", "Settle moves that lost their connection or their ferry");
   const auto id = std::make_shared<std::string>();
   resolved->add_option("MOVE|CONTAINER", *id, "Only this one; without it all that this host can settle");
-  commands.push_back({resolved, true, [id] { return id->empty() ? resolve_all() : resolve_one(*id); }});
+  const auto revived = std::make_shared<bool>(false);
+  resolved->add_flag("--revive-source", *revived,
+                     "Of a container that was given to a host which is lost for good: let it run on here as it was then. If that host is "
+                     "not lost but only out of reach, the container has two lives: what it did there is not known here")
+      ->needs(resolved->get_option("MOVE|CONTAINER"));
+  commands.push_back({resolved, true, [id, revived] { return *revived ? revive(*id) : id->empty() ? resolve_all() : resolve_one(*id); }});
 }
 
 }  // namespace ferry::program

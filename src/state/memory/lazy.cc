@@ -110,10 +110,12 @@ Result<void> allow_huge_pages(RestoreTask& task) {
   return {};
 }
 
+// One extent may lie in several mappings: neighbours that the kernel has not made one.
 Result<void> await_pages(int uffd, const pb::MmEntry& mm, const std::vector<image::Extent>& later) {
+  const auto end_of = [](const image::Extent& extent) { return extent.vaddr + extent.page_count * image::kPageSize; };
   auto extent = later.begin();
   for (const pb::VmaEntry& vma : mm.vmas()) {
-    while (extent != later.end() && extent->vaddr < vma.start()) {
+    while (extent != later.end() && end_of(*extent) <= vma.start()) {
       ++extent;
     }
     if (extent != later.end() && extent->vaddr < vma.end() && can_be_lazy(vma)) {
