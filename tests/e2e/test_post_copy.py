@@ -169,7 +169,7 @@ class PostCopy(test_moves.MoveCase):
         self.refused(refused, "two lives")
         with open(rsh, "w", encoding="ascii") as f:
             f.write("#!/bin/sh\necho no route to host >&2\nexit 255\n")
-        kill_with_guard(entry)
+        os.kill(entry["pid"], signal.SIGKILL)
         wait_until(lambda: not self.running("orphan", self.h2), 30, "the tree to be gone with its host")
         self.assertIn("should that host come back", self.ferry("resolve", "orphan", "--revive-source"))
         move.wait(30)

@@ -1,8 +1,11 @@
-// ferry ps, ferry cancel and ferry resolve: the moves of this host.
+// ferry ps, ferry cancel, ferry resume and ferry resolve: the moves of this host.
 #include <CLI/CLI.hpp>
+
+#include <signal.h>
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -176,6 +179,14 @@ Result<void> resolve_all() {
   return {};
 }
 
+// A remote shell that ends at once is an error like others, not the end of us.
+std::function<Result<void>()> with_remote_shells(std::function<Result<void>()> run) {
+  return [run = std::move(run)] {
+    ::signal(SIGPIPE, SIG_IGN);
+    return run();
+  };
+}
+
 }  // namespace
 
 void add_moves(CLI::App& root, Commands& commands) {
@@ -187,14 +198,14 @@ void add_moves(CLI::App& root, Commands& commands) {
   CLI::App* cancelled = root.add_subcommand("cancel", "Stop a move; the container stays where it was");
   const auto wanted = std::make_shared<std::string>();
   cancelled->add_option("MOVE|CONTAINER", *wanted, "Id of the move, as ferry ps shows it, or the container")->required();
-  commands.push_back({cancelled, true, [wanted] { return cancel(*wanted); }});
+  commands.push_back({cancelled, true, with_remote_shells([wanted] { return cancel(*wanted); })});
 
   CLI::App* resumed = root.add_subcommand("resume", "Reach the other host again, for a container that runs there and waits for its memory");
   const auto move = std::make_shared<std::string>();
   const auto via = std::make_shared<std::string>();
   resumed->add_option("MOVE|CONTAINER", *move, "Id of the move, as ferry ps shows it, or the container")->required();
   resumed->add_option("--via", *via, "Another way to the other host, as the remote shell knows it")->type_name("ADDRESS");
-  commands.push_back({resumed, true, [move, via] { return resume(*move, *via); }});
+  commands.push_back({resumed, true, with_remote_shells([move, via] { return resume(*move, *via); })});
 
   CLI::App* resolved = root.add_subcommand("resolve", "Settle moves that lost their connection or their ferry");
   const auto id = std::make_shared<std::string>();
@@ -204,7 +215,7 @@ void add_moves(CLI::App& root, Commands& commands) {
                      "Of a container that was given to a host which is lost for good: let it run on here as it was then. If that host is "
                      "not lost but only out of reach, the container has two lives: what it did there is not known here")
       ->needs(resolved->get_option("MOVE|CONTAINER"));
-  commands.push_back({resolved, true, [id, revived] { return *revived ? revive(*id) : id->empty() ? resolve_all() : resolve_one(*id); }});
+  commands.push_back({resolved, true, with_remote_shells([id, revived] { return *revived ? revive(*id) : id->empty() ? resolve_all() : resolve_one(*id); })});
 }
 
 }  // namespace ferry::program
