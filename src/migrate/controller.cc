@@ -17,6 +17,8 @@ constexpr int kStandingBeforeSlower = 2;  // rounds in a row
 constexpr int kStandingBeforeGivingUp = 4;
 // What fits already may be brought down further by rounds that are short anyway.
 constexpr int kExtraRounds = 3;
+// So little is no reason to have memory on two hosts.
+constexpr std::uint64_t kNotWorthPostponing = 256U << 10;
 constexpr double kNotWorthARound = 1;  // ms of the pause
 // The share of the pause that memory may always have: what the rest of it takes, no round makes shorter.
 constexpr double kMemoryShare = 0.5;
@@ -36,7 +38,7 @@ bool Controller::fits(double memory_ms) const {
 
 // What can be fetched later is not sent in vain: a whole round is as long as fetching all of it.
 bool Controller::worth_a_round(std::uint64_t dirty) const {
-  return !limits_.may_postpone || rounds_ == 0 || comes_down(dirty) || fits(static_cast<double>(dirty) / bytes_per_ms_);
+  return !limits_.may_postpone || rounds_ == 0 || dirty <= kNotWorthPostponing || comes_down(dirty) || fits(static_cast<double>(dirty) / bytes_per_ms_);
 }
 
 void Controller::learn_bandwidth(const RoundFacts& round) {
@@ -66,6 +68,10 @@ Controller::Step Controller::after(const RoundFacts& round, double elapsed_ms) {
   if (fits(memory_ms_)) {
     const bool worth_it = down && memory_ms_ > kNotWorthARound && ++extra_ <= kExtraRounds && rounds_ < limits_.rounds;
     return worth_it ? Step::another : Step::hand_over;
+  }
+  if (limits_.may_postpone && round.dirty <= kNotWorthPostponing && round.ms <= limits_.pause_ms) {
+    // What is believed of the line comes from a few pages; that they cross within the limit has just been seen.
+    return Step::hand_over;
   }
   if (rounds_ >= limits_.rounds || elapsed_ms > limits_.time_ms) {
     return last_resort;

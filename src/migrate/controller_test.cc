@@ -52,6 +52,16 @@ Outcome simulate(const World& world, const Controller::Limits& limits) {
   }
 }
 
+// On a busy machine the times of a few pages say nothing of the line.
+TEST(Controller, PostponesNothingThatARoundHasJustBroughtWithinTheLimit) {
+  constexpr std::uint64_t kKiB = 1024;
+  Controller controller({.pause_ms = 20, .may_postpone = true});
+  EXPECT_EQ(controller.after({100, 1, 100 * kKiB, 100 * kKiB}, 100), Step::another);
+  EXPECT_EQ(controller.after({3, 1, 40 * kKiB, 40 * kKiB}, 103), Step::another);
+  EXPECT_EQ(controller.after({15, 1, 39 * kKiB, 39 * kKiB}, 118), Step::hand_over);
+  EXPECT_GT(controller.predicted_ms(), 20);
+}
+
 TEST(Controller, HandsAnIdleContainerOverAfterTwoRounds) {
   const auto out = simulate({.written_per_ms = 0}, {});
   EXPECT_EQ(out.step, Step::hand_over);
