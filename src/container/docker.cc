@@ -175,11 +175,37 @@ Result<void> Docker::tag_image(const std::string& id, const std::string& name) {
   return {};
 }
 
-Result<void> Docker::create_volume(const std::string& name, const std::string& driver) {
-  const Json body = {{"Name", name}, {"Driver", driver}};
+Result<VolumeInfo> Docker::volume(const std::string& name) {
+  FERRY_TRY(const std::string text, api_.get("/volumes/" + url_escape(name)));
+  return parse_volume(text);
+}
+
+Result<std::vector<Docker::VolumeUser>> Docker::users_of_volume(const std::string& name) {
+  const Json filter = {{"volume", {name}}};
+  FERRY_TRY(const std::string text, api_.get("/containers/json?all=1&filters=" + url_escape(json_dump(filter))));
+  FERRY_TRY(const Json list, parse_json(text, "Docker's list of containers"));
+  std::vector<VolumeUser> out;
+  if (list.is_array()) {
+    for (const Json& item : list) {
+      const std::vector<std::string> names = json_texts(json_at(item, "Names"));
+      std::string first = names.empty() ? json_text(item, "Id") : names.front();
+      if (first.starts_with('/')) {
+        first.erase(0, 1);
+      }
+      const std::string state = json_text(item, "State");
+      out.push_back({json_text(item, "Id"), std::move(first), state == "running" || state == "paused" || state == "restarting"});
+    }
+  }
+  return out;
+}
+
+Result<void> Docker::create_volume(const VolumeInfo& volume) {
+  const Json body = {{"Name", volume.name}, {"Driver", volume.driver}, {"Labels", volume.labels}, {"DriverOpts", volume.options}};
   FERRY_CHECK(api_.post("/volumes/create", json_dump(body)));
   return {};
 }
+
+Result<void> Docker::remove_volume(const std::string& name) { return api_.remove("/volumes/" + url_escape(name)); }
 
 Result<void> Docker::create_checkpoint(const std::string& id, const std::string& checkpoint,
                                        const std::string& directory, bool exit) {

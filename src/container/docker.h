@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -98,6 +99,14 @@ struct ImageInfo {
   std::string architecture;
 };
 
+struct VolumeInfo {
+  std::string name;
+  std::string driver;
+  std::string mountpoint;
+  std::map<std::string, std::string> labels;
+  std::map<std::string, std::string> options;
+};
+
 struct Network {
   std::string id;
   std::string name;
@@ -113,6 +122,7 @@ Result<DaemonInfo> parse_daemon_info(std::string_view info_json);
 Result<ImageInfo> parse_image(std::string_view inspect_json);
 Result<Network> parse_network(std::string_view inspect_json);
 Result<ExecSession> parse_exec(std::string_view inspect_json);
+Result<VolumeInfo> parse_volume(std::string_view inspect_json);
 
 class Docker {
  public:
@@ -156,7 +166,17 @@ class Docker {
   Result<void> connect_network(const std::string& network, const std::string& connect_json);
   Result<void> disconnect_network(const std::string& network, const std::string& id);
   Result<void> tag_image(const std::string& id, const std::string& name);
-  Result<void> create_volume(const std::string& name, const std::string& driver);
+  // Errors: gone.
+  Result<VolumeInfo> volume(const std::string& name);
+  // Names of containers that have it mounted, with the ids of them.
+  struct VolumeUser {
+    std::string id;
+    std::string name;
+    bool running = false;
+  };
+  Result<std::vector<VolumeUser>> users_of_volume(const std::string& name);
+  Result<void> create_volume(const VolumeInfo& volume);
+  Result<void> remove_volume(const std::string& name);
 
   // Docker's own checkpoints.  An empty directory means the container's own folder.
   Result<void> create_checkpoint(const std::string& id, const std::string& checkpoint, const std::string& directory,

@@ -182,4 +182,22 @@ Result<ExecSession> parse_exec(std::string_view inspect_json) {
   return out;
 }
 
+Result<VolumeInfo> parse_volume(std::string_view inspect_json) {
+  FERRY_TRY(const Json root, parse_json(inspect_json, "Docker's description of the volume"));
+  VolumeInfo out{.name = json_text(root, "Name"), .driver = json_text(root, "Driver"), .mountpoint = json_text(root, "Mountpoint"), .labels = {}, .options = {}};
+  if (out.name.empty()) {
+    return fail(Kind::corrupt, "Docker's description of the volume has no Name");
+  }
+  const auto read = [&](const char* key, std::map<std::string, std::string>& into) {
+    if (const Json& pairs = json_at(root, key); pairs.is_object()) {
+      for (const auto& [name, value] : pairs.items()) {
+        into.emplace(name, value.is_string() ? value.get<std::string>() : std::string());
+      }
+    }
+  };
+  read("Labels", out.labels);
+  read("Options", out.options);
+  return out;
+}
+
 }  // namespace ferry::container

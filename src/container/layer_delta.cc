@@ -33,12 +33,55 @@ using Directory = std::unique_ptr<DIR, CloseDirectory>;
 
 std::int64_t to_ns(const timespec& time) { return time.tv_sec * 1'000'000'000 + time.tv_nsec; }
 
+std::int64_t coarse_now() {
+  timespec now{};
+  ::clock_gettime(CLOCK_REALTIME_COARSE, &now);
+  return to_ns(now);
+}
+
 bool is_opaque(int directory) {
   char value = 0;
   return ::fgetxattr(directory, "trusted.overlay.opaque", &value, 1) == 1 && value == 'y';
 }
 
+LayerFile file_of(const struct stat& info) {
+  return {.ino = info.st_ino,
+          .size = info.st_size,
+          .ctime_ns = to_ns(info.st_ctim),
+          .mode = info.st_mode,
+          .links = static_cast<std::uint32_t>(info.st_nlink),
+          .whiteout = S_ISCHR(info.st_mode) && info.st_rdev == makedev(0, 0),
+          .opaque = false};
+}
+
+Result<void> look_into(UniqueFd fd, const std::string& path, LayerLook& look);
+
 // What vanishes while we look is as if it had not been there.
+Result<void> look_at_name(int parent, const std::string& name, const std::string& path, bool below, LayerLook& look) {
+  struct stat info {};
+  if (::fstatat(parent, name.c_str(), &info, AT_SYMLINK_NOFOLLOW) != 0) {
+    if (errno == ENOENT || errno == ENOTDIR) {
+      return {};
+    }
+    return sys_fail(fmt::format("fstatat({})", path));
+  }
+  LayerFile file = file_of(info);
+  if (!S_ISDIR(info.st_mode)) {
+    look.files.emplace(path, file);
+    return {};
+  }
+  UniqueFd directory(::openat(parent, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  if (!directory) {
+    if (errno == ENOENT || errno == ENOTDIR) {
+      return {};
+    }
+    return sys_fail(fmt::format("openat({})", path));
+  }
+  file.opaque = is_opaque(directory.get());
+  look.files.emplace(path, file);
+  return below ? look_into(std::move(directory), path, look) : Result<void>();
+}
+
 Result<void> look_into(UniqueFd fd, const std::string& path, LayerLook& look) {
   const Directory directory(::fdopendir(fd.get()));
   if (!directory) {
@@ -52,36 +95,8 @@ Result<void> look_into(UniqueFd fd, const std::string& path, LayerLook& look) {
       return errno == 0 ? Result<void>() : Result<void>(sys_fail(fmt::format("readdir({})", path)));
     }
     const std::string name = entry->d_name;
-    if (name == "." || name == "..") {
-      continue;
-    }
-    struct stat info {};
-    if (::fstatat(own, name.c_str(), &info, AT_SYMLINK_NOFOLLOW) != 0) {
-      if (errno == ENOENT) {
-        continue;
-      }
-      return sys_fail(fmt::format("fstatat({}/{})", path, name));
-    }
-    const std::string full = path.empty() ? name : path + "/" + name;
-    LayerFile file{.ino = info.st_ino,
-                   .size = info.st_size,
-                   .ctime_ns = to_ns(info.st_ctim),
-                   .mode = info.st_mode,
-                   .whiteout = S_ISCHR(info.st_mode) && info.st_rdev == makedev(0, 0),
-                   .opaque = false};
-    if (S_ISDIR(info.st_mode)) {
-      UniqueFd below(::openat(own, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-      if (!below) {
-        if (errno == ENOENT || errno == ENOTDIR) {
-          continue;
-        }
-        return sys_fail(fmt::format("openat({})", full));
-      }
-      file.opaque = is_opaque(below.get());
-      look.files.emplace(full, file);
-      FERRY_CHECK(look_into(std::move(below), full, look));
-    } else {
-      look.files.emplace(full, file);
+    if (name != "." && name != "..") {
+      FERRY_CHECK(look_at_name(own, name, path.empty() ? name : path + "/" + name, true, look));
     }
   }
 }
@@ -145,14 +160,31 @@ Result<void> remove_tree(int parent, const std::string& name) {
 
 Result<LayerLook> look_at_layer(const std::string& upper_dir) {
   LayerLook look;
-  timespec now{};
-  ::clock_gettime(CLOCK_REALTIME_COARSE, &now);
-  look.begun_ns = to_ns(now);
+  look.begun_ns = coarse_now();
   UniqueFd fd(::open(upper_dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd) {
     return sys_fail(fmt::format("open({})", upper_dir));
   }
-  FERRY_CHECK(look_into(std::move(fd), {}, look).during("looking at the writable layer {}", upper_dir));
+  FERRY_CHECK(look_into(std::move(fd), {}, look).during("looking at {}", upper_dir));
+  return look;
+}
+
+Result<LayerLook> look_at_path(const std::string& upper_dir, const std::string& path, bool below) {
+  LayerLook look;
+  look.begun_ns = coarse_now();
+  const UniqueFd root(::open(upper_dir.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  if (!root) {
+    return sys_fail(fmt::format("open({})", upper_dir));
+  }
+  const std::filesystem::path whole(path);
+  const std::string parent = whole.parent_path();
+  const auto folder = open_below(root.get(), parent.empty() ? "." : parent, O_PATH | O_DIRECTORY);
+  if (!folder) {
+    // A directory on the way is gone, or something else has its name.
+    const int why = folder.error().os_errno;
+    return why == ENOENT || why == ENOTDIR || why == ELOOP ? Result<LayerLook>(std::move(look)) : Result<LayerLook>(tl::unexpected<Error>(folder.error()));
+  }
+  FERRY_CHECK(look_at_name(folder->get(), whole.filename(), path, below, look).during("looking at {}", upper_dir));
   return look;
 }
 

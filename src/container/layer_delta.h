@@ -22,6 +22,7 @@ struct LayerFile {
   std::int64_t size = 0;
   std::int64_t ctime_ns = 0;
   std::uint32_t mode = 0;
+  std::uint32_t links = 1;
   bool whiteout = false;
   bool opaque = false;
 };
@@ -30,6 +31,8 @@ struct LayerLook {
   std::int64_t begun_ns = 0;               // CLOCK_REALTIME_COARSE, which ctime is taken from
 };
 Result<LayerLook> look_at_layer(const std::string& upper_dir);
+// The same for one path and, where `below`, for what is below it.  Nothing, if there is no such path.
+Result<LayerLook> look_at_path(const std::string& upper_dir, const std::string& path, bool below);
 
 struct LayerDelta {
   std::vector<std::string> removed;  // to be removed from the container's view, with what is below
@@ -39,7 +42,7 @@ struct LayerDelta {
 // `mapped` are files that a program may have changed without a stamp.
 LayerDelta compare_layers(const LayerLook& before, const LayerLook& now, const std::set<std::string>& mapped);
 
-// Files of the layer that processes of a cgroup map shared and writable; relative paths.
+// Files that processes of a cgroup map shared and writable; relative to the container's root.
 Result<std::set<std::string>> mapped_files(const std::string& cgroup);
 
 // Removes paths below a mounted root.  Nothing outside of it is reached, whatever links it holds.

@@ -14,13 +14,13 @@ namespace ferry::container {
 namespace {
 
 LayerFile file(std::uint64_t ino, std::int64_t ctime_ns = 1) {
-  return {.ino = ino, .size = 10, .ctime_ns = ctime_ns, .mode = S_IFREG | 0644, .whiteout = false, .opaque = false};
+  return {.ino = ino, .size = 10, .ctime_ns = ctime_ns, .mode = S_IFREG | 0644, .links = 1, .whiteout = false, .opaque = false};
 }
 LayerFile folder(std::uint64_t ino, bool opaque = false) {
-  return {.ino = ino, .size = 0, .ctime_ns = 1, .mode = S_IFDIR | 0755, .whiteout = false, .opaque = opaque};
+  return {.ino = ino, .size = 0, .ctime_ns = 1, .mode = S_IFDIR | 0755, .links = 2, .whiteout = false, .opaque = opaque};
 }
 LayerFile whiteout(std::uint64_t ino) {
-  return {.ino = ino, .size = 0, .ctime_ns = 1, .mode = S_IFCHR, .whiteout = true, .opaque = false};
+  return {.ino = ino, .size = 0, .ctime_ns = 1, .mode = S_IFCHR, .links = 1, .whiteout = true, .opaque = false};
 }
 using Paths = std::vector<std::string>;
 // Far later than any stamp, so that only what differs counts.

@@ -120,6 +120,8 @@ Result<Departure> Departure::prepare(Docker& docker, const Options& options) {
   if (out.container_.auto_remove) {
     out.notes_.push_back(fmt::format("container {} was started with --rm; on the destination it is not removed by itself when it ends", out.container_.name));
   }
+  FERRY_TRY(out.volumes_, choose_volumes(docker, out.container_, options.volumes));
+  out.notes_.insert(out.notes_.end(), out.volumes_.notes.begin(), out.volumes_.notes.end());
   FERRY_TRY(out.image_, docker.image(out.container_.image_id));
   FERRY_TRY(out.networks_, networks_of(docker, out.container_));
   FERRY_TRY(const ShimInfo shim, find_shim(out.container_.pid, out.container_.id));
@@ -164,26 +166,13 @@ Result<void> Departure::check_again() {
   return wait_for_health_check(*docker_, now, kHealthCheckLimit);
 }
 
-Result<LayerReport> Departure::pack_running_layer(int out_fd) {
-  FERRY_TRY(look_, look_at_layer(container_.upper_dir));
-  std::vector<std::string> paths{"."};
-  for (const auto& [path, file] : look_.files) {
-    paths.push_back(path);
+std::vector<LeavingTree> Departure::trees() const {
+  std::vector<LeavingTree> out;
+  out.emplace_back(container_.upper_dir, "/", TreeForm::overlay);
+  for (const LeavingVolume& volume : volumes_.copied) {
+    out.emplace_back(volume.info.mountpoint, volume.shown_at, TreeForm::plain);
   }
-  return pack_layer_entries(container_.upper_dir, paths, {.may_change = true, .for_mounted = false}, out_fd);
-}
-
-Result<LayerDelta> Departure::changes() const {
-  FERRY_TRY(const LayerLook now, look_at_layer(container_.upper_dir));
-  FERRY_TRY(const auto mapped, mapped_files(facts_.freeze_cgroup));
-  return compare_layers(look_, now, mapped);
-}
-
-Result<LayerReport> Departure::pack_changes(const LayerDelta& delta, int out_fd) const {
-  // Never empty, so that a stream that was cut is known from one that has nothing to say.
-  std::vector<std::string> paths{"."};
-  paths.insert(paths.end(), delta.changed.begin(), delta.changed.end());
-  return pack_layer_entries(container_.upper_dir, paths, {.may_change = false, .for_mounted = true}, out_fd);
+  return out;
 }
 
 Result<void> Departure::wait_until_stopped() { return docker_->wait_until_stopped(container_.id, kStopLimit); }
@@ -194,7 +183,8 @@ Result<void> Departure::leave(bool keep) {
   if (keep) {
     return {};
   }
-  auto removed = docker_->remove(container_.id);
+  // Anonymous volumes belong to the container, and their content is where it is now.
+  auto removed = docker_->remove(container_.id, !volumes_.copied.empty());
   if (!removed && removed.error().kind == Kind::gone) {
     return {};  // --rm
   }

@@ -12,8 +12,8 @@
 #include "base/unique_fd.h"
 #include "container/bundle.h"
 #include "container/docker.h"
-#include "container/layer.h"
-#include "container/layer_delta.h"
+#include "container/leaving_tree.h"
+#include "container/volume.h"
 
 namespace ferry::container {
 
@@ -47,6 +47,7 @@ class Departure {
     std::string container;  // id or name
     bool drop_exec = false;
     bool keep_source = false;
+    VolumeChoice volumes;
   };
   // Looks, changes nothing.  Errors: all that Docker knows to be in the way, in one sentence.
   static Result<Departure> prepare(Docker& docker, const Options& options);
@@ -66,11 +67,9 @@ class Departure {
   // What may have begun since prepare().
   Result<void> check_again();
 
-  // The writable layer, while the container runs.
-  Result<LayerReport> pack_running_layer(int out_fd);
-  // What changed since then; the container is frozen.
-  Result<LayerDelta> changes() const;
-  Result<LayerReport> pack_changes(const LayerDelta& delta, int out_fd) const;
+  [[nodiscard]] const LeavingVolumes& volumes() const { return volumes_; }
+  // The directories that go along: the writable layer, then the volumes in their order.
+  [[nodiscard]] std::vector<LeavingTree> trees() const;
 
   Result<LeavingLog> log() const { return LeavingLog::open(container_.log_driver == "none" ? "" : container_.log_path); }
 
@@ -88,7 +87,7 @@ class Departure {
   ImageInfo image_;
   std::map<std::string, Network> networks_;
   std::vector<std::string> notes_;
-  LayerLook look_;
+  LeavingVolumes volumes_;
   bool suspended_ = false;
 };
 

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <filesystem>
 
 #include "container/containerd.h"
 #include "container/image_transfer.h"
@@ -18,17 +19,27 @@ bool is_image_id(const std::string& name) { return name.starts_with("sha256:"); 
 
 }  // namespace
 
-Result<Arrival> Arrival::plan(Docker& docker, const std::string& container_json, const std::string& networks_json) {
+Result<Arrival> Arrival::plan(Docker& docker, const std::string& container_json, const std::string& networks_json,
+                              const std::string& volumes_json) {
   Arrival out(docker);
   FERRY_TRY(out.source_, parse_container(container_json));
   FERRY_TRY(out.networks_, decode_networks(networks_json));
+  FERRY_TRY(LeavingVolumes volumes, decode_volumes(volumes_json));
+  FERRY_TRY(out.volumes_, plan_volumes(docker, std::move(volumes)));
   FERRY_CHECK(out.look());
   return out;
 }
 
 Result<void> Arrival::look() {
-  FERRY_TRY(const DestinationFacts facts, look_at_destination(*docker_, source_));
+  FERRY_TRY(DestinationFacts facts, look_at_destination(*docker_, source_));
+  for (const LeavingVolume& volume : volumes_.asked.copied) {
+    facts.copied_volumes.insert(volume.info.name);
+  }
+  for (const VolumeInfo& volume : volumes_.asked.made_only) {
+    facts.copied_volumes.insert(volume.name);
+  }
   FERRY_TRY(plan_, plan_twin(source_, networks_, facts));
+  plan_.differences.insert(plan_.differences.end(), volumes_.differences.begin(), volumes_.differences.end());
   image_of_name_ = facts.image_of_name;
   const auto image = docker_->image(source_.image_id);
   if (!image && image.error().kind != Kind::gone) {
@@ -40,6 +51,7 @@ Result<void> Arrival::look() {
 
 std::vector<std::string> Arrival::obstacles() const {
   std::vector<std::string> out = plan_.obstacles;
+  out.insert(out.end(), volumes_.obstacles.begin(), volumes_.obstacles.end());
   for (const Finding& finding : examine_restoring_daemon(*docker_)) {
     if (finding.refuses) {
       out.push_back(finding.text);
@@ -58,7 +70,7 @@ Result<void> Arrival::load_image(int in_fd) {
   return look();
 }
 
-Result<void> Arrival::create() {
+Result<void> Arrival::create(const std::string& move) {
   if (!has_image_) {
     return fail(Kind::gone, "image {} did not arrive", source_.image_id);
   }
@@ -70,6 +82,7 @@ Result<void> Arrival::create() {
   if (!plan_.obstacles.empty()) {
     return fail(Kind::invalid, "{}", plan_.obstacles.front());
   }
+  FERRY_CHECK(make_volumes(*docker_, volumes_, move));
   FERRY_TRY(id_, docker_->create(plan_.name, plan_.request_json).during("creating container {} on the destination", plan_.name));
   for (const TwinConnection& connection : plan_.connections) {
     FERRY_CHECK(docker_->connect_network(connection.network, connection.request_json)
@@ -79,7 +92,17 @@ Result<void> Arrival::create() {
   return {};
 }
 
-Result<LayerReport> Arrival::unpack_layer(int in_fd) { return container::unpack_layer(in_fd, twin_.upper_dir); }
+Result<LayerReport> Arrival::unpack_tree(std::uint32_t number, int in_fd) const {
+  if (number == 0) {
+    return container::unpack_layer(in_fd, twin_.upper_dir);
+  }
+  FERRY_TRY(const std::string directory, mounted_tree(number));
+  // Docker fills an empty volume with what the image has in its place, which the source may have removed.
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    FERRY_CHECK(remove_paths(directory, {entry.path().filename()}));
+  }
+  return container::unpack_layer(in_fd, directory);
+}
 
 Result<UniqueFd> Arrival::open_log(const std::string& suffix) const {
   // ".1", ".12.gz": it becomes part of a path.
@@ -105,10 +128,31 @@ Result<Reference> Arrival::refer(const std::string& receiver, const std::vector<
   return Reference::make(docker_->container_dir(id_) + "/checkpoints", std::move(content), descriptors);
 }
 
-// Docker keeps the overlay mounted at merged_dir, without what is mounted on top of it in the container.
-Result<void> Arrival::remove_files(const std::vector<std::string>& paths) const { return remove_paths(twin_.merged_dir, paths); }
+Result<std::string> Arrival::mounted_tree(std::uint32_t number) const {
+  if (number == 0) {
+    // Docker keeps the overlay mounted here, without what is mounted on top of it in the container.
+    return twin_.merged_dir;
+  }
+  if (number > volumes_.asked.copied.size()) {
+    return fail(Kind::corrupt, "the source sends directory {}, which it did not offer", number);
+  }
+  const LeavingVolume& volume = volumes_.asked.copied[number - 1];
+  if (volume.is_shm()) {
+    return shared_memory_of(*docker_, id_);
+  }
+  FERRY_TRY(const VolumeInfo here, docker_->volume(volume.info.name));
+  return here.mountpoint;
+}
 
-Result<LayerReport> Arrival::unpack_changes(int in_fd) const { return container::unpack_layer(in_fd, twin_.merged_dir); }
+Result<void> Arrival::remove_files(std::uint32_t number, const std::vector<std::string>& paths) const {
+  FERRY_TRY(const std::string directory, mounted_tree(number));
+  return remove_paths(directory, paths);
+}
+
+Result<LayerReport> Arrival::unpack_changes(std::uint32_t number, int in_fd) const {
+  FERRY_TRY(const std::string directory, mounted_tree(number));
+  return container::unpack_layer(in_fd, directory);
+}
 
 Result<void> Arrival::finish() {
   if (plan_.restart_policy.name != "no" && !plan_.restart_policy.name.empty()) {

@@ -136,6 +136,8 @@ class Planner {
       } else if (mount.type == "volume" && mount.driver != "local") {
         obstacle("volume {} at {} uses the driver {}: only local volumes are supported", mount.name, mount.destination,
                  mount.driver);
+      } else if (mount.type == "volume" && there_.copied_volumes.contains(mount.name)) {
+        continue;  // volume.h says what becomes of it
       } else if (mount.type == "volume" && !there_.volumes.contains(mount.name)) {
         difference("volume {} at {} is new and empty on the destination: its content is not copied", mount.name,
                    mount.destination);

@@ -22,6 +22,7 @@ struct DestinationFacts {
   std::string image_of_name;             // id of the image that the image's name means there; empty if none
   std::map<std::string, Network> networks;  // by name, those that exist
   std::set<std::string> volumes;         // named volumes that exist
+  std::set<std::string> copied_volumes;  // whose content comes along
   std::set<std::string> paths;           // sources of bind mounts that exist
   std::vector<Docker::TakenPort> taken_ports;
 };

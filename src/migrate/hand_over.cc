@@ -11,7 +11,6 @@
 #include "migrate/freezer.h"
 #include "migrate/hello.h"
 #include "migrate/message.pb.h"
-#include "migrate/pump.h"
 #include "migrate/revival.h"
 
 namespace ferry::migrate {
@@ -100,7 +99,7 @@ Result<void> HandOver::images(const image::Set& set) {
     rounds_->ended();
   }
   times_.memory_ns = monotonic_ns();
-  FERRY_CHECK(send_changes().during("sending the files that changed"));
+  FERRY_CHECK(storage_.send_rest(link_, streams_.bulk(), set).during("sending the files that changed"));
   times_.files_ns = monotonic_ns();
   FERRY_TRY(const std::string bytes, image::encode(set));
   wire::Message message;
@@ -108,24 +107,6 @@ Result<void> HandOver::images(const image::Set& set) {
   FERRY_CHECK(link_.send(message));
   FERRY_CHECK(streams_.bulk().send_bulk(std::as_bytes(std::span(bytes))));
   return streams_.bulk().end_bulk();
-}
-
-Result<void> HandOver::send_changes() {
-  FERRY_TRY(const auto delta, departure_.changes());
-  if (delta.empty()) {
-    return {};
-  }
-  wire::Message message;
-  wire::Delta& wire_delta = *message.mutable_delta();
-  for (const std::string& path : delta.removed) {
-    wire_delta.add_removed(path);
-  }
-  FERRY_CHECK(link_.send(message));
-  FERRY_TRY(changed_bytes_, send_written(streams_.bulk(), [&](int fd) -> Result<void> {
-              FERRY_CHECK(departure_.pack_changes(delta, fd));
-              return {};
-            }));
-  return {};
 }
 
 Result<void> HandOver::send_packets() {

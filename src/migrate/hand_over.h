@@ -11,7 +11,6 @@
 
 #include "base/error.h"
 #include "base/laps.h"
-#include "container/move_source.h"
 #include "engine/keeper.h"
 #include "migrate/door.h"
 #include "migrate/link.h"
@@ -19,6 +18,7 @@
 #include "migrate/post_copy_line.h"
 #include "migrate/record.h"
 #include "migrate/rounds.h"
+#include "migrate/storage_out.h"
 #include "migrate/streams_out.h"
 
 namespace ferry::migrate {
@@ -50,9 +50,9 @@ class HandOver : public engine::Keeper {
  public:
   // `rounds`: what was sent ahead; nullptr if nothing was.  `throttle`: likewise.  `line`: by which the destination
   // fetches the rest; nullptr if it has everything.
-  HandOver(Link& link, StreamsOut& streams, container::Departure& departure, Logbook& book, GivenRecord record, Rounds* rounds,
+  HandOver(Link& link, StreamsOut& streams, StorageOut& storage, Logbook& book, GivenRecord record, Rounds* rounds,
            Throttle* throttle, Door& door, PostCopyLine* line = nullptr)
-      : link_(link), streams_(streams), departure_(departure), book_(book), record_(std::move(record)), rounds_(rounds), throttle_(throttle), door_(door), line_(line) {}
+      : link_(link), streams_(streams), storage_(storage), book_(book), record_(std::move(record)), rounds_(rounds), throttle_(throttle), door_(door), line_(line) {}
 
   Result<void> about_to_stop() override;
   Result<bool> memory(state::DumpTask& task, image::Set& set) override {
@@ -69,7 +69,6 @@ class HandOver : public engine::Keeper {
   [[nodiscard]] const std::vector<Lap>& their_parts() const { return their_parts_; }
   // Whether the connection survived.
   [[nodiscard]] bool connected() const { return connected_; }
-  [[nodiscard]] std::uint64_t changed_bytes() const { return changed_bytes_; }
   // On our clock: when the last page was sent, when the changed files were, when the tree was given.
   struct Times {
     std::uint64_t memory_ns = 0;
@@ -79,7 +78,6 @@ class HandOver : public engine::Keeper {
   [[nodiscard]] const Times& times() const { return times_; }
 
  private:
-  Result<void> send_changes();
   Result<void> send_packets();
   Result<Verdict> decided(Decision decision, const std::string& reason);
   Result<void> serve_rest();
@@ -87,7 +85,7 @@ class HandOver : public engine::Keeper {
 
   Link& link_;
   StreamsOut& streams_;
-  container::Departure& departure_;
+  StorageOut& storage_;
   Logbook& book_;
   GivenRecord record_;
   Rounds* rounds_;
@@ -98,7 +96,6 @@ class HandOver : public engine::Keeper {
   std::vector<Lap> their_parts_;
   bool connected_ = true;
   std::uint64_t resumed_ns_ = 0;
-  std::uint64_t changed_bytes_ = 0;
   Times times_;
 };
 

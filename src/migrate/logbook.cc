@@ -71,6 +71,8 @@ std::string encode_entry(const Entry& e) {
               {"keep_source", e.keep_source},
               {"processor_quota", e.processor_quota},
               {"freeze_cgroup", e.freeze_cgroup},
+              {"volumes_made", e.volumes_made},
+              {"put_aside", e.put_aside},
               {"root", e.root},
               {"shim", e.shim},
               {"reason", e.reason},
@@ -116,6 +118,8 @@ Result<Entry> decode_entry(std::string_view json) {
     e.keep_source = root.at("keep_source").get<bool>();
     e.processor_quota = root.value("processor_quota", "");
     e.freeze_cgroup = root.at("freeze_cgroup").get<std::string>();
+    e.volumes_made = root.value("volumes_made", std::vector<std::string>());
+    e.put_aside = root.value("put_aside", std::vector<std::string>());
     e.root = root.at("root").get<pid_t>();
     e.shim = root.at("shim").get<pid_t>();
     e.reason = root.at("reason").get<std::string>();

@@ -50,6 +50,8 @@ struct Entry {
   bool keep_source = false;
   std::string processor_quota;  // as Throttle::undo() has it; empty: it was not touched
   std::string freeze_cgroup;
+  std::vector<std::string> volumes_made;  // for the twin
+  std::vector<std::string> put_aside;     // directories of volumes whose content made room
   pid_t root = 0;  // of the twin
   pid_t shim = 0;
   // Who has the container, once that is known, and since when there is nothing left to do.

@@ -34,6 +34,7 @@
 #include "migrate/pump.h"
 #include "migrate/record.h"
 #include "migrate/settle.h"
+#include "migrate/storage_in.h"
 #include "migrate/streams_in.h"
 #include "migrate/understudy.h"
 #include "state/mount/refill.h"
@@ -156,6 +157,13 @@ class Receiver {
         return false;
       }
     }
+    if (book_.has_value()) {
+      const Entry& entry = book_->entry();
+      if (auto undone = container::undo_volumes(docker_, entry.volumes_made, entry.put_aside, move_); !undone) {
+        log::warning("{}", undone.error().message());
+        return false;
+      }
+    }
     return true;
   }
 
@@ -197,8 +205,10 @@ class Receiver {
         FERRY_CHECK(expect(Stage::offered, "the order to create the twin"));
         return create();
       case Message::kLayer:
-        FERRY_CHECK(expect(Stage::created, "a writable layer"));
-        return layer();
+        FERRY_CHECK(expect(Stage::created, "files"));
+        book_->step(Step::files);
+        FERRY_CHECK(storage_->layer(message.layer(), streams_.bulk()));
+        return false;
       case Message::kLogFile:
         FERRY_CHECK(expect(Stage::created, "a log"));
         return log_file(message.log_file().suffix());
@@ -231,7 +241,16 @@ class Receiver {
         return packets(message.packets());
       case Message::kDelta:
         FERRY_CHECK(expect(Stage::started, "changed files"));
-        return delta(message.delta());
+        FERRY_CHECK(storage_->delta(message.delta(), streams_.bulk()));
+        return false;
+      case Message::kBlocks:
+        FERRY_CHECK(expect(Stage::started, "a question for a file"));
+        FERRY_CHECK(storage_->blocks(message.blocks()));
+        return false;
+      case Message::kPatch:
+        FERRY_CHECK(expect(Stage::started, "a changed file"));
+        FERRY_CHECK(storage_->patch(message.patch(), streams_.bulk()));
+        return false;
       case Message::kImages:
         FERRY_CHECK(expect(Stage::started, "a tree"));
         return grow();
@@ -319,8 +338,9 @@ class Receiver {
   Result<bool> offered(const wire::Offer& offer) {
     FERRY_CHECK(check_move_id(offer.move()));
     move_ = offer.move();
-    FERRY_TRY(Arrival arrival, Arrival::plan(docker_, offer.container_json(), offer.networks_json()));
+    FERRY_TRY(Arrival arrival, Arrival::plan(docker_, offer.container_json(), offer.networks_json(), offer.volumes_json()));
     arrival_.emplace(std::move(arrival));
+    storage_.emplace(link_, *arrival_);
     FERRY_CHECK(open_logbook());
     Message message;
     wire::Reply& reply = *message.mutable_reply();
@@ -372,21 +392,15 @@ class Receiver {
 
   Result<bool> create() {
     book_->step(Step::twin);
-    auto created = arrival_->create();
+    FERRY_CHECK(book_->change([&](Entry& entry) {
+      entry.volumes_made = arrival_->volumes().to_make;
+      entry.put_aside = arrival_->volumes().to_put_aside;
+    }));
+    auto created = arrival_->create(move_);
     FERRY_CHECK(book_->change([&](Entry& entry) { entry.container_id = arrival_->id(); }));
     FERRY_CHECK(created);
     stage_ = Stage::created;
     return done();
-  }
-
-  Result<bool> layer() {
-    book_->step(Step::files);
-    container::LayerReport report;
-    FERRY_TRY(const auto bytes, receive_read(streams_.bulk(), [&](int fd) -> Result<void> {
-                FERRY_TRY(report, arrival_->unpack_layer(fd));
-                return {};
-              }));
-    return done(bytes, report.entries);
   }
 
   // The twin is not started yet, or its output is held: nobody else writes.
@@ -460,16 +474,6 @@ class Receiver {
     }
     FERRY_CHECK(std::move(started).during("starting the twin"));
     return skeleton;
-  }
-
-  Result<bool> delta(const wire::Delta& delta) {
-    FERRY_CHECK(arrival_->remove_files({delta.removed().begin(), delta.removed().end()}));
-    const auto unpack = [&](int fd) -> Result<void> {
-      FERRY_CHECK(arrival_->unpack_changes(fd));
-      return {};
-    };
-    FERRY_CHECK(receive_read(streams_.bulk(), unpack));
-    return false;
   }
 
   Result<bool> precopy() {
@@ -711,6 +715,9 @@ class Receiver {
     book_->step(Step::finish);
     held_.release();
     FERRY_CHECK(arrival_->finish());
+    if (auto forgotten = container::forget_aside(arrival_->volumes().to_put_aside, move_); !forgotten) {
+      notes_.push_back(forgotten.error().message());
+    }
     Message message;
     for (const std::string& note : notes_) {
       message.mutable_finished()->add_notes(note);
@@ -765,6 +772,7 @@ class Receiver {
   Stage stage_ = Stage::greeted;
   std::string move_;
   std::optional<Arrival> arrival_;
+  std::optional<StorageIn> storage_;  // uses it
   std::unique_ptr<PostCopyIntake> intake_;  // of a post-copy; outlives the twin
   std::optional<engine::Twin> twin_;
   image::Set looked_at_;  // what the twin's skeleton was made from

@@ -135,19 +135,30 @@ Result<void> Rounds::postpone(PostCopySupply& supply) {
   return {};
 }
 
-Result<Controller::Step> Rounds::run(const Controller::Limits& limits, Progress& progress, Throttle* throttle) {
+Result<Controller::Step> Rounds::run(const Controller::Limits& limits, Progress& progress, Throttle* throttle, StorageOut* storage) {
   const auto begin = Clock::now();
   Controller controller(limits);
   double share = 1;
   for (;;) {
+    double files_ms = 0;
+    if (storage != nullptr) {
+      FERRY_TRY(files_ms, storage->send_changes(*control_));
+    }
     FERRY_TRY(Round last, round(progress));
-    const auto step = controller.after({.ms = last.ms, .scan_ms = last.scan_ms, .dirty = last.dirty, .wire = last.wire}, ms_since(begin));
+    last.files_ms = files_ms;
+    last.ms += files_ms;
+    // Files take their time in the pause, too, and memory is written meanwhile: as finding what was written.
+    const auto step = controller.after({.ms = last.ms, .scan_ms = last.scan_ms + files_ms, .dirty = last.dirty, .wire = last.wire}, ms_since(begin));
     last.share = share;
     last.predicted_ms = rounds_.empty() ? 0 : controller.predicted_ms();
     rounds_.push_back(last);
     progress.round(static_cast<int>(rounds_.size()), last.dirty / kPageSize);
     log::debug("round {}: {} KiB written, {} KiB sent, {:.1f} ms, a pause of {:.1f} ms", rounds_.size(), last.dirty >> 10, last.bytes >> 10,
                last.ms, last.predicted_ms);
+    if (step == Controller::Step::hand_over && storage != nullptr && storage->worth_another(limits.pause_ms) &&
+        static_cast<int>(rounds_.size()) < limits.rounds) {
+      continue;  // memory would fit, files do not yet
+    }
     switch (step) {
       case Controller::Step::another: {
         if (!limits.may_postpone) {

@@ -19,6 +19,7 @@
 #include "migrate/page_streams.h"
 #include "migrate/post_copy_supply.h"
 #include "migrate/progress.h"
+#include "migrate/storage_out.h"
 #include "migrate/throttle.h"
 #include "state/dump.h"
 #include "state/memory/tracker.h"
@@ -28,6 +29,7 @@ namespace ferry::migrate {
 struct Round {
   double ms = 0;
   double scan_ms = 0;       // for finding what was written
+  double files_ms = 0;      // for files that changed
   std::uint64_t bytes = 0;  // of pages that were sent, without those of zeros
   std::uint64_t wire = 0;   // what crossed for them
   std::uint64_t dirty = 0;  // bytes that had been written since the round before; all of them in the first
@@ -49,7 +51,8 @@ class Rounds {
 
   // Sends until the controller says hand_over, postpone or give_up, which is the value.
   // `throttle`: nullptr if the container must not be slowed down, or cannot be.
-  Result<Controller::Step> run(const Controller::Limits& limits, Progress& progress, Throttle* throttle);
+  // `storage`: files that changed go before each round of memory.
+  Result<Controller::Step> run(const Controller::Limits& limits, Progress& progress, Throttle* throttle, StorageOut* storage = nullptr);
 
   // What can wait is not sent in the freeze: it is left to `supply`, which has to outlive this.  The destination drops
   // what it has of that while there is time.

@@ -29,6 +29,7 @@
 #include "migrate/remote_shell.h"
 #include "migrate/rounds.h"
 #include "migrate/settle.h"
+#include "migrate/storage_out.h"
 #include "migrate/throttle.h"
 #include "tracee/thread.h"
 
@@ -93,7 +94,7 @@ class Sender {
  public:
   Sender(const SendOptions& options, Docker& docker, Departure& departure, Logbook& book, RemoteShell& shell, int interrupt)
       : options_(options), docker_(docker), departure_(departure), book_(book), shell_(shell),
-        link_(shell.take_output(), shell.take_input(), interrupt, options.destination), streams_(link_, options.streams),
+        storage_(departure), link_(shell.take_output(), shell.take_input(), interrupt, options.destination), streams_(link_, options.streams),
         progress_(kPhases, options.quiet) {}
 
   Result<SendReport> run() {
@@ -169,6 +170,7 @@ class Sender {
       offer.add_chain_ids(chain_id);
     }
     offer.set_image(departure_.image().id);
+    offer.set_volumes_json(container::encode_volumes(departure_.volumes()));
     FERRY_CHECK(link_.send(message));
     FERRY_TRY(const Message answer, answer_of(kGreeting));
     if (!answer.has_reply()) {
@@ -242,17 +244,11 @@ class Sender {
   Result<void> send_files() {
     book_.step(Step::files);
     progress_.begin("send files and log");
-    Message message;
-    message.mutable_layer();
-    FERRY_CHECK(link_.send(message));
-    FERRY_TRY(report_.layer_bytes, send_written(
-                                       streams_.bulk(),
-                                       [&](int fd) -> Result<void> {
-                                         FERRY_CHECK(departure_.pack_running_layer(fd));
-                                         return {};
-                                       },
-                                       [&](std::uint64_t bytes) { progress_.bytes(bytes); }));
-    FERRY_CHECK(wait_done());
+    FERRY_CHECK(storage_.send_all(link_, streams_.bulk(), [&](std::uint64_t bytes) { progress_.bytes(bytes); }));
+    if (!storage_.why_it_looks().empty()) {
+      report_.notes.push_back("every file of the container is looked at within the pause: " + storage_.why_it_looks());
+    }
+    report_.layer_bytes = storage_.bytes();
     FERRY_TRY(log_, departure_.log());
     FERRY_TRY(const auto pieces, log_.earlier());
     std::uint64_t log_bytes = 0;
@@ -358,10 +354,12 @@ class Sender {
     FERRY_CHECK(wait_done());
     const bool can_postpone = options_.mode != Mode::pre_copy && !options_.switch_anyway && there_.late_pages;
     if (options_.mode == Mode::post_copy) {
+      FERRY_CHECK(storage_.send_changes(link_));
       FERRY_CHECK(postpone_rest());
       return departure_.check_again();
     }
     if (!ahead) {
+      FERRY_CHECK(storage_.send_changes(link_));
       if (options_.precopy && can_postpone) {
         FERRY_CHECK(postpone_rest());  // all of it within the pause is what nobody asked for
       }
@@ -376,7 +374,7 @@ class Sender {
                                     .time_ms = static_cast<double>(options_.timeout.count()) * 1000,
                                     .may_slow = throttle_.has_value(),
                                     .may_postpone = can_postpone};
-    FERRY_TRY(const Controller::Step step, rounds_->run(limits, progress_, throttle_.has_value() ? &*throttle_ : nullptr));
+    FERRY_TRY(const Controller::Step step, rounds_->run(limits, progress_, throttle_.has_value() ? &*throttle_ : nullptr, &storage_));
     const Round& last = rounds_->rounds().back();
     report_.predicted_pause_ms = last.predicted_ms;
     std::uint64_t sent = 0;
@@ -466,7 +464,7 @@ class Sender {
     FERRY_TRY(Door door, door_for(options));
     FERRY_CHECK(door.prepare());
     book_.step(Step::freeze);
-    HandOver keeper(link_, streams_, departure_, book_, record_, rounds_.has_value() ? &*rounds_ : nullptr,
+    HandOver keeper(link_, streams_, storage_, book_, record_, rounds_.has_value() ? &*rounds_ : nullptr,
                     throttle_.has_value() ? &*throttle_ : nullptr, door, line_.get());
     Silent listener;
     const std::uint64_t sent_before = streams_.sent();
@@ -485,8 +483,8 @@ class Sender {
                                                        : keeper.resumed_ns() - static_cast<std::uint64_t>(clocks_.ahead_ns);
     report_.pause_ms = static_cast<double>(end - begin) / 1e6;
     report_.pause_error_ms = static_cast<double>(clocks_.error_ns) / 1e6;
-    report_.layer_bytes += keeper.changed_bytes();
-    report_.memory_bytes = streams_.sent() - sent_before - keeper.changed_bytes();
+    report_.layer_bytes = storage_.bytes();
+    report_.memory_bytes = streams_.sent() - sent_before - storage_.rest_bytes();
     progress_.bytes(streams_.sent() - sent_before);
     connected_ = keeper.connected();
     if (rounds_.has_value()) {
@@ -500,7 +498,7 @@ class Sender {
       report_.pause_parts.push_back({what, static_cast<double>(to - from) / 1e6, bytes});
     };
     part("stop, look, send memory", begin, times.memory_ns, report_.memory_bytes);
-    part("send changed files", times.memory_ns, times.files_ns, keeper.changed_bytes());
+    part("send changed files", times.memory_ns, times.files_ns, storage_.rest_bytes());
     part("send the rest, record", times.files_ns, times.given_ns, 0);
     part("build the tree, hand over", times.given_ns, end, 0);
     for (const Lap& lap : keeper.their_parts()) {
@@ -574,6 +572,7 @@ class Sender {
   std::unique_ptr<PostCopyLine> line_;      // uses it
   Logbook& book_;
   RemoteShell& shell_;
+  StorageOut storage_;
   Link link_;
   StreamsOut streams_;
   Progress progress_;
@@ -632,7 +631,8 @@ Result<SendReport> send(const SendOptions& options) {
   FERRY_TRY(Docker docker, Docker::connect());
   FERRY_TRY(Departure departure, Departure::prepare(docker, {.container = options.container,
                                                              .drop_exec = options.drop_exec,
-                                                             .keep_source = options.keep_source}));
+                                                             .keep_source = options.keep_source,
+                                                             .volumes = options.volumes}));
   FERRY_TRY(Logbook book, open_logbook(options, departure));
   FERRY_CHECK(guard.tell("move " + book.entry().move));
   book.step(Step::look);

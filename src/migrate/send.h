@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "container/volume.h"
 #include "migrate/progress.h"
 #include "migrate/rounds.h"
 #include "migrate/streams_out.h"
@@ -34,6 +35,7 @@ struct SendOptions {
   bool auto_converge = true;   // a container that writes too fast is slowed down
   bool switch_anyway = false;  // when rounds or time are used up; otherwise the container stays
   StreamOptions streams;
+  container::VolumeChoice volumes;
   bool quiet = false;          // nothing on standard output
 };
 

@@ -109,6 +109,9 @@ Result<std::string> keep_twin(const Entry& entry) {
       log::warning("{}", announced.error().message());
     }
   }
+  if (auto forgotten = container::forget_aside(entry.put_aside, entry.move); !forgotten) {
+    log::warning("{}", forgotten.error().message());
+  }
   if (entry.restarts_suspended) {
     FERRY_TRY(Docker docker, docker_of(entry));
     FERRY_CHECK(give_policy_back(docker, entry));
@@ -149,6 +152,10 @@ Result<std::string> settle_destination(const Entry& entry) {
     if (!discarded && discarded.error().kind != Kind::gone) {
       return tl::unexpected<Error>(std::move(discarded).error());
     }
+  }
+  if (!entry.volumes_made.empty() || !entry.put_aside.empty()) {
+    FERRY_TRY(Docker docker, docker_of(entry));
+    FERRY_CHECK(container::undo_volumes(docker, entry.volumes_made, entry.put_aside, entry.move));
   }
   return end(entry, Outcome::stayed, fmt::format("container {} did not come from {}; its twin is removed", entry.container_name, entry.peer));
 }

@@ -33,6 +33,7 @@ Json rounds_of(const std::vector<migrate::Round>& rounds) {
   for (const migrate::Round& round : rounds) {
     out.push_back({{"ms", round.ms},
                    {"scan_ms", round.scan_ms},
+                   {"files_ms", round.files_ms},
                    {"bytes", round.bytes},
                    {"wire_bytes", round.wire},
                    {"dirty_bytes", round.dirty},
@@ -151,6 +152,14 @@ void add_migrate(CLI::App& root, Commands& commands) {
       ->transform(CLI::AsSizeValue(false))
       ->type_name("BYTES");
   moved->add_flag("--compress", options->streams.compress, "Pack memory with zstd where that makes it smaller");
+  moved->add_option_function<std::vector<std::string>>(
+           "--volume", [options](const std::vector<std::string>& names) { options->volumes.only = {names.begin(), names.end()}; },
+           "Copy this volume and no others (may be said several times); without it all of the local driver are copied")
+      ->allow_extra_args(false)
+      ->type_name("NAME");
+  moved->add_flag("--no-volumes", options->volumes.none, "Copy no volume: the container finds what DEST has of that name, or an empty one")
+      ->excludes("--volume");
+  moved->add_flag("--replace-volumes", options->volumes.replace, "Let a copied volume take the place of what DEST has under its name");
   moved->add_flag("--json", options->quiet, "Print one JSON object and nothing else");
   const auto page = std::make_shared<std::string>();
   moved->add_option("--report", *page, "Write a page of HTML that shows where the time went")->type_name("FILE");
