@@ -322,6 +322,22 @@ Result<void> extract(archive* in, archive* disk, archive_entry* entry) {
   return {};
 }
 
+struct DirectoryTimes {
+  std::string path;
+  std::array<timespec, 2> times{};
+};
+
+// libarchive gives times last to those directories only that it has made itself.
+Result<void> set_times(const std::vector<DirectoryTimes>& directories) {
+  for (const DirectoryTimes& directory : directories) {
+    FERRY_CHECK(check_parents(directory.path));
+    if (::utimensat(AT_FDCWD, directory.path.c_str(), directory.times.data(), AT_SYMLINK_NOFOLLOW) != 0 && errno != ENOENT) {
+      return sys_fail(fmt::format("utimensat({})", directory.path));
+    }
+  }
+  return {};
+}
+
 Result<LayerReport> unpack(int in_fd) {
   const Reader in(archive_read_new());
   archive_read_support_format_tar(in.get());
@@ -335,6 +351,7 @@ Result<LayerReport> unpack(int in_fd) {
     return archive_fail(in.get(), "opening", nullptr);
   }
   LayerReport report;
+  std::vector<DirectoryTimes> directories;
   for (;;) {
     archive_entry* entry = nullptr;
     const int got = archive_read_next_header(in.get(), &entry);
@@ -343,6 +360,11 @@ Result<LayerReport> unpack(int in_fd) {
     }
     if (got != ARCHIVE_OK) {
       return archive_fail(in.get(), "reading", nullptr);
+    }
+    if (archive_entry_filetype(entry) == AE_IFDIR && archive_entry_pathname(entry) != nullptr && archive_entry_mtime_is_set(entry) != 0) {
+      directories.push_back({archive_entry_pathname(entry),
+                             {timespec{archive_entry_atime(entry), archive_entry_atime_nsec(entry)},
+                              timespec{archive_entry_mtime(entry), archive_entry_mtime_nsec(entry)}}});
     }
     FERRY_CHECK(extract(in.get(), disk.get(), entry));
     ++report.entries;
@@ -355,6 +377,7 @@ Result<LayerReport> unpack(int in_fd) {
   if (archive_write_close(disk.get()) != ARCHIVE_OK) {
     return archive_fail(disk.get(), "finishing", nullptr);
   }
+  FERRY_CHECK(set_times(directories));
   report.bytes = static_cast<std::uint64_t>(archive_filter_bytes(in.get(), -1));
   return report;
 }
@@ -367,17 +390,17 @@ bool is_local_attribute(std::string_view name) {
 }
 
 Result<LayerReport> pack_layer(const std::string& directory, int out_fd) {
-  return inside(directory, [&] { return pack(out_fd); }).during("packing the writable layer {}", directory);
+  return inside(directory, [&] { return pack(out_fd); }).during("packing the files of {}", directory);
 }
 
 Result<LayerReport> pack_layer_entries(const std::string& directory, const std::vector<std::string>& paths,
                                        const PackChoice& choice, int out_fd) {
   return inside(directory, [&] { return pack_chosen(paths, choice, out_fd); })
-      .during("packing the writable layer {}", directory);
+      .during("packing the files of {}", directory);
 }
 
 Result<LayerReport> unpack_layer(int in_fd, const std::string& directory) {
-  return inside(directory, [&] { return unpack(in_fd); }).during("unpacking the writable layer into {}", directory);
+  return inside(directory, [&] { return unpack(in_fd); }).during("unpacking files into {}", directory);
 }
 
 Result<LayerSwap> LayerSwap::prepare(int in_fd, const std::string& upper_dir) {

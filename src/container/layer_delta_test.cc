@@ -127,5 +127,19 @@ TEST(PackLayerEntries, BringsTheChosenAndToleratesWhatVanished) {
   EXPECT_FALSE(std::filesystem::exists(to / "out/b"));
 }
 
+TEST(PackLayerEntries, GivesTimesToDirectoriesThatAreThereAlready) {
+  const TempDirectory from;
+  const TempDirectory to;
+  std::filesystem::create_directory(from / "d");
+  std::filesystem::create_directory(to / "d");
+  write_text(from / "d/a", "x");
+  const UniqueFd tar(::open((from / "tar").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  ASSERT_TRUE(pack_layer_entries(from.path(), {".", "d", "d/a"}, {}, tar.get()));
+  ::lseek(tar.get(), 0, SEEK_SET);
+  ASSERT_TRUE(unpack_layer(tar.get(), to.path()));
+  EXPECT_EQ(std::filesystem::last_write_time(from / "d"), std::filesystem::last_write_time(to / "d"));
+  EXPECT_EQ(std::filesystem::last_write_time(from.path()), std::filesystem::last_write_time(to.path()));
+}
+
 }  // namespace
 }  // namespace ferry::container

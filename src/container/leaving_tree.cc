@@ -1,6 +1,7 @@
 #include "container/leaving_tree.h"
 
 #include <sys/stat.h>
+#include <sys/xattr.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -124,6 +125,17 @@ void LeavingTree::add_links(std::set<std::string>& named) const {
   }
 }
 
+// A directory of the image that was renamed: the upper directory has only its new name, and where the rest is.
+void LeavingTree::add_redirected(const std::string& path, std::set<std::string>& packed) const {
+  if (::lgetxattr((directory_ + "/" + path).c_str(), "trusted.overlay.redirect", nullptr, 0) <= 0) {
+    return;
+  }
+  std::error_code failed;
+  for (std::filesystem::recursive_directory_iterator it(content_ + "/" + path, failed), end; it != end && !failed; it.increment(failed)) {
+    packed.insert(it->path().string().substr(content_.size() + 1));
+  }
+}
+
 TreeChanges LeavingTree::sorted(const LayerDelta& delta, const Files& before) const {
   TreeChanges out;
   out.removed = delta.removed;
@@ -137,6 +149,9 @@ TreeChanges LeavingTree::sorted(const LayerDelta& delta, const Files& before) co
       continue;
     }
     packed.insert(path);
+    if (form_ == TreeForm::overlay && S_ISDIR(now.mode) && (was == before.end() || was->second.ino != now.ino)) {
+      add_redirected(path, packed);
+    }
     for (std::filesystem::path parent = std::filesystem::path(path).parent_path(); !parent.empty(); parent = parent.parent_path()) {
       packed.insert(parent);
     }
@@ -156,7 +171,7 @@ Result<LayerReport> LeavingTree::pack(const TreeChanges& changes, bool may_chang
   // Never empty, so that a stream that was cut is known from one that has nothing to say.
   std::vector<std::string> paths{"."};
   paths.insert(paths.end(), changes.packed.begin(), changes.packed.end());
-  return pack_layer_entries(directory_, paths, {.may_change = may_change, .for_mounted = form_ == TreeForm::overlay}, out_fd);
+  return pack_layer_entries(content_, paths, {.may_change = may_change, .for_mounted = form_ == TreeForm::overlay}, out_fd);
 }
 
 }  // namespace ferry::container

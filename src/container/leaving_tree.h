@@ -31,12 +31,14 @@ struct TreeChanges {
 
 class LeavingTree {
  public:
-  // `shown_at`: where the container sees it.
-  LeavingTree(std::string directory, std::string shown_at, TreeForm form)
-      : directory_(std::move(directory)), shown_at_(std::move(shown_at)), form_(form) {}
+  static LeavingTree plain(const std::string& directory) { return {directory, directory, TreeForm::plain}; }
+  // `merged`: where the overlay is mounted.  What an upper directory holds need not be all there is of a file: kernel
+  // Documentation/filesystems/overlayfs.rst, redirect_dir and metacopy.
+  static LeavingTree overlay(const std::string& upper, const std::string& merged) { return {upper, merged, TreeForm::overlay}; }
 
   [[nodiscard]] const std::string& directory() const { return directory_; }
-  [[nodiscard]] const std::string& shown_at() const { return shown_at_; }
+  // Where its files are read.
+  [[nodiscard]] const std::string& content() const { return content_; }
 
   // Everything, while the container runs.
   Result<LayerReport> pack_all(int out_fd);
@@ -49,13 +51,16 @@ class LeavingTree {
   Result<LayerReport> pack(const TreeChanges& changes, bool may_change, int out_fd) const;
 
  private:
+  LeavingTree(std::string directory, std::string content, TreeForm form)
+      : directory_(std::move(directory)), content_(std::move(content)), form_(form) {}
   Result<LayerLook> look_at_some(const std::set<std::string>& paths, LayerLook& before) const;
   void add_links(std::set<std::string>& named) const;
   [[nodiscard]] TreeChanges sorted(const LayerDelta& delta, const std::map<std::string, LayerFile>& before) const;
 
   std::string directory_;
-  std::string shown_at_;
+  std::string content_;
   TreeForm form_;
+  void add_redirected(const std::string& path, std::set<std::string>& packed) const;
   [[nodiscard]] std::int64_t own_ctime() const;
 
   LayerLook look_;

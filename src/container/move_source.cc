@@ -168,9 +168,9 @@ Result<void> Departure::check_again() {
 
 std::vector<LeavingTree> Departure::trees() const {
   std::vector<LeavingTree> out;
-  out.emplace_back(container_.upper_dir, "/", TreeForm::overlay);
+  out.push_back(LeavingTree::overlay(container_.upper_dir, container_.merged_dir));
   for (const LeavingVolume& volume : volumes_.copied) {
-    out.emplace_back(volume.info.mountpoint, volume.shown_at, TreeForm::plain);
+    out.push_back(LeavingTree::plain(volume.info.mountpoint));
   }
   return out;
 }
@@ -184,7 +184,7 @@ Result<void> Departure::leave(bool keep) {
     return {};
   }
   // Anonymous volumes belong to the container, and their content is where it is now.
-  auto removed = docker_->remove(container_.id, !volumes_.copied.empty());
+  auto removed = docker_->remove(container_.id, !options_.volumes.none && options_.volumes.only.empty());
   if (!removed && removed.error().kind == Kind::gone) {
     return {};  // --rm
   }

@@ -62,6 +62,24 @@ Result<std::map<std::string, std::string>> attributes_of(int fd, const std::stri
   return out;
 }
 
+// A destination that could not do it has decided, and says why.
+Result<Message> answer_of(Link& control) {
+  Message message;
+  FERRY_CHECK(control.receive(message, kWork));
+  if (message.has_refused()) {
+    return fail(Kind::os, "{}: {}", control.peer(), message.refused().reason());
+  }
+  return message;
+}
+
+Result<void> wait_done(Link& control) {
+  FERRY_TRY(const Message message, answer_of(control));
+  if (!message.has_done()) {
+    return fail(Kind::corrupt, "{} does not say that the files have arrived", control.peer());
+  }
+  return {};
+}
+
 }  // namespace
 
 StorageOut::StorageOut(const container::Departure& departure)
@@ -100,13 +118,15 @@ std::optional<std::pair<std::size_t, std::string>> StorageOut::place_of(const st
   return std::nullopt;
 }
 
-Result<std::uint64_t> StorageOut::wait_done(Link& control) const {
-  Message message;
-  FERRY_CHECK(control.receive(message, kWork));
-  if (!message.has_done()) {
-    return fail(Kind::corrupt, "{} does not say that the files have arrived", control.peer());
+// Whoever maps a file now may write to it until it is looked at, and let it go before.
+Result<void> StorageOut::remember_mapped() {
+  FERRY_TRY(const auto mapped, container::mapped_files(cgroup_));
+  for (const std::string& path : mapped) {
+    if (const auto place = place_of("/" + path)) {
+      ever_mapped_[place->first].insert(place->second);
+    }
   }
-  return message.done().bytes();
+  return {};
 }
 
 Result<void> StorageOut::send_all(Link& control, Link& way, const std::function<void(std::uint64_t)>& on_bytes) {
@@ -120,6 +140,7 @@ Result<void> StorageOut::send_all(Link& control, Link& way, const std::function<
     why_it_looks_ = watch.error().message();
     log::debug("{}", why_it_looks_);
   }
+  FERRY_CHECK(remember_mapped());
   for (std::size_t i = 0; i < trees_.size(); ++i) {
     if (late_.contains(i)) {
       continue;
@@ -140,16 +161,8 @@ Result<void> StorageOut::send_all(Link& control, Link& way, const std::function<
 
 Result<double> StorageOut::send_changes(Link& control) {
   const auto begin = Clock::now();
-  Suspects suspects{std::vector<std::set<std::string>>(trees_.size()), ever_mapped_};
-  // Whoever maps a file now may write to it until the freeze, and let it go before.
-  FERRY_TRY(const auto mapped, container::mapped_files(cgroup_));
-  for (const std::string& path : mapped) {
-    if (const auto place = place_of("/" + path)) {
-      ever_mapped_[place->first].insert(place->second);
-    }
-  }
-  suspects.mapped = ever_mapped_;
-  FERRY_CHECK(send_tree_changes(control, control, std::move(suspects), false));
+  FERRY_CHECK(remember_mapped());
+  FERRY_CHECK(send_tree_changes(control, control, {std::vector<std::set<std::string>>(trees_.size()), ever_mapped_}, false));
   before_ms_ = last_ms_;
   last_ms_ = ms_since(begin);
   return last_ms_;
@@ -218,8 +231,7 @@ Result<void> StorageOut::send_tree_changes(Link& control, Link& way, Suspects su
         ask.mutable_blocks()->set_tree(static_cast<std::uint32_t>(i));
         ask.mutable_blocks()->set_path(*path);
         FERRY_CHECK(control.send(ask));
-        Message answer;
-        FERRY_CHECK(control.receive(answer, kWork));
+        FERRY_TRY(const Message answer, answer_of(control));
         if (!answer.has_block_sums()) {
           return fail(Kind::corrupt, "{} does not say what it has of a file", control.peer());
         }
@@ -270,7 +282,7 @@ Result<void> StorageOut::send_delta(Link& control, Link& way, std::size_t tree, 
 }
 
 Result<bool> StorageOut::send_patch(Link& control, Link& way, std::size_t tree, const std::string& path, bool freeze) {
-  FERRY_TRY(const UniqueFd root, sys::open(trees_[tree].directory(), O_PATH | O_DIRECTORY));
+  FERRY_TRY(const UniqueFd root, sys::open(trees_[tree].content(), O_PATH | O_DIRECTORY));
   const auto file = sys::open_in_root(root.get(), path, O_RDONLY | O_NOFOLLOW | O_NOATIME);
   if (!file) {
     if (!freeze && file.error().kind == Kind::gone) {

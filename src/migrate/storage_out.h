@@ -53,7 +53,7 @@ class StorageOut {
   Result<void> send_delta(Link& control, Link& way, std::size_t tree, const container::TreeChanges& changes, bool freeze);
   // False if it is not there, or is none any more here.
   Result<bool> send_patch(Link& control, Link& way, std::size_t tree, const std::string& path, bool freeze);
-  Result<std::uint64_t> wait_done(Link& control) const;
+  Result<void> remember_mapped();
 
   std::string cgroup_;
   std::vector<container::LeavingTree> trees_;
