@@ -6,7 +6,6 @@ import os
 import signal
 import stat
 
-import ferrylab
 from ferrylab import wait_until
 from support import deadline
 from test_ferry_checkpoint import FerryCase
