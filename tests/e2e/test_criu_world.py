@@ -55,6 +55,32 @@ class CriuWorld(CriuCase):
         self.assertIn(str(pid), read(f"{path}/cgroup.procs").split())
         self.wait_for_lines(before + 3)
 
+    def test_groups_in_which_nothing_runs_are_made_again(self):
+        """As a service manager has them between two runs; those of others are left alone."""
+        top = self.group(f"ferry-e2e-{os.getpid()}")
+        runs, works, idle, others = (self.group(f"{os.path.basename(top)}/{n}") for n in
+                                     ("runs", "works", "idle", "others"))
+        write(f"{idle}/pids.max", "11")
+        stranger, pid = self.start(["sleep", "1000"]), self.start(["busybox", "sh", "-c",
+                                                                   "sleep 1000 & " + COUNT_TO_FILE])
+        write(f"{others}/cgroup.procs", str(stranger))
+        self.wait_for_lines(3)
+        children = read(f"/proc/{pid}/task/{pid}/children").split()
+        (sleeper,) = [c for c in children if read(f"/proc/{c}/cmdline").startswith("sleep\0001000")]
+        write(f"{works}/cgroup.procs", sleeper)
+        write(f"{runs}/cgroup.procs", str(pid))
+        self.dump(pid)
+        self.reaped(pid)
+        self.kill_tree(stranger)
+        for path in (runs, works, idle, others):
+            self.remove_group(path)
+        before = len(self.counted())
+        self.restore()
+        self.assertIn(sleeper, read(f"{works}/cgroup.procs").split())
+        self.assertEqual(read(f"{idle}/pids.max"), "11")
+        self.assertFalse(os.path.isdir(others), "a group in which a process of somebody else ran")
+        self.wait_for_lines(before + 3)
+
     def test_modes_say_what_may_be_made(self):
         path, pid = self.grouped()
         self.dump(pid)

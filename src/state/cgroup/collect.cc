@@ -109,6 +109,60 @@ bool chosen(const DumpOptions& options, const std::string& hierarchy) {
          std::any_of(list.begin(), list.end(), [&](const std::string& c) { return names_controller(hierarchy, c); });
 }
 
+// Nothing runs in the group nor below it.  One that cannot be looked at is somebody else's.
+bool is_idle(const Hierarchy& hierarchy, const std::string& path) {
+  const auto threads = hierarchy.thread_list(path);
+  const auto children = hierarchy.children(path);
+  return threads.has_value() && threads->empty() && children.has_value() &&
+         std::all_of(children->begin(), children->end(), [&](const std::string& c) { return is_idle(hierarchy, c); });
+}
+
+// Groups beside those of the tree's tasks that are its own all the same: a service manager has some for services
+// that are between two runs, and watches them.
+Result<void> add_idle(const Hierarchy& hierarchy, const std::string& top, std::set<std::string>& paths) {
+  FERRY_TRY(const auto children, hierarchy.children(top));
+  for (const std::string& child : children) {
+    if (paths.contains(child)) {
+      continue;  // is described with all that is below it
+    }
+    const auto below = paths.lower_bound(child + "/");
+    if (below != paths.end() && below->starts_with(child + "/")) {
+      FERRY_CHECK(add_idle(hierarchy, child, paths));
+    } else if (is_idle(hierarchy, child)) {
+      paths.insert(child);
+    }
+  }
+  return {};
+}
+
+// The group below which all groups are the tree's: the root of its cgroup namespace, or what all its tasks stand
+// below if they stand at several places.  Empty if there is none.
+std::string top_of(const Sets& sets, const std::string& hierarchy) {
+  const std::string* first = nullptr;
+  std::string common;
+  bool several = false;
+  for (std::size_t i = 1; i < sets.all().size(); ++i) {
+    const Set& set = sets.all()[i];
+    const auto path = set.membership.find(hierarchy);
+    if (path == set.membership.end()) {
+      continue;
+    }
+    if (const auto prefix = set.prefixes.find(hierarchy); prefix != set.prefixes.end()) {
+      return path->second.substr(0, prefix->second);
+    }
+    if (first == nullptr) {
+      first = &path->second;
+      common = *first + "/";
+      continue;
+    }
+    several = several || path->second != *first;
+    const std::string other = path->second + "/";
+    const auto differs = std::mismatch(common.begin(), common.end(), other.begin(), other.end()).first;
+    common.erase(common.rfind('/', static_cast<std::size_t>(differs - common.begin())) + 1);
+  }
+  return several && common.size() > 1 ? common.substr(0, common.size() - 1) : "";
+}
+
 Result<void> describe_controllers(DumpContext& context, const Sets& sets, pb::CgroupEntry& out) {
   std::map<std::string, std::set<std::string>> paths;
   for (std::size_t i = 1; i < sets.all().size(); ++i) {
@@ -116,8 +170,11 @@ Result<void> describe_controllers(DumpContext& context, const Sets& sets, pb::Cg
       paths[name].insert(path);
     }
   }
-  for (const auto& [name, list] : paths) {
+  for (auto& [name, list] : paths) {
     FERRY_TRY(const Hierarchy* hierarchy, context.host.hierarchy(name));
+    if (const std::string top = top_of(sets, name); !top.empty() && !list.contains(top)) {
+      FERRY_CHECK(add_idle(*hierarchy, top, list));
+    }
     pb::CgControllerEntry& controller = *out.add_controllers();
     for (std::size_t at = 0; at <= name.size();) {
       const std::size_t end = std::min(name.find(',', at), name.size());

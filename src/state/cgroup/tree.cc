@@ -273,16 +273,26 @@ Result<void> Hierarchy::read(const std::string& path, bool deep, const std::vect
   if (!deep) {
     return {};
   }
+  FERRY_TRY(const auto paths, children(path));
+  for (const std::string& one : paths) {
+    pb::CgroupDirEntry& child = *out.add_children();
+    child.set_dir_name(one.substr(one.rfind('/') + 1));
+    FERRY_CHECK(read(one, true, more, child));
+  }
+  return {};
+}
+
+Result<std::vector<std::string>> Hierarchy::children(const std::string& path) const {
+  FERRY_TRY(const UniqueFd directory, sys::open_at(root_.get(), below_root(path), O_RDONLY | O_DIRECTORY));
   FERRY_TRY(const auto names, sys::list_directory(directory.get(), "."));
+  std::vector<std::string> out;
   for (const std::string& name : names) {
     struct stat st;
     if (::fstatat(directory.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode)) {
-      pb::CgroupDirEntry& child = *out.add_children();
-      child.set_dir_name(name);
-      FERRY_CHECK(read(path == "/" ? "/" + name : path + "/" + name, true, more, child));
+      out.push_back(path == "/" ? "/" + name : path + "/" + name);
     }
   }
-  return {};
+  return out;
 }
 
 Result<std::string> Hierarchy::thread_list(const std::string& path) const {
