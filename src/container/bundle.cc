@@ -135,6 +135,8 @@ Result<BundleConfig> parse_bundle_config(std::string_view config_json) {
                         std::any_of(options.begin(), options.end(), [](const std::string& o) { return o == "bind" || o == "rbind"; });
       if (bind) {
         out.bind_destinations.push_back(json_text(mount, "destination"));
+      } else if (json_text(mount, "type") == "cgroup") {
+        out.cgroup_destinations.push_back(json_text(mount, "destination"));
       }
     }
   }
@@ -207,8 +209,10 @@ Result<RuntimeFacts> runtime_facts(const ShimInfo& shim, HostPid init, const std
     }
   }
   for (const MountPoint& mount : mounts) {
-    // runc binds each v1 controller from the host; v2 is mounted anew and belongs to the container.
-    if (mount.type == "cgroup") {
+    // runc binds each v1 controller from the host; v2 is mounted anew and belongs to the container.  What hangs
+    // below a volume (-v /sys/fs/cgroup:/sys/fs/cgroup) it does not know of.
+    const auto holds = [&](const std::string& path) { return mount.path.starts_with(path + "/"); };
+    if (mount.type == "cgroup" && std::any_of(config.cgroup_destinations.begin(), config.cgroup_destinations.end(), holds)) {
       out.external_mounts.push_back(mount.path);
     }
   }

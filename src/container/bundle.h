@@ -38,6 +38,7 @@ Result<RuntimeFacts> runtime_facts(const ShimInfo& shim, HostPid init, const std
 struct BundleConfig {
   std::string root;
   std::vector<std::string> bind_destinations;
+  std::vector<std::string> cgroup_destinations;  // where runc mounts the control groups
   std::vector<std::string> masked_paths;
   std::vector<std::string> joined_namespaces;
 };

@@ -12,11 +12,13 @@ using testing::ElementsAre;
 TEST(Bundle, ReadsRootBindsMasksAndForeignNamespaces) {
   const auto config = parse_bundle_config(R"({"root":{"path":"/r"},"mounts":[
       {"destination":"/proc","type":"proc"},{"destination":"/data","type":"bind","options":["rbind"]},
-      {"destination":"/old","type":"none","options":["rbind","ro"]}],
+      {"destination":"/old","type":"none","options":["rbind","ro"]},
+      {"destination":"/sys/fs/cgroup","type":"cgroup","options":["ro"]}],
       "linux":{"maskedPaths":["/proc/keys"],"namespaces":[{"type":"pid"},{"type":"ipc","path":"/proc/1/ns/ipc"}]}})");
   ASSERT_TRUE(config.has_value()) << config.error().message();
   EXPECT_EQ(config->root, "/r");
   EXPECT_THAT(config->bind_destinations, ElementsAre("/data", "/old"));
+  EXPECT_THAT(config->cgroup_destinations, ElementsAre("/sys/fs/cgroup"));
   EXPECT_THAT(config->masked_paths, ElementsAre("/proc/keys"));
   EXPECT_THAT(config->joined_namespaces, ElementsAre("ipc"));
   EXPECT_FALSE(parse_bundle_config("{}").has_value());
