@@ -91,7 +91,7 @@ def java():
             with open(path, "rb") as f:
                 tree.bytes("/srv/" + os.path.basename(path), f.read())
     resolver(tree)
-    return ["CMD [\"%s/bin/java\", \"-Xmx96m\", \"-cp\", \"/srv\", \"Service\"]" % JAVA], tree
+    return ["CMD [\"%s/bin/java\", \"-Xmx32m\", \"-XX:+UseSerialGC\", \"-cp\", \"/srv\", \"Service\"]" % JAVA], tree
 
 
 def terminfo(tree):
@@ -124,6 +124,57 @@ def sshd():
     return ["CMD [\"/usr/sbin/sshd\", \"-D\", \"-e\"]"], tree
 
 
+def compiler():
+    """make and the C compiler with what a small program needs of it."""
+    tree = base()
+    gcc = os.path.dirname(said_by_gcc("-print-libgcc-file-name"))
+    tree.program("/usr/bin/make")
+    for name in ("gcc", "as", "ld"):
+        tree.program(f"/usr/bin/{name}")
+    for name in ("cc1", "collect2", "lto-wrapper", "liblto_plugin.so"):
+        tree.program(f"{gcc}/{name}")
+    for name in ("libgcc.a", "libgcc_s.so", "crtbeginS.o", "crtendS.o"):
+        tree.file(f"{gcc}/{name}")
+    for name in ("Scrt1.o", "crti.o", "crtn.o", "libc.so", "libc.so.6", "libc_nonshared.a", "libgcc_s.so.1"):
+        tree.file(said_by_gcc(f"-print-file-name={name}"), f"/usr/lib/x86_64-linux-gnu/{name}")
+    source = os.path.join(PROGRAMS, "compiler.c")
+    headers = said_by_gcc("-O2", "-M", source).replace("\\\n", " ").split(":")[1].split()
+    for header in headers[1:]:
+        tree.file(os.path.normpath(header))
+    own(tree, "compiler.c", "/srv/part.c")
+    own(tree, "compiler.mk", "/srv/Makefile")
+    own(tree, "compiler.sh", "/srv/start", 0o755)
+    return ["CMD [\"/srv/start\"]"], tree
+
+
+def said_by_gcc(*arguments):
+    return subprocess.run(["/usr/bin/gcc", *arguments], stdout=subprocess.PIPE, text=True, check=True,
+                          timeout=30).stdout.strip()
+
+
+UNITS = ("basic.target", "sysinit.target", "sockets.target", "timers.target", "paths.target", "slices.target",
+         "local-fs.target", "swap.target", "shutdown.target", "umount.target", "final.target", "exit.target",
+         "systemd-exit.service", "systemd-journald.service", "systemd-journald.socket",
+         "systemd-journald-dev-log.socket")
+
+
+def systemd():
+    tree = base()
+    for name in ("systemd", "systemd-journald", "systemd-shutdown"):
+        tree.program(f"/lib/systemd/{name}")
+    tree.program("/bin/systemctl")
+    for name in UNITS:
+        tree.file(f"/lib/systemd/system/{name}")
+    with open(os.path.join(PROGRAMS, "systemd.units"), encoding="utf-8") as f:
+        for unit in f.read().split("#### ")[1:]:
+            name, text = unit.split("\n", 1)
+            tree.text(f"/etc/systemd/system/{name}", text)
+    tree.text("/etc/machine-id", "")
+    tree.text("/etc/os-release", "ID=ferry-lab\n")
+    resolver(tree)
+    return ["ENV container=docker", "CMD [\"/lib/systemd/systemd\"]"], tree
+
+
 RECIPES = {
     "postgres": (postgres, ["busybox-static", "postgresql-15", "postgresql-client-15", "tzdata"]),
     "mariadb": (mariadb, ["busybox-static", "mariadb-server-core"]),
@@ -132,4 +183,6 @@ RECIPES = {
     "java": (java, ["busybox-static", "openjdk-17-jre-headless"]),
     "tmux": (tmux, ["busybox-static", "tmux", "vim-tiny", "ncurses-base"]),
     "sshd": (sshd, ["busybox-static", "openssh-server"]),
+    "compiler": (compiler, ["busybox-static", "make", "gcc", "gcc-12", "cpp-12", "binutils", "libc6-dev"]),
+    "systemd": (systemd, ["busybox-static", "systemd"]),
 }

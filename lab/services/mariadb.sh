@@ -12,5 +12,5 @@ mkdir /data/mysql
 } | mariadbd --no-defaults --bootstrap --datadir=/data --skip-log-bin --debug-no-sync \
   >/tmp/bootstrap 2>&1
 exec mariadbd --no-defaults --datadir=/data --socket=/tmp/mariadb.sock --port=3306 --init-file=/srv/users.sql \
-  --skip-name-resolve --innodb-use-native-aio=0 --innodb-buffer-pool-size=64M \
+  --skip-name-resolve --innodb-use-native-aio=0 --innodb-buffer-pool-size=16M \
   --lc-messages-dir=$share --character-sets-dir=$share/charsets 2>/data/log

@@ -15,5 +15,5 @@ count() {
   done | psql -h /tmp -U postgres -qAt
 }
 count &
-exec $bin/postgres -D /data -c 'listen_addresses=*' -c unix_socket_directories=/tmp -c shared_buffers=48MB \
+exec $bin/postgres -D /data -c 'listen_addresses=*' -c unix_socket_directories=/tmp -c shared_buffers=16MB \
   -c logging_collector=off -c log_min_messages=log -c log_destination=stderr 2>/data/log

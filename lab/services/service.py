@@ -92,10 +92,10 @@ class Service:
 
 
 def main():
-    with multiprocessing.Manager() as manager, concurrent.futures.ProcessPoolExecutor(3) as pool:
+    with multiprocessing.Manager() as manager, concurrent.futures.ProcessPoolExecutor(2) as pool:
         memory = multiprocessing.shared_memory.SharedMemory(create=True, size=65536)
         # All processes are made before there are threads.
-        list(pool.map(in_pool, ["first"] * 3, [memory.name] * 3))
+        list(pool.map(in_pool, ["first"] * 2, [memory.name] * 2))
         asyncio.run(Service(pool, manager.dict(), memory).run())
 
 

@@ -5,6 +5,7 @@ import hashlib
 import http.client
 import os
 import subprocess
+import tempfile
 
 from ferrylab import ssh, wait_until
 from sessions import Lines, MariaDb, Postgres, Session, Visits, expect, receive
@@ -13,6 +14,7 @@ from test_ferry_checkpoint import FerryCase
 
 TIMES = 10
 MOVES = (4, 9)  # the rounds in which the container goes to the other host, live
+WITH_DOCKER = range(TIMES)  # by Docker's own commands; ferry's are faster, but close connections by design
 REQUESTS_BETWEEN = 10
 
 
@@ -73,16 +75,21 @@ class RealPrograms(FerryCase):
 
     # ---- ten times ----
 
-    def ten_times(self, name, between=lambda: None):
+    def ten_times(self, name, between=lambda: None, moves=MOVES, with_docker=WITH_DOCKER):
         self.sessions_go_on("before anything")
         for number in range(TIMES):
-            if number in MOVES:
+            if number in moves:
                 self.ferry("migrate", "--switch-anyway", name, self.there.name, host=self.here, timeout=90)
                 self.here, self.there = self.there, self.here
-            else:
+            elif number in with_docker:
                 self.checkpoint(name, "cp", host=self.here)
                 self.start_from(name, "cp", host=self.here)
                 self.here.docker("checkpoint", "rm", name, "cp")
+            else:
+                with tempfile.TemporaryDirectory(dir=self.here.tmp) as store:
+                    self.ferry("checkpoint", "create", "--checkpoint-dir", store, name, "cp", host=self.here)
+                    self.wait_until_stopped(name, self.here)
+                    self.ferry("start", "--checkpoint", "cp", "--checkpoint-dir", store, name, host=self.here)
             self.sessions_go_on(f"after round {number}")
             between()
         for s in self.sessions:
@@ -333,6 +340,60 @@ class RealPrograms(FerryCase):
         self.ten_times(name)
         self.assertLessEqual(len(workers), 2, "workers were replaced")
 
+    # ---- families of processes ----
+
+    @deadline(150)
+    def test_compiler_run_with_four_jobs(self):
+        name = self.start("compiler")
+
+        def builds_on():
+            wanted = len(self.counted(name, self.here)) + 3
+            wait_until(lambda: len(self.counted(name, self.here)) >= wanted, 30,
+                       lambda: f"{wanted} builds; there are:\n{self.here.docker('top', name, '-eo', 'pid,stat,wchan,args')}")
+        builds_on()
+        # Docker's checkpoint pauses a container first, and gives up on one that forks all the time.
+        self.ten_times(name, builds_on, with_docker=())
+        self.assert_seamless(self.counted(name, self.here))
+
+    @deadline(150)
+    def test_systemd_as_first_process(self):
+        # It manages control groups, so it needs to write to their tree.  It knows where it stands there, and another
+        # host gives it another place; so it is not moved.
+        name = self.start("systemd", "--tmpfs", "/run", "--tmpfs", "/run/lock", "--volume",
+                          "/sys/fs/cgroup:/sys/fs/cgroup", "--cgroupns", "host")
+
+        def inside(*command):
+            return self.here.docker("exec", name, *command)
+
+        def echo(lines):
+            return lambda n: expect("the echo", lines.ask(f"line {n}"), f"line {n}")
+
+        def new_service(number):
+            with self.client.connect(self.ADDRESS, 8080, timeout=20) as connection:
+                echo(Lines.over(connection))(number)
+        for number in range(3):
+            self.session(f"service {number}", echo(Lines.over(self.connect(8080, name))))
+
+        def units_go_on():
+            """A timer, a service that dies and is started again, one that runs on, a path that is watched, and a
+            new instance for a new connection."""
+            new_service(len(drops))
+            def sizes():
+                return [int(line.split()[0]) for line in
+                        inside("wc", "-l", "/srv/ticks", "/srv/rises", "/srv/numbers").splitlines()[:3]]
+            before = sizes()
+            wait_until(lambda: all(now > old + 1 for now, old in zip(sizes(), before)), 20,
+                       lambda: f"more than {before} ticks, rises and numbers; there are {sizes()}", 0.1)
+            drops.append(f"drop {len(drops)}")
+            inside("sh", "-c", f"echo {drops[-1]} >/srv/drop")
+            wait_until(lambda: drops[-1] in self.here.try_docker("exec", name, "cat", "/srv/seen").stdout, 20,
+                       "systemd to see that the file was written")
+        drops = []
+        units_go_on()
+        self.ten_times(name, units_go_on, moves=())
+        self.assertEqual(inside("systemctl", "is-system-running"), "running")
+        self.assert_seamless([int(n) for n in inside("cat", "/srv/numbers").split()])
+
     # ---- terminals ----
 
     @deadline(150)
@@ -370,7 +431,7 @@ class RealPrograms(FerryCase):
                        lambda: f"the shell to do its sum; its screen:\n{screen(':0')}")
             wait_until(lambda: lines[-1] in screen("editor"), 15, lambda: f"the editor to show:\n{screen('editor')}")
         work()
-        self.ten_times(name, work)
+        self.ten_times(name, work, with_docker=(0, 5))
         keys("editor", "Escape", ":wq", "Enter")
         wait_until(lambda: self.here.try_docker("exec", name, "cat", "/srv/text").stdout.split("\n")[:-1] == lines, 15,
                    "the editor to write the text")
