@@ -209,10 +209,11 @@ Result<RuntimeFacts> runtime_facts(const ShimInfo& shim, HostPid init, const std
     }
   }
   for (const MountPoint& mount : mounts) {
-    // runc binds each v1 controller from the host; v2 is mounted anew and belongs to the container.  What hangs
-    // below a volume (-v /sys/fs/cgroup:/sys/fs/cgroup) it does not know of.
+    // runc binds each v1 controller from the host; v2 is mounted anew and belongs to the container.  What
+    // hangs below a volume (-v /sys/fs/cgroup:/sys/fs/cgroup) it does not know of.
     const auto holds = [&](const std::string& path) { return mount.path.starts_with(path + "/"); };
-    if (mount.type == "cgroup" && std::any_of(config.cgroup_destinations.begin(), config.cgroup_destinations.end(), holds)) {
+    if (mount.type == "cgroup" &&
+        std::any_of(config.cgroup_destinations.begin(), config.cgroup_destinations.end(), holds)) {
       out.external_mounts.push_back(mount.path);
     }
   }

@@ -349,7 +349,8 @@ class RealPrograms(FerryCase):
         def builds_on():
             wanted = len(self.counted(name, self.here)) + 3
             wait_until(lambda: len(self.counted(name, self.here)) >= wanted, 30,
-                       lambda: f"{wanted} builds; there are:\n{self.here.docker('top', name, '-eo', 'pid,stat,wchan,args')}")
+                       lambda: f"{wanted} builds; its processes:\n"
+                               + self.here.docker("top", name, "-eo", "pid,stat,wchan,args"))
         builds_on()
         # Docker's checkpoint pauses a container first, and gives up on one that forks all the time.
         self.ten_times(name, builds_on, with_docker=())

@@ -114,11 +114,12 @@ bool is_idle(const Hierarchy& hierarchy, const std::string& path) {
   const auto threads = hierarchy.thread_list(path);
   const auto children = hierarchy.children(path);
   return threads.has_value() && threads->empty() && children.has_value() &&
-         std::all_of(children->begin(), children->end(), [&](const std::string& c) { return is_idle(hierarchy, c); });
+         std::all_of(children->begin(), children->end(),
+                     [&](const std::string& c) { return is_idle(hierarchy, c); });
 }
 
-// Groups beside those of the tree's tasks that are its own all the same: a service manager has some for services
-// that are between two runs, and watches them.
+// Groups beside those of the tree's tasks that are its own all the same: a service manager has some for
+// services that are between two runs, and watches them.
 Result<void> add_idle(const Hierarchy& hierarchy, const std::string& top, std::set<std::string>& paths) {
   FERRY_TRY(const auto children, hierarchy.children(top));
   for (const std::string& child : children) {
@@ -135,8 +136,8 @@ Result<void> add_idle(const Hierarchy& hierarchy, const std::string& top, std::s
   return {};
 }
 
-// The group below which all groups are the tree's: the root of its cgroup namespace, or what all its tasks stand
-// below if they stand at several places.  Empty if there is none.
+// The group below which all groups are the tree's: the root of its cgroup namespace, or what all its tasks
+// stand below if they stand at several places.  Empty if there is none.
 std::string top_of(const Sets& sets, const std::string& hierarchy) {
   const std::string* first = nullptr;
   std::string common;
