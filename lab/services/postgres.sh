@@ -16,4 +16,4 @@ count() {
 }
 count &
 exec $bin/postgres -D /data -c 'listen_addresses=*' -c unix_socket_directories=/tmp -c shared_buffers=16MB \
-  -c logging_collector=off -c log_min_messages=log -c log_destination=stderr 2>/data/log
+  -c huge_pages=off -c logging_collector=off -c log_min_messages=log -c log_destination=stderr 2>/data/log
