@@ -188,7 +188,7 @@ Result<void> CheckpointStory::tell(Stage stage) {
 // Whatever can be done while the tree still runs.
 Result<void> CheckpointStory::prepare() {
   FERRY_CHECK(raise_descriptor_limit());
-  FERRY_CHECK(preflight(options_, look_));
+  FERRY_CHECK(preflight(options_, look_, mapping_look_));
   if (options_.lazy_pages) {
     if (options_.leave_running) {
       return fail(Kind::invalid, "--lazy-pages with --leave-running: the tree would run twice");
@@ -246,7 +246,7 @@ Result<void> CheckpointStory::describe_tree() {
   if ((options_.cpu_capability & static_cast<std::uint32_t>(state::CpuCapability::image)) != 0) {
     FERRY_CHECK(state::cpu::collect_cpuinfo(set_));
   }
-  FERRY_TRY(tasks_, build_dump_tree(std::move(stopped_), options_, look_, set_));
+  FERRY_TRY(tasks_, build_dump_tree(std::move(stopped_), options_, look_, mapping_look_, set_));
   FERRY_CHECK(state::collect_ids(context_));
   std::size_t threads = 0;
   for (const auto& task : tasks_) {

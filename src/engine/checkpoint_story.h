@@ -16,6 +16,7 @@
 #include "state/dump.h"
 #include "state/dump_host.h"
 #include "state/file_kind.h"
+#include "sys/mapping_look.h"
 #include "tracee/stop_tree.h"
 
 namespace ferry::engine {
@@ -72,6 +73,7 @@ class CheckpointStory {
   tracee::Freezer freezer_;
   image::Set set_;
   sys::TaskLook look_;
+  sys::MappingLook mapping_look_;
   Succession succession_;
   state::FileTable files_;
   state::DumpHost host_;

@@ -25,7 +25,7 @@ using state::DumpThread;
 NsPid innermost(const std::vector<pid_t>& levels) { return NsPid(levels.empty() ? 0 : levels.back()); }
 
 // `leader`: the number of the process, also if its main thread has ended.
-Result<void> read_procfs(DumpTask& task, HostPid leader) {
+Result<void> read_procfs(DumpTask& task, HostPid leader, sys::MappingLook& mappings) {
   FERRY_TRY(task.proc, sys::open_proc(task.pid));
   FERRY_TRY(const auto stat, sys::read_file_at(task.proc.get(), "stat"));
   FERRY_TRY(task.stat, sys::parse_stat(stat));
@@ -50,8 +50,7 @@ Result<void> read_procfs(DumpTask& task, HostPid leader) {
     return sys_fail(fmt::format("pidfd_open({})", task.pid));
   }
   task.pidfd = UniqueFd(static_cast<int>(pidfd));
-  FERRY_TRY(const auto smaps, sys::read_file_at(task.proc.get(), "smaps"));
-  FERRY_TRY(task.mappings, sys::parse_maps(smaps));
+  FERRY_TRY(task.mappings, mappings.mappings_of(leader, task.proc.get()));
   return {};
 }
 
@@ -178,7 +177,8 @@ Result<void> read_thread_statuses(DumpTask& task) {
 
 Result<std::vector<std::unique_ptr<DumpTask>>> build_dump_tree(std::vector<tracee::StoppedTask> stopped,
                                                                const state::DumpOptions& options,
-                                                               const sys::TaskLook& look, image::Set& set) {
+                                                               const sys::TaskLook& look, sys::MappingLook& mappings,
+                                                               image::Set& set) {
   std::vector<std::unique_ptr<DumpTask>> tasks;
   std::map<HostPid, DumpTask*> by_pid;
   std::set<pid_t> own;
@@ -197,7 +197,7 @@ Result<std::vector<std::unique_ptr<DumpTask>>> build_dump_tree(std::vector<trace
       task->leader_ended = true;
       task->pid = from.threads.front().tid();
     }
-    FERRY_CHECK(read_procfs(*task, from.pid).during("reading /proc of pid {}", from.pid));
+    FERRY_CHECK(read_procfs(*task, from.pid, mappings).during("reading /proc of pid {}", from.pid));
     if (!task->zombie) {
       FERRY_TRY(task->process, tracee::Process::of(task->pid, std::move(from.threads)));
       FERRY_CHECK(read_threads(*task, from.pid, look));

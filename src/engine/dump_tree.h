@@ -6,16 +6,18 @@
 
 #include "base/error.h"
 #include "state/dump.h"
+#include "sys/mapping_look.h"
 #include "tracee/stop_tree.h"
 
 namespace ferry::engine {
 
 // Takes the stopped tasks over.  Adds pstree, core-*, ids-* and mm-* entries to the set, with what is
-// known from procfs.  `look`: for processes of many threads; may be closed.
+// known from procfs.  `look`: for processes of many threads; may be closed.  `mappings`: has expected them.
 // Errors: unsupported if processes share what an image cannot say they share.
 Result<std::vector<std::unique_ptr<state::DumpTask>>> build_dump_tree(std::vector<tracee::StoppedTask> stopped,
                                                                       const state::DumpOptions& options,
-                                                                      const sys::TaskLook& look, image::Set& set);
+                                                                      const sys::TaskLook& look,
+                                                                      sys::MappingLook& mappings, image::Set& set);
 
 // Fills DumpThread::status of every thread.  Only reads procfs, so it may run beside everything else.
 Result<void> read_thread_statuses(state::DumpTask& task);

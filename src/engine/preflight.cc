@@ -109,7 +109,7 @@ std::uint64_t kibibytes(std::string_view status, std::string_view name) {
 
 }  // namespace
 
-Result<void> preflight(const DumpOptions& options, sys::TaskLook& look) {
+Result<void> preflight(const DumpOptions& options, sys::TaskLook& look, sys::MappingLook& mappings) {
   for (const HostPid pid : list_tree(options.pid, &look)) {
     if (pid.value == ::getpid()) {
       return fail(Kind::unsupported,
@@ -121,6 +121,7 @@ Result<void> preflight(const DumpOptions& options, sys::TaskLook& look) {
     if (!looked.has_value() && (pid == options.pid || looked.error().kind != Kind::gone)) {
       return looked;
     }
+    mappings.expect(pid);
   }
   return {};
 }

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/ids.h"
 #include "engine/options.h"
+#include "sys/mapping_look.h"
 #include "sys/task_look.h"
 
 namespace ferry::engine {
@@ -15,7 +16,7 @@ namespace ferry::engine {
 // be refused once it is stopped; but what is plainly impossible costs the program no pause.
 // `look`: opened if there is a process of many threads.
 // Errors: gone if the root is; unsupported, by process and descriptor.
-Result<void> preflight(const DumpOptions& options, sys::TaskLook& look);
+Result<void> preflight(const DumpOptions& options, sys::TaskLook& look, sys::MappingLook& mappings);
 
 // How many bytes of private memory each process of the tree holds, parents before children; what is swapped
 // out counts.  An estimate: the tree runs.

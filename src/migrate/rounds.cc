@@ -198,8 +198,8 @@ Result<state::memory::Scan> Rounds::last_scan(state::DumpTask& task) {
   FERRY_TRY(const UniqueFd pagemap, sys::open_at(task.proc.get(), "pagemap", O_RDONLY));
   state::memory::Scan scan;
   for (const sys::Mapping& mapping : task.mappings) {
-    FERRY_CHECK(state::memory::add_kept(state::memory::kept(mapping), pagemap.get(), mapping.start, mapping.end, scan.written,
-                                        &scan.guards));
+    FERRY_CHECK(state::memory::add_kept(state::memory::kept(mapping), state::memory::backing(mapping), pagemap.get(),
+                                        mapping.start, mapping.end, scan.written, &scan.guards));
   }
   return scan;
 }

@@ -135,41 +135,56 @@ Result<UniqueFd> IteratorProgram::finish(const Btf& btf, const char* iterator) {
   return loaded;
 }
 
-Result<std::string> iterate_threads(int program, HostPid pid) {
+Result<Iteration> Iteration::prepare(int program, Of of, HostPid pid) {
   bpf_iter_link_info info{};
-  info.task.pid = static_cast<std::uint32_t>(pid.value);
+  // The mappings are those of the process, and would come again with each of its threads.
+  (of == Of::threads ? info.task.pid : info.task.tid) = static_cast<std::uint32_t>(pid.value);
   bpf_attr attr{};
   attr.link_create.prog_fd = static_cast<std::uint32_t>(program);
   attr.link_create.attach_type = BPF_TRACE_ITER;
   attr.link_create.iter_info = reinterpret_cast<std::uint64_t>(&info);
   attr.link_create.iter_info_len = sizeof info;
+  Iteration out;
+  out.pid_ = pid;
   const long link = bpf(BPF_LINK_CREATE, attr);
   if (link < 0) {
     return sys_fail(fmt::format("bpf(BPF_LINK_CREATE, pid {})", pid));
   }
-  const UniqueFd held(static_cast<int>(link));
+  out.link_ = UniqueFd(static_cast<int>(link));
   bpf_attr create{};
   create.iter_create.link_fd = static_cast<std::uint32_t>(link);
   const long iterator = bpf(BPF_ITER_CREATE, create);
   if (iterator < 0) {
     return sys_fail(fmt::format("bpf(BPF_ITER_CREATE, pid {})", pid));
   }
-  const UniqueFd file(static_cast<int>(iterator));
-  std::string out;
-  for (std::size_t used = 0; used < kMostEmitted;) {
-    out.resize(std::max(out.size(), used + kReadSize));
-    const ssize_t n = ::read(file.get(), out.data() + used, kReadSize);
+  out.file_ = UniqueFd(static_cast<int>(iterator));
+  return out;
+}
+
+Result<std::string> Iteration::next() {
+  std::string out(kReadSize, '\0');
+  for (;;) {
+    const ssize_t n = ::read(file_.get(), out.data(), out.size());
     if (n < 0 && (errno == EINTR || errno == EAGAIN)) {
       continue;
     }
     if (n < 0) {
-      return sys_fail(fmt::format("reading an iterator over pid {}", pid));
+      return sys_fail(fmt::format("reading an iterator over pid {}", pid_));
     }
-    if (n == 0) {
-      out.resize(used);
+    out.resize(static_cast<std::size_t>(n));
+    return out;
+  }
+}
+
+Result<std::string> iterate_threads(int program, HostPid pid) {
+  FERRY_TRY(Iteration iteration, Iteration::prepare(program, Iteration::Of::threads, pid));
+  std::string out;
+  while (out.size() < kMostEmitted) {
+    FERRY_TRY(const std::string part, iteration.next());
+    if (part.empty()) {
       return out;
     }
-    used += static_cast<std::size_t>(n);
+    out += part;
   }
   return fail(Kind::os, "an iterator over pid {} does not end", pid);
 }

@@ -49,6 +49,20 @@ class IteratorProgram {
   std::size_t words_ = 0, emitted_ = 0;
 };
 
+// A walk that was asked for and begins at the first read.
+class Iteration {
+ public:
+  enum class Of : std::uint8_t { threads, mappings };
+  // `program`: made for that.  Nothing is looked at yet.  Errors: gone (there is no such process), os.
+  static Result<Iteration> prepare(int program, Of of, HostPid pid);
+  // What comes next; empty at the end.  Everything that belongs to one object comes at once.
+  Result<std::string> next();
+
+ private:
+  HostPid pid_;
+  UniqueFd link_, file_;
+};
+
 // Everything that a program emits of the threads of a process.
 Result<std::string> iterate_threads(int program, HostPid pid);
 

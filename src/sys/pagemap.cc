@@ -97,10 +97,10 @@ Result<void> walk(int pagemap, std::uint64_t start, std::uint64_t end, PmScanArg
 }
 
 // Pages with content of the process's own, and guard pages, which count as swapped out.
-PmScanArg own_content() {
+PmScanArg own_content(Backing backing) {
   PmScanArg arg{};
-  arg.category_inverted = kIsFile | kIsZero;
-  arg.category_mask = kIsFile | kIsZero;
+  arg.category_mask = kIsZero | (backing == Backing::file ? kIsFile : 0);
+  arg.category_inverted = arg.category_mask;
   arg.category_anyof_mask = kIsPresent | kIsSwapped;
   arg.return_mask = kIsPresent | kIsGuard;
   return arg;
@@ -108,9 +108,9 @@ PmScanArg own_content() {
 
 }  // namespace
 
-Result<void> own_pages(int pagemap, std::uint64_t start, std::uint64_t end, std::vector<PageRange>& out,
+Result<void> own_pages(int pagemap, std::uint64_t start, std::uint64_t end, Backing backing, std::vector<PageRange>& out,
                        std::vector<PageRange>* guards) {
-  auto walked = walk(pagemap, start, end, own_content(), [&](const PageRegion& region) {
+  auto walked = walk(pagemap, start, end, own_content(backing), [&](const PageRegion& region) {
     if ((region.categories & kIsGuard) == 0) {
       append(out, region.start, region.end);
     } else if (guards != nullptr) {
@@ -123,16 +123,16 @@ Result<void> own_pages(int pagemap, std::uint64_t start, std::uint64_t end, std:
   return walked;
 }
 
-Result<void> scan_written(int pagemap, std::uint64_t start, std::uint64_t end, bool file, Protect protect,
+Result<void> scan_written(int pagemap, std::uint64_t start, std::uint64_t end, Backing backing, Protect protect,
                           WrittenPages& out) {
-  PmScanArg arg = own_content();
+  PmScanArg arg = own_content(backing);
   // CHECK_WPASYNC: without it mappings that are not watched would be passed over in silence.
   arg.flags = kInsistOnAsync | (protect == Protect::yes ? kProtectMatching : 0);
   arg.return_mask = kIsWritten | kIsPresent | kIsGuard;
   auto walked = walk(pagemap, start, end, arg, [&](const PageRegion& region) {
     if ((region.categories & kIsGuard) != 0) {
       append(out.guards, region.start, region.end);
-    } else if (file && (region.categories & kIsPresent) == 0) {
+    } else if (backing == Backing::file && (region.categories & kIsPresent) == 0) {
       append(out.absent, region.start, region.end);
     } else {
       append((region.categories & kIsWritten) != 0 ? out.written : out.unchanged, region.start, region.end);

@@ -38,13 +38,21 @@ Kept kept(const pb::VmaEntry& vma) {
   return own ? Kept::own_pages : Kept::nothing;
 }
 
-Result<void> add_kept(Kept what, int pagemap, std::uint64_t start, std::uint64_t end, std::vector<sys::PageRange>& out,
-                      std::vector<sys::PageRange>* guards) {
+sys::Backing backing(const sys::Mapping& m) { return m.inode != 0 ? sys::Backing::file : sys::Backing::nothing; }
+
+sys::Backing backing(const pb::VmaEntry& vma) {
+  // Huge pages without a file of the program's own have one of the kernel's.
+  const bool none = (vma.status() & kAnonPrivate) != 0 && (vma.flags() & MAP_HUGETLB) == 0;
+  return none ? sys::Backing::nothing : sys::Backing::file;
+}
+
+Result<void> add_kept(Kept what, sys::Backing backing, int pagemap, std::uint64_t start, std::uint64_t end,
+                      std::vector<sys::PageRange>& out, std::vector<sys::PageRange>* guards) {
   switch (what) {
     case Kept::nothing:
       return {};
     case Kept::own_pages:
-      return sys::own_pages(pagemap, start, end, out, guards);
+      return sys::own_pages(pagemap, start, end, backing, out, guards);
     case Kept::everything:
       append(out, start, end);
       return {};

@@ -17,11 +17,13 @@ enum class Kept : std::uint8_t {
 };
 Kept kept(const sys::Mapping& mapping);
 Kept kept(const pb::VmaEntry& vma);
+sys::Backing backing(const sys::Mapping& mapping);
+sys::Backing backing(const pb::VmaEntry& vma);
 
 // Appends the pages of [start, end) that belong to a checkpoint, sorted; guard pages, which have no content, to
 // `guards`.
-Result<void> add_kept(Kept what, int pagemap, std::uint64_t start, std::uint64_t end, std::vector<sys::PageRange>& out,
-                      std::vector<sys::PageRange>* guards = nullptr);
+Result<void> add_kept(Kept what, sys::Backing backing, int pagemap, std::uint64_t start, std::uint64_t end,
+                      std::vector<sys::PageRange>& out, std::vector<sys::PageRange>* guards = nullptr);
 
 // Adds guard pages to what is kept of the process: CRIU has them as ranges behind all mappings.
 void add_guards(const std::vector<sys::PageRange>& guards, pb::MmEntry& mm);

@@ -50,12 +50,14 @@ Result<Increment::Parts> parts_of(DumpTask& task, DumpContext& context, int page
   for (int i = 0; i < vmas.size();) {
     // Neighbours in one question to the kernel: thousands of stacks and what lies between them are one range.
     const Kept what = kept(vmas[i]);
+    const sys::Backing of = backing(vmas[i]);
     const std::uint64_t start = vmas[i].start();
     std::uint64_t end = start;
-    for (; i < vmas.size() && (vmas[i].start() == end || end == start) && kept(vmas[i]) == what; ++i) {
+    for (; i < vmas.size() && (vmas[i].start() == end || end == start) && kept(vmas[i]) == what && backing(vmas[i]) == of;
+         ++i) {
       end = vmas[i].end();
     }
-    FERRY_CHECK(add_kept(what, pagemap, start, end, all.data, &all.guards));
+    FERRY_CHECK(add_kept(what, of, pagemap, start, end, all.data, &all.guards));
   }
   split_at_borders(all.guards, *task.mm);
   return all;

@@ -123,7 +123,7 @@ Result<Scan> Tracker::scan(Then then, const std::vector<sys::Mapping>& mappings)
       case Kept::nothing:
         break;
       case Kept::everything:
-        FERRY_CHECK(add_kept(Kept::everything, pagemap.get(), m.start, m.end, out.written));
+        FERRY_CHECK(add_kept(Kept::everything, backing(m), pagemap.get(), m.start, m.end, out.written));
         break;
       case Kept::own_pages:
         FERRY_CHECK(scan_mapping(pagemap.get(), m, then, out));
@@ -148,11 +148,11 @@ Result<Scan> Tracker::scan(Then then, const std::vector<sys::Mapping>& mappings)
 }
 
 Result<void> Tracker::scan_mapping(int pagemap, const sys::Mapping& m, Then then, Scan& out) {
-  const bool file = m.inode != 0;
+  const sys::Backing of = backing(m);
   const auto protect = then == Then::protect ? sys::Protect::yes : sys::Protect::no;
   const auto look = [&]() -> Result<void> {
     sys::WrittenPages pages;
-    FERRY_CHECK(sys::scan_written(pagemap, m.start, m.end, file, protect, pages));
+    FERRY_CHECK(sys::scan_written(pagemap, m.start, m.end, of, protect, pages));
     out.written.insert(out.written.end(), pages.written.begin(), pages.written.end());
     out.unchanged.insert(out.unchanged.end(), pages.unchanged.begin(), pages.unchanged.end());
     out.guards.insert(out.guards.end(), pages.guards.begin(), pages.guards.end());
@@ -177,7 +177,7 @@ Result<void> Tracker::scan_mapping(int pagemap, const sys::Mapping& m, Then then
       log::debug("pid {} mapping {:x}-{:x} counts as written: {}", pid_, m.start, m.end, watched.error().message());
     }
   }
-  return sys::own_pages(pagemap, m.start, m.end, out.written, &out.guards);
+  return sys::own_pages(pagemap, m.start, m.end, of, out.written, &out.guards);
 }
 
 Result<void> Tracker::add_absent(int pagemap, const std::vector<sys::PageRange>& absent, Scan& out) const {
@@ -189,7 +189,7 @@ Result<void> Tracker::add_absent(int pagemap, const std::vector<sys::PageRange>&
     for (std::uint64_t at = range.start; at < range.end; at += image::kPageSize) {
       // Reading brings in what is there: the page from swap, or the file's.  Behind the end of the file is nothing.
       if (sys::read_object<std::uint8_t>(pid_, at, memory.get()).has_value()) {
-        FERRY_CHECK(sys::own_pages(pagemap, at, at + image::kPageSize, out.written));
+        FERRY_CHECK(sys::own_pages(pagemap, at, at + image::kPageSize, sys::Backing::file, out.written));
       }
     }
   }
