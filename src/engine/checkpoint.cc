@@ -32,8 +32,8 @@ class Directory final : public Keeper {
     std::uint64_t left = available / kShareOfMemory;
     for (const std::uint64_t bytes : memory) {
       const auto id = static_cast<std::uint32_t>(reserved_.size() + 1);
-      FERRY_TRY(auto room, image::Reservation::make(directory_, id, std::min(bytes, left)));
-      left -= std::min(bytes, left);
+      FERRY_TRY(auto room, image::Reservation::make(directory_, id, std::min(bytes + kMargin, left)));
+      left -= std::min(bytes + kMargin, left);
       reserved_.push_back(std::move(room));
     }
     return {};
@@ -70,6 +70,8 @@ class Directory final : public Keeper {
 
   // What is mapped ahead takes page cache: it must not press out what the host works with.
   static constexpr std::uint64_t kShareOfMemory = 4;
+  // The vDSO, and what the kernel's counters may be behind by.
+  static constexpr std::uint64_t kMargin = 64 << 10;
 
   int directory_;
   bool few_pages_;

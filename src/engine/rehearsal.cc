@@ -19,6 +19,8 @@ namespace {
 
 // What is given back to the kernel after the rehearsal would have to be faulted in again.
 constexpr int kKeptHeap = 64 << 20;
+// Smaller ones come from the heap, which is warm; each of its own would be given back, and zeroed and faulted in anew.
+constexpr int kMappedBlocks = 4 << 20;
 
 class Nobody final : public Listener {
  public:
@@ -83,6 +85,7 @@ void warm_procfs(HostPid pid, bool with_look) {
 void rehearse(const DumpOptions& options) {
   (void)::mallopt(M_TRIM_THRESHOLD, kKeptHeap);
   (void)::mallopt(M_TOP_PAD, 1 << 20);
+  (void)::mallopt(M_MMAP_THRESHOLD, kMappedBlocks);
   const pid_t child = ::fork();
   if (child == 0) {
     ::syscall(SYS_close_range, 0U, ~0U, 0U);

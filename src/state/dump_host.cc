@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include "state/cgroup/membership.h"
+#include "state/nsids/nsids.h"
 #include "sys/file.h"
 
 namespace ferry::state {
@@ -26,6 +27,7 @@ Result<void> DumpHost::prepare(HostPid root, bool cgroups, const std::string& ya
   yard_ = yard;
   FERRY_TRY(own_, place_of("/proc/self"));
   entered_ = own_;
+  FERRY_TRY(own_namespaces_, state::own_namespaces());
   FERRY_TRY(proc_, sys::open("/proc", O_PATH | O_DIRECTORY));
   FERRY_CHECK(settle(root));
   FERRY_TRY(const std::string text, sys::read_file("/proc/self/mountinfo"));

@@ -28,6 +28,9 @@ class DumpHost {
   // In the freeze: whether the root task is still where it was; if it has moved meanwhile, follows it.
   Result<void> settle(HostPid root);
 
+  // Our own, by kind (state/nsids/nsids.h).
+  [[nodiscard]] const std::array<std::uint64_t, 8>& own_namespaces() const { return own_namespaces_; }
+
   // In the network, uts, ipc, mount and cgroup namespace of the root task, as far as these differ from ours,
   // and in the root directory of that mount namespace.  What runs there may not change them.
   Inside& inside() { return inside_; }
@@ -48,6 +51,7 @@ class DumpHost {
   static Result<Place> place_of(const std::string& proc);
 
   Place own_, entered_;
+  std::array<std::uint64_t, 8> own_namespaces_{};
   Inside inside_;
   std::map<Place, std::unique_ptr<Inside>> others_;
   UniqueFd proc_;

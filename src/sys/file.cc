@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -141,6 +142,17 @@ Result<struct stat> stat_fd(int fd, std::string_view subject) {
     return sys_fail(fmt::format("fstat({})", subject));
   }
   return st;
+}
+
+Result<int> mount_of(int fd) {
+  struct statx st {};
+  if (::statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MNT_ID, &st) != 0) {
+    return sys_fail("statx(STATX_MNT_ID)");
+  }
+  if ((st.stx_mask & STATX_MNT_ID) == 0) {
+    return fail(Kind::unsupported, "this kernel does not tell the mount of a file (statx(2), since Linux 5.8)");
+  }
+  return static_cast<int>(st.stx_mnt_id);
 }
 
 Result<UniqueFd> duplicate(int fd) {

@@ -39,6 +39,8 @@ inline Result<void> write_file(const std::string& path, std::string_view text) {
 Result<std::string> read_link_at(int directory, const std::string& path);
 inline Result<std::string> read_link(const std::string& path) { return read_link_at(-100, path); }
 Result<struct stat> stat_fd(int fd, std::string_view subject);
+// Which mount a file was opened through, as mountinfo numbers them.
+Result<int> mount_of(int fd);
 Result<UniqueFd> duplicate(int fd);  // F_DUPFD_CLOEXEC
 // Names in a directory without "." and "..", in the kernel's order.
 Result<std::vector<std::string>> list_directory(int directory, const std::string& path);

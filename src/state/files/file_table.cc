@@ -197,9 +197,8 @@ Result<std::uint32_t> FileTable::add_path(DumpContext& context, DumpTask& task, 
                          &pb::FownEntry::set_pid_type, &pb::FownEntry::set_pid}) {
     (reg.mutable_fown()->*set)(0);
   }
-  FERRY_TRY(const auto info_text, sys::read_file(fmt::format("/proc/self/fdinfo/{}", ours)));
-  FERRY_TRY(const auto info, sys::parse_fdinfo(info_text));
-  reg.set_mnt_id(info.mnt_id);
+  FERRY_TRY(const int mount, sys::mount_of(ours));
+  reg.set_mnt_id(mount);
   FERRY_CHECK(describe(context, task, ours, st, link, fmt::format("pid {}, {}", task.pid, link), reg));
   id = entry.id();
   context.set.add(Name{Type::files, 0}, std::move(entry));

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "image/proto/inventory.pb.h"
+#include "state/dump_host.h"
 #include "state/userns/userns.h"
 #include "sys/file.h"
 
@@ -18,8 +19,6 @@
 
 namespace ferry::state {
 namespace {
-
-using Inodes = std::array<std::uint64_t, kNsKinds>;
 
 std::size_t index_of(NsKind kind) { return static_cast<std::size_t>(kind); }
 
@@ -31,8 +30,8 @@ Result<std::uint64_t> inode_at(int proc, const std::string& path, const std::str
   return static_cast<std::uint64_t>(st.st_ino);
 }
 
-Result<Inodes> inodes_at(int proc, const std::string& prefix, const std::string& subject) {
-  Inodes out{};
+Result<NsInodes> inodes_at(int proc, const std::string& prefix, const std::string& subject) {
+  NsInodes out{};
   for (const NsKind kind : kAllNsKinds) {
     FERRY_TRY(out[index_of(kind)], inode_at(proc, fmt::format("{}ns/{}", prefix, ns_name(kind)), subject));
   }
@@ -163,10 +162,13 @@ Result<std::uint64_t> namespace_inode(HostPid pid, std::string_view name) {
   return inode_at(AT_FDCWD, fmt::format("/proc/{}/ns/{}", pid, name), fmt::format("pid {}", pid));
 }
 
-Result<void> collect_ids(DumpContext& context) {
+Result<NsInodes> own_namespaces() {
   FERRY_TRY(const UniqueFd self, sys::open("/proc/self", O_PATH | O_DIRECTORY));
-  FERRY_TRY(const Inodes own, inodes_at(self.get(), "", "this process"));
+  return inodes_at(self.get(), "", "this process");
+}
 
+Result<void> collect_ids(DumpContext& context) {
+  const NsInodes& own = context.host.own_namespaces();
   pb::TaskKobjIdsEntry& root_ids = *inventory_of(context.set).mutable_root_ids();
   std::uint32_t last = 0;
   for (const NsKind kind : kAllNsKinds) {
@@ -178,7 +180,7 @@ Result<void> collect_ids(DumpContext& context) {
     (root_ids.*set)(1);
   }
 
-  std::optional<Inodes> root;
+  std::optional<NsInodes> root;
   std::map<std::pair<NsKind, std::uint64_t>, std::uint32_t> known;
   for (const NsKind kind : kAllNsKinds) {
     known.emplace(std::pair(kind, own[index_of(kind)]), get(root_ids, kind));
@@ -187,7 +189,7 @@ Result<void> collect_ids(DumpContext& context) {
     if (task->zombie || task->ids == nullptr) {
       continue;  // its namespaces are gone with it
     }
-    FERRY_TRY(const Inodes inodes, inodes_at(task->proc.get(), "", task->subject()));
+    FERRY_TRY(const NsInodes inodes, inodes_at(task->proc.get(), "", task->subject()));
     if (!root.has_value()) {
       root = inodes;
     }
@@ -225,7 +227,7 @@ Result<void> check_threads(const DumpTask& task) {
   if (task.threads.size() < 2) {
     return {};
   }
-  FERRY_TRY(const Inodes inodes, inodes_at(task.proc.get(), "", task.subject()));
+  FERRY_TRY(const NsInodes inodes, inodes_at(task.proc.get(), "", task.subject()));
   for (const DumpThread& thread : task.threads) {
     if (thread.tid == task.pid || !task.asks(thread)) {
       continue;

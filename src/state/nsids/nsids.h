@@ -27,6 +27,11 @@ std::string_view ns_name(NsKind kind);
 // CLONE_NEW*.
 std::uint64_t ns_clone_flag(NsKind kind);
 
+// Inodes by kind.
+using NsInodes = std::array<std::uint64_t, kNsKinds>;
+// Of the process that calls.
+Result<NsInodes> own_namespaces();
+
 // Fills the namespace numbers of every task's ids and of inventory.root_ids.
 // Tasks may have other network, mount, uts and cgroup namespaces than the root of their tree.
 // Errors: unsupported, for what neither CRIU nor ferry carries: other kinds that differ within the tree,

@@ -160,9 +160,8 @@ Result<void> Collector::collect_path(const FdProbe& probe, const std::string& pa
     return sys_fail(fmt::format("ioctl({}, SIOCUNIXFILE)", probe.subject()));
   }
   FERRY_TRY(const struct stat st, sys::stat_fd(file.get(), path));
-  FERRY_TRY(const std::string info_text, sys::read_file(fmt::format("/proc/self/fdinfo/{}", file.get())));
-  FERRY_TRY(const sys::FdInfo info, sys::parse_fdinfo(info_text));
-  entry.set_mnt_id(info.mnt_id);
+  FERRY_TRY(const int mount, sys::mount_of(file.get()));
+  entry.set_mnt_id(mount);
   auto* perms = entry.mutable_file_perms();
   perms->set_mode(st.st_mode);
   perms->set_uid(st.st_uid);
