@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+import uuid
 
 from . import cgroups, images, network, processes, ssh
 from .processes import MARK, Process, wait_until
@@ -23,6 +24,7 @@ mkdir -p /run/lock /run/sshd
 mkdir -p "$2/$1/var-lib-ferry" /var/lib/ferry
 mount --bind "$2/$1/var-lib-ferry" /var/lib/ferry
 mount --bind "$2/hosts" /etc/hosts
+if [ -e "$2/$1/boot_id" ]; then mount --bind "$2/$1/boot_id" /proc/sys/kernel/random/boot_id; fi
 if [ -e /etc/ssh/ssh_config ]; then mount --bind "$2/ssh_config" /etc/ssh/ssh_config; fi
 echo ready
 exec sleep infinity
@@ -42,6 +44,7 @@ class Host:
         self.tmp = os.path.join(self.directory, "tmp")
         self.mark = f"{lab.id}/{name}"
         self.cgroup = f"/ferry-lab-{lab.id}-{name}"
+        self.clocks_ahead = 0  # seconds; a host with clocks of its own looks like another boot
         self.keeper = None
         self.daemons = {}
         self.daemon_settings = {}  # of dockerd, as in daemon.json
@@ -87,7 +90,7 @@ class Host:
         os.makedirs(os.path.join(self.directory, "log"), exist_ok=True)
         with self._log("keeper") as log:
             keeper = subprocess.Popen(
-                ["unshare", "--mount", "--net", "--uts", "--propagation", "private", "--",
+                ["unshare", "--mount", "--net", "--uts", "--propagation", "private", *self._own_clocks(), "--",
                  "/bin/sh", "-c", KEEPER, "keeper", self.name, self.lab.directory],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
                 env=self.environment(), start_new_session=True, cwd="/")
@@ -98,6 +101,12 @@ class Host:
         keeper.stdout.close()
         if line != b"ready\n":
             raise RuntimeError(f"{self.name}: no namespaces: {self._log_tail('keeper')}")
+
+    def _own_clocks(self):
+        if not self.clocks_ahead:
+            return []
+        ssh.write(os.path.join(self.directory, "boot_id"), f"{uuid.uuid4()}\n")
+        return ["--time", "--monotonic", str(self.clocks_ahead), "--boottime", str(self.clocks_ahead)]
 
     def start(self):
         if self.has_docker:
@@ -209,7 +218,10 @@ class Host:
     # ---- running things ----
 
     def command(self, argv):
-        return ["nsenter", "--target", str(self.keeper.pid), "--mount", "--net", "--uts", "--", *argv]
+        # Before Linux 6.3 the keeper itself stays in the old time namespace: execve(2) did not change it.
+        time = f"/proc/{self.keeper.pid}/ns/time_for_children"
+        times = [f"--time={time}"] if os.path.exists(time) else []
+        return ["nsenter", "--target", str(self.keeper.pid), "--mount", "--net", "--uts", *times, "--", *argv]
 
     def popen(self, argv, **options):
         """Starts a program in this host; the caller ends it."""

@@ -38,9 +38,11 @@ class Lab:
     path        directories to put first on PATH, for the Docker daemons too
     state       directory for everything this lab and its images need
     name        for a lab that shall outlive its maker (`lab up`); else it ends with its maker
+    clocks      by how many seconds the monotonic and boot clocks of a host are ahead, e.g. {"h2": 864000}; such a
+                host has a boot id of its own too, so that it is another machine to whoever compares clocks
     """
 
-    def __init__(self, hosts=2, path=(), state=None, name=None):
+    def __init__(self, hosts=2, path=(), state=None, name=None, clocks=None):
         self.state = os.path.abspath(state or STATE)
         self.id = secrets.token_hex(4)
         self.name = name or f"run-{self.id}"
@@ -49,6 +51,8 @@ class Lab:
         self.lasting = name is not None
         self.children = []
         self._lay_out(hosts)
+        for host, ahead in (clocks or {}).items():
+            self[host].clocks_ahead = ahead
 
     def _lay_out(self, count):
         self.directory = os.path.join(self.state, "labs", self.name)
@@ -123,9 +127,11 @@ class Lab:
         ssh.write(os.path.join(self.directory, "ssh_config"),
                   ssh.client_config(os.path.join(self.directory, "user_key"), known))
 
-    def renew(self, name):
-        """Replaces a host by a fresh one of the same name: for a test that has left it unusable."""
+    def renew(self, name, clocks_ahead=None):
+        """Replaces a host by a fresh one of the same name: for a test that has left it unusable, or one that
+        needs it with other clocks."""
         host = self[name]
+        host.clocks_ahead = host.clocks_ahead if clocks_ahead is None else clocks_ahead
         network.unplug(self.switch.keeper.pid, name)
         host.destroy()
         host.prepare()

@@ -193,7 +193,11 @@ Result<void> RestoreStory::grow() {
 }
 
 Result<void> RestoreStory::make_all_threads() {
+  if (ahead_of_time_) {
+    FERRY_TRY(not_before_, state::timens::not_before(context_));
+  }
   FERRY_CHECK(nested_.enter(context_));
+  FERRY_CHECK(state::timens::enter(context_));
   FERRY_CHECK(state::cgroup::restore(context_));
   for (auto& task : tasks_) {
     if (task->mm != nullptr) {
@@ -403,7 +407,7 @@ Result<void> RestoreStory::finish_threads() {
     }
   }
   laps_.add("registers");
-  return {};
+  return ahead_of_time_ ? state::timens::wait_until(not_before_) : Result<void>();
 }
 
 // The point of no return.

@@ -25,6 +25,7 @@
 #include "state/memory/staged.h"
 #include "state/nsids/nsids.h"
 #include "state/restore.h"
+#include "state/timens/clocks.h"
 #include "sys/memory.h"
 #include "sys/nftables.h"
 #include "state/userns/userns.h"
@@ -125,6 +126,7 @@ class RestoreStory {
   state::userns::Deputy deputy_;  // if the tree has a user namespace of its own
   std::map<const state::RestoreTask*, state::memory::KernelMappings> kernel_;  // where each task's vDSO is now
   sys::Nftables opened_by_;  // until clean_up()
+  state::timens::Clocks not_before_;  // by our own clocks, lest the tree's go back
   bool ahead_of_time_ = false;  // its namespace's network is shut from the beginning (state/net_gate)
   Laps laps_;
   struct Ahead {

@@ -129,23 +129,50 @@ std::uint64_t monotonic_ns() {
   return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000U + static_cast<std::uint64_t>(now.tv_nsec);
 }
 
+Result<void> send_clocks(Link& link) {
+  FERRY_TRY(const state::timens::Host host, state::timens::this_host());
+  wire::Message message;
+  wire::Pong& pong = *message.mutable_pong();
+  pong.set_boot_id(host.boot_id);
+  if (host.has_namespaces) {
+    FERRY_TRY(const state::timens::Clocks first, state::timens::first_clocks(host));
+    pong.set_first_monotonic_ns(static_cast<std::uint64_t>(first.monotonic_ns));
+    pong.set_first_boottime_ns(static_cast<std::uint64_t>(first.boottime_ns));
+  }
+  pong.set_monotonic_ns(monotonic_ns());
+  return link.send(message);
+}
+
 Result<ClockRelation> relate_clocks(Link& link) {
-  ClockRelation best{.ahead_ns = 0, .error_ns = UINT64_MAX};
+  FERRY_TRY(const state::timens::Host host, state::timens::this_host());
+  ClockRelation best;
+  best.error_ns = UINT64_MAX;
+  best.first_ahead = {INT64_MIN, INT64_MIN};
   for (int round = 0; round < kRounds; ++round) {
     wire::Message ping;
     ping.mutable_ping();
     const std::uint64_t before = monotonic_ns();
     FERRY_CHECK(link.send(ping));
-    wire::Message pong;
-    FERRY_CHECK(link.receive(pong, kPongLimit));
+    wire::Message message;
+    FERRY_CHECK(link.receive(message, kPongLimit));
     const std::uint64_t after = monotonic_ns();
-    if (!pong.has_pong()) {
+    FERRY_TRY(const state::timens::Clocks here, state::timens::first_clocks(host));
+    if (!message.has_pong()) {
       return fail(Kind::corrupt, "{} did not tell its clock", link.peer());
     }
+    const wire::Pong& pong = message.pong();
     const std::uint64_t half = (after - before) / 2;
     if (half < best.error_ns) {
-      best = {.ahead_ns = static_cast<std::int64_t>(pong.pong().monotonic_ns() - (before + half)), .error_ns = half};
+      best.ahead_ns = static_cast<std::int64_t>(pong.monotonic_ns() - (before + half));
+      best.error_ns = half;
     }
+    // Its clocks were read before ours.
+    const state::timens::Clocks ahead = state::timens::Clocks{static_cast<std::int64_t>(pong.first_monotonic_ns()),
+                                                              static_cast<std::int64_t>(pong.first_boottime_ns())} - here;
+    best.first_ahead.monotonic_ns = std::max(best.first_ahead.monotonic_ns, ahead.monotonic_ns);
+    best.first_ahead.boottime_ns = std::max(best.first_ahead.boottime_ns, ahead.boottime_ns);
+    best.has_time_namespaces = pong.first_boottime_ns() != 0;
+    best.same_boot = pong.boot_id() == host.boot_id;
   }
   return best;
 }

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "migrate/link.h"
+#include "state/timens/clocks.h"
 
 namespace ferry::migrate {
 
@@ -42,7 +43,19 @@ std::uint64_t monotonic_ns();
 struct ClockRelation {
   std::int64_t ahead_ns = 0;
   std::uint64_t error_ns = 0;  // half of the fastest round trip
+  // How far the clocks of its first time namespace are ahead of ours at least.
+  state::timens::Clocks first_ahead;
+  bool has_time_namespaces = false;
+  bool same_boot = false;  // of one machine: these clocks are the same
+
+  // With which distance to the other side's first time namespace a clock goes on there that is `offsets` ahead of our
+  // first one, without ever going back.
+  [[nodiscard]] state::timens::Clocks translate(const state::timens::Clocks& offsets) const {
+    return same_boot ? offsets : offsets - first_ahead;
+  }
 };
+// What the other side of relate_clocks answers.
+Result<void> send_clocks(Link& link);
 Result<ClockRelation> relate_clocks(Link& link);
 
 }  // namespace ferry::migrate

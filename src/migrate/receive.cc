@@ -294,9 +294,7 @@ class Receiver {
   }
 
   Result<bool> pong() {
-    Message message;
-    message.mutable_pong()->set_monotonic_ns(monotonic_ns());
-    FERRY_CHECK(link_.send(message));
+    FERRY_CHECK(send_clocks(link_));
     return false;
   }
 

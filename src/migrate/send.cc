@@ -31,6 +31,7 @@
 #include "migrate/settle.h"
 #include "migrate/storage_out.h"
 #include "migrate/throttle.h"
+#include "state/timens/timens.h"
 #include "tracee/thread.h"
 
 namespace ferry::migrate {
@@ -113,7 +114,6 @@ class Sender {
  private:
   // Everything that is done while the container runs on here.
   Result<void> prepare() {
-    FERRY_TRY(clocks_, relate_clocks(link_));
     FERRY_CHECK(offer());
     FERRY_CHECK(connect());
     FERRY_CHECK(send_image());
@@ -334,11 +334,25 @@ class Sender {
       message.mutable_start()->add_descriptors(descriptor);
     }
     message.mutable_start()->set_tcp_close(options_.tcp_close);
+    FERRY_TRY(const std::string set, with_clocks_of_destination(look.encoded()));
     FERRY_CHECK(link_.send(message));
-    FERRY_CHECK(streams_.bulk().send_bulk(std::as_bytes(std::span(look.encoded()))));
+    FERRY_CHECK(streams_.bulk().send_bulk(std::as_bytes(std::span(set))));
     FERRY_CHECK(streams_.bulk().end_bulk());
     FERRY_CHECK(wait_done());
     return departure_.check_again();
+  }
+
+  // The skeletons get the clocks that the tree will find there.
+  Result<std::string> with_clocks_of_destination(const std::string& look) {
+    FERRY_TRY(clocks_, relate_clocks(link_));
+    FERRY_TRY(image::Set set, image::decode(look));
+    FERRY_TRY(const state::timens::Clocks offsets, state::timens::root_offsets(set));
+    if (!clocks_.has_time_namespaces && !clocks_.same_boot) {
+      return fail(Kind::unsupported, "the kernel of {} has no time namespaces (CONFIG_TIME_NS), so that CLOCK_MONOTONIC of the container could not go on there",
+                  options_.destination);
+    }
+    FERRY_CHECK(state::timens::go_on(set, clocks_.translate(offsets)));
+    return image::encode(set);
   }
 
   // Memory, while the container goes on writing to it.

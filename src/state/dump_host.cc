@@ -32,6 +32,7 @@ Result<void> DumpHost::prepare(HostPid root, bool cgroups, const std::string& ya
   FERRY_CHECK(settle(root));
   FERRY_TRY(const std::string text, sys::read_file("/proc/self/mountinfo"));
   FERRY_TRY(mounts_, mount::parse_mountinfo(text));
+  FERRY_TRY(clocks_, timens::this_host());
   if (!cgroups) {
     return {};
   }

@@ -17,6 +17,7 @@
 #include "state/cgroup/tree.h"
 #include "state/inside.h"
 #include "state/mount/mountinfo.h"
+#include "state/timens/clocks.h"
 
 namespace ferry::state {
 
@@ -41,6 +42,7 @@ class DumpHost {
   // Our own mountinfo.
   [[nodiscard]] const std::vector<mount::Line>& mounts() const { return mounts_; }
   Result<const cgroup::Hierarchy*> hierarchy(const std::string& name);
+  [[nodiscard]] const timens::Host& clocks() const { return clocks_; }
 
   // Closing a mount that is attached nowhere waits for a grace period of the kernel (namespace_unlock in
   // fs/namespace.c), milliseconds that belong after the freeze.
@@ -57,6 +59,7 @@ class DumpHost {
   UniqueFd proc_;
   std::string yard_;
   std::vector<mount::Line> mounts_;
+  timens::Host clocks_;
   std::map<std::string, cgroup::Hierarchy> hierarchies_;
   std::vector<UniqueFd> kept_;
 };

@@ -82,22 +82,31 @@ std::uint32_t get(const pb::TaskKobjIdsEntry& ids, NsKind kind) {
 }
 
 bool may_differ(NsKind kind) {
-  return kind == NsKind::mnt || kind == NsKind::net || kind == NsKind::uts || kind == NsKind::cgroup;
+  return kind == NsKind::mnt || kind == NsKind::net || kind == NsKind::uts || kind == NsKind::cgroup || kind == NsKind::time;
 }
 
 // A process may have chosen another namespace for its future children: nothing in the images could say so.
-Result<void> check_namespaces_for_children(const DumpTask& task) {
-  for (const char* name : {"pid", "time"}) {
-    FERRY_TRY(const std::uint64_t own, inode_at(task.proc.get(), fmt::format("ns/{}", name), task.subject()));
-    const Result<std::uint64_t> children =
-        inode_at(task.proc.get(), fmt::format("ns/{}_for_children", name), task.subject());
-    // pid_for_children cannot be followed before the first child exists (pid_namespaces(7)).
-    if (!children.has_value() || *children != own) {
-      return fail(Kind::unsupported,
-                  "{} has chosen another {} namespace for its future children (unshare or setns), which cannot be "
-                  "carried",
-                  task.subject(), name);
-    }
+Result<void> check_pid_for_children(const DumpTask& task, std::uint64_t own) {
+  const Result<std::uint64_t> children = inode_at(task.proc.get(), "ns/pid_for_children", task.subject());
+  // It cannot be followed before the first child exists (pid_namespaces(7)).
+  if (!children.has_value() || *children != own) {
+    return fail(Kind::unsupported,
+                "{} has chosen another pid namespace for its future children (unshare or setns), which cannot be carried",
+                task.subject());
+  }
+  return {};
+}
+
+// Of a time namespace it can: it is made by the unshare(2) of who chose it.
+Result<void> check_chooser(const DumpTask& task, const DumpTask* other) {
+  if (other != nullptr) {
+    return fail(Kind::unsupported, "{} and {} have chosen the same time namespace for their future children, and live in another one",
+                other->subject(), task.subject());
+  }
+  if (task.threads.size() > 1) {
+    // clone(2) makes no thread then, so it would have to be chosen after all threads and before all children.
+    return fail(Kind::unsupported, "{} has several threads and has chosen another time namespace for its future children",
+                task.subject());
   }
   return {};
 }
@@ -185,6 +194,7 @@ Result<void> collect_ids(DumpContext& context) {
   for (const NsKind kind : kAllNsKinds) {
     known.emplace(std::pair(kind, own[index_of(kind)]), get(root_ids, kind));
   }
+  std::map<std::uint64_t, const DumpTask*> choosers;  // of a time namespace for children
   for (const auto& task : context.tasks) {
     if (task->zombie || task->ids == nullptr) {
       continue;  // its namespaces are gone with it
@@ -200,7 +210,7 @@ Result<void> collect_ids(DumpContext& context) {
                     "{} has another {} namespace than the root of its tree ({}); a tree has to share one",
                     task->subject(), ns_name(kind), context.root().subject());
       }
-      if (inode == own[index_of(kind)] && inode != (*root)[index_of(kind)]) {
+      if (inode == own[index_of(kind)] && inode != (*root)[index_of(kind)] && kind != NsKind::time) {
         return fail(Kind::unsupported, "{} lives in the {} namespace of this host, and the root of its tree ({}) does not",
                     task->subject(), ns_name(kind), context.root().subject());
       }
@@ -208,7 +218,16 @@ Result<void> collect_ids(DumpContext& context) {
       last += is_new ? 1 : 0;
       put(*task->ids, kind, at->second);
     }
-    FERRY_CHECK(check_namespaces_for_children(*task));
+    FERRY_CHECK(check_pid_for_children(*task, inodes[index_of(NsKind::pid)]));
+    const auto children = inode_at(task->proc.get(), "ns/time_for_children", task->subject());
+    if (children.has_value() && *children != inodes[index_of(NsKind::time)]) {
+      const auto [at, is_new] = known.emplace(std::pair(NsKind::time, *children), last + 1);
+      last += is_new ? 1 : 0;
+      const DumpTask*& chooser = choosers[*children];
+      FERRY_CHECK(check_chooser(*task, chooser));
+      chooser = task.get();
+      task->ids->set_ferry_time_for_children_ns_id(at->second);
+    }
   }
   const auto is_new = [&](NsKind kind) { return (*root)[index_of(kind)] != own[index_of(kind)]; };
   if (!is_new(NsKind::user)) {
