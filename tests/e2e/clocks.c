@@ -201,6 +201,7 @@ static void *run(void *argument) {
     atomic_fetch_add(&waits, 1);
     atomic_fetch_add(&way->done, 1);
   }
+  return NULL;
 }
 
 int main(int argc, char **argv) {
