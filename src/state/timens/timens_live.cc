@@ -175,7 +175,9 @@ LIVE_TEST(TimeNamespace, OneThatNobodyChoosesAnyMore) {
   }
 }
 
-LIVE_TEST(TimeNamespace, ChosenByAProcessWithThreads, {.refused = "several threads and has chosen another time namespace"}) {
+const Options kRefused{.refused = "several threads and has chosen another time namespace"};
+
+LIVE_TEST_WITH(TimeNamespace, ChosenByAProcessWithThreads, kRefused) {
   std::atomic<bool> end = false;
   std::thread thread([&] {
     while (!end) {
@@ -216,7 +218,7 @@ LIVE_TEST(TimeNamespace, TimersOfItsClocks) {
   for (const clockid_t clock : {CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_BOOTTIME_ALARM}) {
     // The alarm clocks show the time of those that do not wake the machine (clock_getres(2)).
     const double end = now(clock == CLOCK_BOOTTIME_ALARM ? CLOCK_BOOTTIME : clock) + kWait;
-    for (const int flags : {0, TFD_TIMER_ABSTIME}) {
+    for (const int flags : {0, static_cast<int>(TFD_TIMER_ABSTIME)}) {
       const itimerspec value{{7, 0}, {flags != 0 ? static_cast<time_t>(end) : kWait, 0}};
       const int file = ::timerfd_create(clock, TFD_CLOEXEC);
       if (file >= 0 && ::timerfd_settime(file, flags, &value, nullptr) == 0) {
@@ -265,21 +267,21 @@ void waits_across(clockid_t clock, long number, Wait wait) {
   EXPECT_LE(now(clock), end + 30);
 }
 
-LIVE_TEST(TimeNamespace, AbsoluteSleepByTheMonotonicClock, kOneLife) {
+LIVE_TEST_WITH(TimeNamespace, AbsoluteSleepByTheMonotonicClock, kOneLife) {
   waits_across(CLOCK_MONOTONIC, SYS_clock_nanosleep, [](const timespec& until) {
     EXPECT_EQ(::clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, nullptr), 0);
     return 0;
   });
 }
 
-LIVE_TEST(TimeNamespace, AbsoluteSleepByTheBootClock, kOneLife) {
+LIVE_TEST_WITH(TimeNamespace, AbsoluteSleepByTheBootClock, kOneLife) {
   waits_across(CLOCK_BOOTTIME, SYS_clock_nanosleep, [](const timespec& until) {
     EXPECT_EQ(::clock_nanosleep(CLOCK_BOOTTIME, TIMER_ABSTIME, &until, nullptr), 0);
     return 0;
   });
 }
 
-LIVE_TEST(TimeNamespace, FutexWithAnAbsoluteTime, kOneLife) {
+LIVE_TEST_WITH(TimeNamespace, FutexWithAnAbsoluteTime, kOneLife) {
   waits_across(CLOCK_MONOTONIC, SYS_futex, [](const timespec& until) {
     std::uint32_t word = 1;
     EXPECT_EQ(::syscall(SYS_futex, &word, FUTEX_WAIT_BITSET_PRIVATE, 1, &until, nullptr, FUTEX_BITSET_MATCH_ANY), -1);
@@ -288,7 +290,7 @@ LIVE_TEST(TimeNamespace, FutexWithAnAbsoluteTime, kOneLife) {
   });
 }
 
-LIVE_TEST(TimeNamespace, ReadOfATimerfdWithAnAbsoluteTime, kOneLife) {
+LIVE_TEST_WITH(TimeNamespace, ReadOfATimerfdWithAnAbsoluteTime, kOneLife) {
   waits_across(CLOCK_BOOTTIME, SYS_read, [](const timespec& until) {
     const int file = ::timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC);
     const itimerspec value{{}, until};
