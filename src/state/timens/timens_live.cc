@@ -178,12 +178,16 @@ LIVE_TEST(TimeNamespace, OneThatNobodyChoosesAnyMore) {
 const Options kRefused{.refused = "several threads and has chosen another time namespace"};
 
 LIVE_TEST_WITH(TimeNamespace, ChosenByAProcessWithThreads, kRefused) {
-  std::atomic<bool> end = false;
+  std::atomic<bool> end = false, begun = false;
   std::thread thread([&] {
+    begun = true;  // it comes to life with all signals blocked
     while (!end) {
       ::usleep(1000);
     }
   });
+  while (!begun) {
+    std::this_thread::yield();
+  }
   const bool chosen = choose(1'000'000);
   if (chosen) {
     checkpoint_here();
