@@ -209,7 +209,7 @@ TEST_F(RemoteMemory, ComesOverTheNextConnectionWhenOneIsLost) {
       std::thread forward([&] {
         char bytes[4096];
         for (ssize_t n = 0; (n = ::read(client->get(), bytes, sizeof bytes)) > 0;) {
-          if (::write(there->get(), bytes, static_cast<std::size_t>(n)) != n) {
+          if (::send(there->get(), bytes, static_cast<std::size_t>(n), MSG_NOSIGNAL) != n) {
             break;
           }
         }
@@ -219,7 +219,7 @@ TEST_F(RemoteMemory, ComesOverTheNextConnectionWhenOneIsLost) {
       std::size_t left = allowed;
       while (left != 0) {
         const ssize_t n = ::read(there->get(), bytes.data(), std::min(left, bytes.size()));
-        if (n <= 0 || ::write(client->get(), bytes.data(), static_cast<std::size_t>(n)) != n) {
+        if (n <= 0 || ::send(client->get(), bytes.data(), static_cast<std::size_t>(n), MSG_NOSIGNAL) != n) {
           break;
         }
         left -= static_cast<std::size_t>(n);
