@@ -83,14 +83,16 @@ class Directory final : public Keeper {
 }  // namespace
 
 Result<DumpReport> checkpoint(const DumpOptions& options, Listener& listener) {
+  // Before the rehearsal: what of our memory they share until one of us writes is then ours alone in the freeze.
+  FERRY_TRY(auto caretaker, Caretaker::start());
   if (options.page_server.has_value() && !options.lazy_pages) {
     FERRY_TRY(const auto keeper, PageServerKeeper::open(*options.page_server, options.images_dir));
     rehearse(options);
-    return checkpoint(options, listener, *keeper);
+    return CheckpointStory(options, listener, *keeper, std::move(caretaker)).run();
   }
   rehearse(options);
   Directory directory(options.images_dir, options.lazy_pages);
-  auto report = checkpoint(options, listener, directory);
+  auto report = CheckpointStory(options, listener, directory, std::move(caretaker)).run();
   if (report.has_value() && options.auto_dedup) {
     // The set is complete and good as it is; the room is worth a warning.
     if (const auto punched = image::punch_parents(options.images_dir); !punched.has_value()) {
@@ -101,7 +103,8 @@ Result<DumpReport> checkpoint(const DumpOptions& options, Listener& listener) {
 }
 
 Result<DumpReport> checkpoint(const DumpOptions& options, Listener& listener, Keeper& keeper) {
-  return CheckpointStory(options, listener, keeper).run();
+  FERRY_TRY(auto caretaker, Caretaker::start());
+  return CheckpointStory(options, listener, keeper, std::move(caretaker)).run();
 }
 
 }  // namespace ferry::engine

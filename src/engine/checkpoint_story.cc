@@ -111,12 +111,13 @@ Result<void> ask_threads(DumpTask& task) {
   return {};
 }
 
-Result<void> ask_task(DumpTask& task) {
+Result<void> ask_task(DumpTask& task, Caretaker& caretaker) {
   FERRY_CHECK(suspend_seccomp(task, task.threads.front()));
   task.process.set_end_signal(
       state::signals::end_of_batch(task.status.sig_pending | task.status.shared_pending, task.status.sig_caught));
   const auto kernel = state::memory::find_kernel_mappings(task.mappings);
   FERRY_CHECK(task.process.map_area(kAreaSize, 0, kernel.vdso.start, kernel.vdso.size));
+  caretaker.lend(task.process, task.stat.start_time, kernel.vdso.start, kernel.vdso.size);
   tracee::Batch of_process;
   const state::Answers of_all[] = {
       state::memory::ask(task, of_process), state::signals::ask(task, of_process),
@@ -303,7 +304,7 @@ Result<void> CheckpointStory::settle_threads() {
 Result<void> CheckpointStory::ask() {
   for (auto& task : tasks_) {
     if (!task->zombie) {
-      FERRY_CHECK(ask_task(*task).during("asking pid {}", task->pid));
+      FERRY_CHECK(ask_task(*task, caretaker_).during("asking pid {}", task->pid));
     }
   }
   return {};
@@ -381,6 +382,7 @@ Result<void> CheckpointStory::give_back() {
       continue;
     }
     FERRY_CHECK(task->process.give_back());
+    caretaker_.returned(task->process.pid());
   }
   return {};
 }

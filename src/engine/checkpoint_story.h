@@ -5,9 +5,11 @@
 #include <functional>
 #include <future>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
+#include "engine/caretaker.h"
 #include "engine/keeper.h"
 #include "engine/options.h"
 #include "engine/succession.h"
@@ -26,8 +28,8 @@ namespace ferry::engine {
 class CheckpointStory {
  public:
   // `listener` and `keeper` have to outlive this.
-  CheckpointStory(const DumpOptions& options, Listener& listener, Keeper& keeper)
-      : options_(options), listener_(listener), keeper_(keeper) {}
+  CheckpointStory(const DumpOptions& options, Listener& listener, Keeper& keeper, Caretaker caretaker = {})
+      : options_(options), listener_(listener), keeper_(keeper), caretaker_(std::move(caretaker)) {}
   CheckpointStory(const CheckpointStory&) = delete;
   CheckpointStory& operator=(const CheckpointStory&) = delete;
   ~CheckpointStory();
@@ -69,6 +71,7 @@ class CheckpointStory {
   DumpOptions options_;  // with the external resources that the listener adds
   Listener& listener_;
   Keeper& keeper_;
+  Caretaker caretaker_;
   DumpReport report_;
   tracee::Freezer freezer_;
   image::Set set_;

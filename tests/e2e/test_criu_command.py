@@ -1,12 +1,13 @@
 """The criu command line on a plain process tree, mostly with bad input: one clear sentence that
 names the thing, exit code 1, and whatever was to be dumped runs on."""
 
+import contextlib
 import os
 import shutil
 import signal
 
 from criu_case import COUNT_TO_FILE, CriuCase
-from ferrylab import processes, wait_until
+from ferrylab import WaitedTooLong, processes, wait_until
 from support import deadline
 from watching import is_held, programs, untouched
 
@@ -203,6 +204,9 @@ class CriuCommand(CriuCase):
         else:
             self.fail("in five attempts the engine was never caught while the process was stopped")
         wait_until(lambda: not is_held(pid), 5, f"process {pid} to be let go")
+        # What was lent to it at that moment is taken back by whoever outlives the killed engine.
+        with contextlib.suppress(WaitedTooLong):
+            wait_until(lambda: untouched(pid) == before, 5, "everything of ours to be taken out again")
         self.assertEqual(untouched(pid), before)
         os.kill(pid, signal.SIGUSR1)
         wait_until(lambda: '"bad_pages":0' in self.log_text(), 20, "gap to verify its memory")
