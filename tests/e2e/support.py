@@ -16,7 +16,8 @@ COUNT = "i=0; while true; do echo $i; i=$(expr $i + 1); sleep {}; done"
 
 # Docker keeps the tar of a checkpoint in containerd's content store by its digest, and refuses a
 # second, byte-identical one until the first is collected.  It happens to any engine.
-DOCKERS_OWN_RACE = re.compile(r"failed to upload checkpoint to containerd.*already exists", re.DOTALL)
+DOCKERS_OWN_RACE = re.compile(r"(failed to upload checkpoint to containerd|Cannot checkpoint container).*already exists",
+                              re.DOTALL)
 
 
 class Counter:
@@ -112,10 +113,20 @@ class LabCase(unittest.TestCase):
 
     def checkpoint(self, container, name, *options, host=None):
         host = host or self.h1
-        done = host.try_docker("checkpoint", "create", *options, container, name)
+        leaves_running = "--leave-running" in options
+
+        def created():
+            nonlocal done
+            done = host.try_docker("checkpoint", "create", *options, container, name)
+            # The container runs on, so there may be another try.
+            again = done.returncode != 0 and leaves_running and DOCKERS_OWN_RACE.search(done.stdout)
+            retries.count += 1 if again else 0
+            return not again
+        done = None
+        wait_until(created, 30, f"docker checkpoint create {container} {name} to get past Docker's own race", 0.5)
         if done.returncode != 0:
             self.fail(f"docker checkpoint create {container} {name}: {self.with_engine_log(host, done.stdout)}")
-        if "--leave-running" not in options:
+        if not leaves_running:
             self.wait_until_stopped(container, host)
 
     def wait_until_stopped(self, container, host=None):
