@@ -32,6 +32,21 @@ class Variants(LabCase):
         self.story("tty", "--tty")
         self.assertIn("/dev/pts/0", self.inside("tty", "readlink /proc/1/fd/1"))
 
+    def test_a_terminal_that_nobody_holds_open(self):
+        give_up = ("import fcntl, os, signal, termios, time\n"
+                   "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+                   "fcntl.ioctl(0, termios.TIOCNOTTY)\n"
+                   "null = os.open('/dev/null', os.O_RDWR)\n"
+                   "for fd in range(3): os.dup2(null, fd)\n"
+                   "time.sleep(1000)\n")
+        self.container("closed", "--tty", image="python", argv=["/usr/bin/python3", "-c", give_up])
+        wait_until(lambda: "pts" not in self.inside("closed", "ls -l /proc/1/fd"), 10, "the terminal to be given up")
+        done = self.h1.try_docker("checkpoint", "create", "closed", "cp")
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("/dev/console (devpts) shows terminal /0, which no process of the tree holds open",
+                      self.with_engine_log(self.h1, done.stdout))
+        self.assertTrue(self.running("closed"))
+
     def test_interactive(self):
         self.story("interactive", "--interactive")
 

@@ -9,6 +9,7 @@
 #include <set>
 #include <vector>
 
+#include "image/proto/tty.pb.h"
 #include "state/dump_host.h"
 #include "state/mount/fstype.h"
 #include "state/mount/mount.h"
@@ -271,7 +272,7 @@ class Collector {
         if (kind.type == pb::FSTYPE_TMPFS && fresh_tmpfs(line, kind) == nullptr) {
           break;
         }
-        return {};
+        return kind.type == pb::FSTYPE_DEVPTS && line.root != "/" ? check_terminal(line) : Result<void>();
       case Making::of_skeleton:
         if (kind.type == pb::FSTYPE_CGROUP || kind.type == pb::FSTYPE_CGROUP2) {
           break;
@@ -293,6 +294,17 @@ class Collector {
                 "{} (device {}:{}, {}) can neither be made again nor found on this host; declare it external "
                 "(--external mnt[{}]:KEY) or unmount it",
                 describe(line), line.dev >> 20, line.dev & 0xfffff, line.root, line.mountpoint);
+  }
+
+  // A terminal is made again for those who hold it open; its name alone is shown by a mount (Docker's /dev/console).
+  Result<void> check_terminal(const Line& line) const {
+    for (const auto* info : context_.set.list<pb::TtyInfoEntry>({image::Type::tty_info})) {
+      if (info->has_pty() && line.root == fmt::format("/{}", info->pty().index())) {
+        return {};
+      }
+    }
+    return fail(Kind::unsupported, "{} shows terminal {}, which no process of the tree holds open: it could not be made again",
+                describe(line), line.root);
   }
 
   bool has_group(std::uint32_t id) const {
