@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/aio_abi.h>
 #include <linux/kcmp.h>
 #include <linux/sched.h>
 #include <linux/sockios.h>
@@ -23,6 +24,7 @@
 #include <string>
 
 #include "base/unique_fd.h"
+#include "sys/file.h"
 #include "sys/missing_pages.h"
 #include "sys/nftables.h"
 #include "sys/userfaultfd.h"
@@ -299,6 +301,31 @@ Result<bool> has_loginuid() { return exists("/proc/self/loginuid"); }
 Result<bool> has_cgroup_namespace() { return exists("/proc/self/ns/cgroup"); }
 Result<bool> has_time_namespace() { return exists("/proc/self/timens_offsets"); }
 
+Result<bool> has_user_namespace() { return exists("/proc/self/ns/user"); }
+
+// RTM_GETNSID, and IFLA_LINK_NETNSID with it, are there since Linux 4.0: before this socket request (4.9).
+Result<bool> has_namespace_numbers() { return has_socket_namespace(); }
+
+// Moving a ring with mremap(2) is possible since Linux 3.19: where there are rings at all.
+Result<bool> has_rings() {
+  aio_context_t ring = 0;
+  if (::syscall(SYS_io_setup, 1U, &ring) != 0) {
+    return false;
+  }
+  return ::syscall(SYS_io_destroy, ring) == 0;
+}
+
+// Without a huge page in the pool: the file is made, and has none yet.
+Result<bool> has_huge_memfd() {
+  const UniqueFd file{static_cast<int>(::syscall(SYS_memfd_create, "ferry", MFD_CLOEXEC | MFD_HUGETLB))};
+  return static_cast<bool>(file);
+}
+
+Result<bool> has_numbers_in_namespaces() {
+  FERRY_TRY(const std::string text, sys::read_file("/proc/self/status"));
+  return text.find("\nNSpid:") != std::string::npos;
+}
+
 Result<bool> has_map_files() { return exists("/proc/self/map_files"); }
 Result<bool> has_children() { return exists("/proc/thread-self/children"); }
 
@@ -326,11 +353,11 @@ struct Probe {
 constexpr std::array kFeatures{
     Probe{"mnt_id", Need::required, has_mnt_id},
     Probe{"mem_dirty_track", Need::extra, sys::has_write_tracking},
-    Probe{"aio_remap", Need::none, nullptr},
+    Probe{"aio_remap", Need::none, has_rings},
     Probe{"timerfd", Need::required, has_timerfd_info},
     Probe{"tun", Need::none, nullptr},
     Probe{"tun_ns", Need::none, nullptr},
-    Probe{"userns", Need::none, nullptr},
+    Probe{"userns", Need::none, has_user_namespace},
     Probe{"fdinfo_lock", Need::extra, has_lock_info},
     Probe{"seccomp_suspend", Need::required, has_seccomp_suspend},
     Probe{"seccomp_filters", Need::required, has_seccomp_filters},
@@ -345,21 +372,21 @@ constexpr std::array kFeatures{
     Probe{"sk_ns", Need::extra, has_socket_namespace},
     Probe{"sk_unix_file", Need::extra, has_unix_file},
     Probe{"net_diag_raw", Need::none, nullptr},
-    Probe{"nsid", Need::none, nullptr},
-    Probe{"link_nsid", Need::none, nullptr},
+    Probe{"nsid", Need::none, has_namespace_numbers},
+    Probe{"link_nsid", Need::none, has_namespace_numbers},
     Probe{"kcmp_epoll", Need::extra, has_kcmp_epoll},
     Probe{"timens", Need::extra, has_time_namespace},
     Probe{"external_net_ns", Need::none, nullptr},
     Probe{"clone3_set_tid", Need::required, has_clone3_set_tid},
     Probe{"newifindex", Need::none, nullptr},
-    Probe{"nftables", Need::none, nullptr},
+    Probe{"nftables", Need::none, has_nftables},
     Probe{"has_ipt_legacy", Need::none, nullptr},
     Probe{"pidfd_store", Need::none, nullptr},
-    Probe{"ns_pid", Need::none, nullptr},
+    Probe{"ns_pid", Need::none, has_numbers_in_namespaces},
     Probe{"apparmor_stacking", Need::none, nullptr},
     Probe{"network_lock_nftables", Need::none, has_nftables},
     Probe{"sockopt_buf_lock", Need::extra, has_buffer_lock},
-    Probe{"memfd_hugetlb", Need::none, nullptr},
+    Probe{"memfd_hugetlb", Need::none, has_huge_memfd},
     Probe{"move_mount_set_group", Need::extra, has_move_mount_set_group},
     Probe{"openat2", Need::extra, has_openat2},
     Probe{"get_rseq_conf", Need::required, has_rseq_configuration},
