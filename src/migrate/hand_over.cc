@@ -77,6 +77,7 @@ Result<std::unique_ptr<image::PageSink>> HandOver::pages(image::Set&, image::Nam
 
 // Thawed by us a paused container would run on where its user wanted it to stand still.
 Result<void> HandOver::about_to_stop() {
+  times_.begun_ns = monotonic_ns();
   FERRY_TRY(const bool paused, is_frozen(record_.freeze_cgroup));
   if (paused) {
     return fail(Kind::invalid, "container {} was paused", record_.container_name);

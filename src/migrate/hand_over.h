@@ -71,6 +71,7 @@ class HandOver : public engine::Keeper {
   [[nodiscard]] bool connected() const { return connected_; }
   // On our clock: when the last page was sent, when the changed files were, when the tree was given.
   struct Times {
+    std::uint64_t begun_ns = 0;  // the last moment at which everything ran; 0: it did not come to that
     std::uint64_t memory_ns = 0;
     std::uint64_t files_ns = 0;
     std::uint64_t given_ns = 0;

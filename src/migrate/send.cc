@@ -482,7 +482,6 @@ class Sender {
                     throttle_.has_value() ? &*throttle_ : nullptr, door, line_.get());
     Silent listener;
     const std::uint64_t sent_before = streams_.sent();
-    const std::uint64_t begin = monotonic_ns();
     auto moved = engine::checkpoint(options, listener, keeper);
     if (!moved && !keeper.taken()) {
       door.reopen();
@@ -495,6 +494,7 @@ class Sender {
     }
     const std::uint64_t end = keeper.resumed_ns() == 0 ? monotonic_ns()
                                                        : keeper.resumed_ns() - static_cast<std::uint64_t>(clocks_.ahead_ns);
+    const std::uint64_t begin = keeper.times().begun_ns;
     report_.pause_ms = static_cast<double>(end - begin) / 1e6;
     report_.pause_error_ms = static_cast<double>(clocks_.error_ns) / 1e6;
     report_.layer_bytes = storage_.bytes();
