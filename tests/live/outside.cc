@@ -81,7 +81,9 @@ std::string mappings(const std::string& smaps) {
     if (line.rfind("VmFlags:", 0) == 0) {
       std::istringstream words(line.substr(8));
       for (std::string flag; words >> flag;) {
-        if (flag != "sd" && flag != "uw") {  // both track writes, which is not state
+        // The first two track writes, which is not state.  The third one only says that somewhere in the mapping there
+        // may be guard pages, and stays when neighbours are joined; where they are is seen from inside.
+        if (flag != "sd" && flag != "uw" && flag != "gu") {
           all.back().flags += " " + flag;
         }
       }
