@@ -99,11 +99,13 @@ Result<Caretaker> Caretaker::start() {
 
 Caretaker::Caretaker(Caretaker&& other) noexcept
     : ledger_(std::exchange(other.ledger_, nullptr)),
+      next_(std::exchange(other.next_, 0)),
       life_(std::move(other.life_)),
       child_(std::exchange(other.child_, -1)) {}
 
 Caretaker& Caretaker::operator=(Caretaker&& other) noexcept {
   std::swap(ledger_, other.ledger_);
+  std::swap(next_, other.next_);
   std::swap(life_, other.life_);
   std::swap(child_, other.child_);
   return *this;
@@ -128,10 +130,8 @@ void Caretaker::lend(const tracee::Process& process, std::uint64_t start_time, s
 }
 
 void Caretaker::returned(HostPid pid) {
-  for (std::size_t i = 0; ledger_ != nullptr && i < ledger_->used; ++i) {
-    if (ledger_->loans[i].pid == pid.value) {
-      ledger_->loans[i].pid = 0;
-    }
+  if (ledger_ != nullptr && next_ < ledger_->used && ledger_->loans[next_].pid == pid.value) {
+    ledger_->loans[next_++].pid = 0;
   }
 }
 

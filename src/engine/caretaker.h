@@ -28,7 +28,7 @@ class Caretaker {
   // The process has the area from now on.  `start_time`: with the pid its identity, in ticks (proc_pid_stat(5)).
   // `vdso`: where a syscall instruction is to be found.
   void lend(const tracee::Process& process, std::uint64_t start_time, std::uint64_t vdso, std::uint64_t vdso_size);
-  // It has given it back.
+  // It has given it back.  In the order in which they were lent, so that nobody is searched for while all are stopped.
   void returned(HostPid pid);
 
  private:
@@ -44,6 +44,7 @@ class Caretaker {
   static Result<bool> take_back(const Loan& loan);
 
   Ledger* ledger_ = nullptr;  // in memory that both see
+  std::size_t next_ = 0;      // to be given back
   UniqueFd life_;             // whose other end says that we are gone
   pid_t child_ = -1;
 };

@@ -7,11 +7,12 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
 #include <cstring>
+#include <span>
 
 #include "base/log.h"
+#include "sys/passed_fds.h"
 
 namespace ferry::engine {
 namespace {
@@ -83,49 +84,19 @@ Result<std::string> receive_text(int socket, std::uint64_t size, std::uint64_t l
 
 // The length, and with it the descriptor.
 Result<void> send_head(int socket, std::uint64_t length, int fd) {
-  iovec part{.iov_base = &length, .iov_len = sizeof length};
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control.data();
-  message.msg_controllen = control.size();
-  cmsghdr* head = CMSG_FIRSTHDR(&message);
-  head->cmsg_level = SOL_SOCKET;
-  head->cmsg_type = SCM_RIGHTS;
-  head->cmsg_len = CMSG_LEN(sizeof fd);
-  std::memcpy(CMSG_DATA(head), &fd, sizeof fd);
-  const ssize_t sent = ::sendmsg(socket, &message, MSG_NOSIGNAL);
-  if (sent < 0) {
-    return sys_fail("sendmsg(reference)");
-  }
-  return send_all(socket, reinterpret_cast<const char*>(&length) + sent, sizeof length - static_cast<std::size_t>(sent));
+  const auto bytes = std::as_bytes(std::span(&length, 1));
+  FERRY_TRY(const std::size_t sent, sys::send_with_fds(socket, bytes, std::span(&fd, 1), "reference"));
+  return send_all(socket, reinterpret_cast<const char*>(&length) + sent, sizeof length - sent);
 }
 
 Result<std::uint64_t> receive_head(int socket, UniqueFd& fd) {
   std::uint64_t length = 0;
-  iovec part{.iov_base = &length, .iov_len = sizeof length};
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control.data();
-  message.msg_controllen = control.size();
-  const ssize_t got = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
-  if (got < 0) {
-    return sys_fail("recvmsg(reference)");
-  }
-  for (cmsghdr* head = CMSG_FIRSTHDR(&message); head != nullptr; head = CMSG_NXTHDR(&message, head)) {
-    if (head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS && head->cmsg_len >= CMSG_LEN(sizeof(int))) {
-      int number = -1;
-      std::memcpy(&number, CMSG_DATA(head), sizeof number);
-      fd.reset(number);
-    }
-  }
-  if (got == 0 || !fd) {
+  FERRY_TRY(auto got, sys::receive_with_fds(socket, std::as_writable_bytes(std::span(&length, 1)), "reference"));
+  if (got.bytes == 0 || got.fds.empty()) {
     return fail(Kind::gone, "the receiver of the move closed the reference's socket");
   }
-  FERRY_CHECK(receive_all(socket, reinterpret_cast<char*>(&length) + got, sizeof length - static_cast<std::size_t>(got)));
+  fd = std::move(got.fds.front());
+  FERRY_CHECK(receive_all(socket, reinterpret_cast<char*>(&length) + got.bytes, sizeof length - got.bytes));
   return length;
 }
 

@@ -6,8 +6,10 @@
 
 #include <cerrno>
 #include <cstring>
+#include <span>
 
 #include "sys/file.h"
+#include "sys/passed_fds.h"
 
 namespace ferry::lazy {
 namespace {
@@ -74,22 +76,8 @@ Result<UniqueFd> listen_for_restore(int directory, const std::string& path) {
 
 Result<void> send_process(int socket, NsPid pid, int uffd) {
   FERRY_CHECK(send_number(socket, pid.value));
-  char byte = 0;
-  iovec part{&byte, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  cmsghdr* const header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(int));
-  std::memcpy(CMSG_DATA(header), &uffd, sizeof uffd);
-  if (::sendmsg(socket, &message, MSG_NOSIGNAL) != 1) {
-    return sys_fail("sendmsg(lazy-pages socket, userfaultfd)");
-  }
+  const std::byte byte{};
+  FERRY_CHECK(sys::send_with_fds(socket, std::span(&byte, 1), std::span(&uffd, 1), "lazy-pages socket, userfaultfd"));
   return {};
 }
 
@@ -115,25 +103,12 @@ Result<Handed> receive_handed(int socket) {
   if (number <= 0) {
     return Handed{Handed::What::idle, NsPid(-number), {}};
   }
-  char byte = 0;
-  iovec part{&byte, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  do {
-    n = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
-  } while (n < 0 && errno == EINTR);
-  const cmsghdr* const header = n == 1 ? CMSG_FIRSTHDR(&message) : nullptr;
-  if (header == nullptr || header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS ||
-      header->cmsg_len != CMSG_LEN(sizeof(int))) {
+  std::byte byte{};
+  FERRY_TRY(auto got, sys::receive_with_fds(socket, std::span(&byte, 1), "lazy-pages socket, userfaultfd"));
+  if (got.fds.size() != 1) {
     return fail(Kind::corrupt, "no userfaultfd came with process {}", number);
   }
-  int fd = -1;
-  std::memcpy(&fd, CMSG_DATA(header), sizeof fd);
-  return Handed{Handed::What::process, NsPid(number), UniqueFd(fd)};
+  return Handed{Handed::What::process, NsPid(number), std::move(got.fds.front())};
 }
 
 }  // namespace ferry::lazy

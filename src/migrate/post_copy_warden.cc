@@ -9,13 +9,14 @@
 #include <array>
 #include <cerrno>
 #include <climits>
-#include <cstring>
 #include <map>
 #include <optional>
+#include <span>
 #include <utility>
 
 #include "base/log.h"
 #include "migrate/freezer.h"
+#include "sys/passed_fds.h"
 
 namespace ferry::migrate {
 namespace {
@@ -33,27 +34,15 @@ struct Word {
 // nullopt: nobody is left to say anything.
 Result<std::optional<Word>> receive(int socket) {
   Word out;
-  iovec part{&out.number, sizeof out.number};
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control.data();
-  message.msg_controllen = control.size();
-  ssize_t got = -1;
-  do {
-    got = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
-  } while (got < 0 && errno == EINTR);
-  if (got == 0) {
+  FERRY_TRY(auto got, sys::receive_with_fds(socket, std::as_writable_bytes(std::span(&out.number, 1)), "warden"));
+  if (got.bytes == 0) {
     return std::optional<Word>();
   }
-  if (got != sizeof out.number) {
-    return sys_fail("recvmsg(warden)");
+  if (got.bytes != sizeof out.number) {
+    return fail(Kind::corrupt, "the warden was sent {} bytes", got.bytes);
   }
-  if (const cmsghdr* const header = CMSG_FIRSTHDR(&message); header != nullptr && header->cmsg_type == SCM_RIGHTS) {
-    int fd = -1;
-    std::memcpy(&fd, CMSG_DATA(header), sizeof fd);
-    out.fd = UniqueFd(fd);
+  if (!got.fds.empty()) {
+    out.fd = std::move(got.fds.front());
   }
   return std::optional(std::move(out));
 }
@@ -127,25 +116,9 @@ PostCopyWarden::~PostCopyWarden() {
 }
 
 Result<void> PostCopyWarden::send(int word, int uffd) {
-  iovec part{&word, sizeof word};
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  if (uffd >= 0) {
-    message.msg_control = control.data();
-    message.msg_controllen = control.size();
-    cmsghdr* const header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(header), &uffd, sizeof uffd);
-  }
-  ssize_t sent = -1;
-  do {
-    sent = ::sendmsg(socket_.get(), &message, MSG_NOSIGNAL);
-  } while (sent < 0 && errno == EINTR);
-  return sent == sizeof word ? Result<void>() : Result<void>(sys_fail("sendmsg(warden)"));
+  const std::span<const int> fds(&uffd, uffd >= 0 ? 1 : 0);
+  FERRY_CHECK(sys::send_with_fds(socket_.get(), std::as_bytes(std::span(&word, 1)), fds, "warden"));
+  return {};
 }
 
 Result<void> PostCopyWarden::hold(int uffd) { return send(uffd, uffd); }

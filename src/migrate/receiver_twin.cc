@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/eventfd.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -10,6 +9,7 @@
 #include <chrono>
 #include <thread>
 
+#include "container/run_directory.h"
 #include "migrate/freezer.h"
 #include "migrate/pump.h"
 #include "migrate/record.h"
@@ -22,7 +22,6 @@ using container::Arrival;
 using container::Docker;
 using wire::Message;
 
-constexpr const char* kRunDirectory = "/run/ferry";
 constexpr std::chrono::seconds kStartLimit(180);
 
 }  // namespace
@@ -107,10 +106,8 @@ Result<bool> Receiver::log_file(const std::string& suffix) {
 Result<bool> Receiver::start(const wire::Start& start) {
   book_->step(Step::start);
   FERRY_TRY(const std::string set, streams_.bulk().receive_text(kSetLimit));
-  if (::mkdir(kRunDirectory, 0700) != 0 && errno != EEXIST) {
-    return sys_fail(fmt::format("mkdir({})", kRunDirectory));
-  }
-  const std::string socket = fmt::format("{}/{}.sock", kRunDirectory, move_);
+  FERRY_CHECK(container::make_run_directory());
+  const std::string socket = fmt::format("{}/{}.sock", container::kRunDirectory, move_);
   FERRY_TRY(auto server, engine::ReferenceServer::listen(socket));
   FERRY_TRY(const auto reference, arrival_->refer(socket, {start.descriptors().begin(), start.descriptors().end()}, start.tcp_close()));
   FERRY_TRY(const engine::Skeleton skeleton, serve_start(server, reference.name(), set));

@@ -2,11 +2,11 @@
 
 import json
 import os
-import threading
 import time
 
 import test_ferry_migrate
 from ferrylab import wait_until
+from sessions import Session, expect
 
 MIB = 1 << 20
 
@@ -147,33 +147,20 @@ while True:
 """
 
 
-class Asker(threading.Thread):
-    """A client that counts in redis, one request after the other, and checks every answer."""
+class Asker(Session):
+    """A client that counts in redis."""
 
     def __init__(self, connection, key):
-        super().__init__(daemon=True)
-        self.connection, self.key = connection, key
-        self.connection.settimeout(20)
-        self.count, self.longest, self.error = 0, 0.0, None
-        self.stopping = threading.Event()
+        connection.settimeout(20)
+        self.connection, self.key = connection, key.encode()
+        super().__init__(key, self.increase, pause=0.002)
 
-    def run(self):
-        try:
-            while not self.stopping.is_set():
-                began = time.monotonic()
-                self.connection.sendall(b"INCR %s\r\n" % self.key.encode())
-                answer = self.connection.recv(100)
-                self.longest = max(self.longest, time.monotonic() - began)
-                self.count += 1
-                if answer != b":%d\r\n" % self.count:
-                    raise ValueError(f"answer {answer} to request {self.count}")
-                self.stopping.wait(0.002)
-        except (OSError, ValueError) as e:
-            self.error = repr(e)
+    def increase(self, number):
+        self.connection.sendall(b"INCR %s\r\n" % self.key)
+        expect("the count", self.connection.recv(100), b":%d\r\n" % number)
 
     def stop(self):
-        self.stopping.set()
-        self.join(25)
+        super().stop()
         self.connection.close()
 
 

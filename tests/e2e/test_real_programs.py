@@ -56,6 +56,15 @@ class RealPrograms(FerryCase):
             return connection
         return wait_until(connected, 30, f"{name} to listen on port {port}", 0.1)
 
+    def database(self, protocol, port, name):
+        """A connection that speaks the protocol."""
+        def reached():
+            try:
+                return protocol(self.connect(port, name))
+            except (EOFError, ValueError):  # it listens before it lets anybody in
+                return None
+        return wait_until(reached, 30, f"{name} to let somebody in", 0.1)
+
     def session(self, name, ask):
         session = Session(name, ask)
         self.sessions.append(session)
@@ -103,14 +112,8 @@ class RealPrograms(FerryCase):
     def test_postgres(self):
         name = self.start("postgres")
 
-        def reached():
-            try:
-                return Postgres(self.connect(5432, name))
-            except (EOFError, ValueError):  # it listens before it lets anybody in
-                return None
-
         def database():
-            return wait_until(reached, 30, "PostgreSQL to be up", 0.1)
+            return self.database(Postgres, 5432, name)
 
         first = database()
         first.query("CREATE TABLE accounts (id int PRIMARY KEY, balance bigint); "
@@ -167,14 +170,9 @@ class RealPrograms(FerryCase):
     def test_mariadb(self):
         name = self.start("mariadb")
 
-        def reached():
-            try:
-                return MariaDb(self.connect(3306, name))
-            except (EOFError, ValueError):
-                return None
-
         def database():
-            return wait_until(reached, 30, "MariaDB to be up", 0.1)
+            return self.database(MariaDb, 3306, name)
+
         first = database()
         first.query("CREATE TABLE accounts (id int PRIMARY KEY, balance bigint) ENGINE=InnoDB")
         first.query("INSERT INTO accounts VALUES " + ",".join(f"({i}, 1000)" for i in range(100)))

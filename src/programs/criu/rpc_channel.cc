@@ -4,11 +4,11 @@
 #include <poll.h>
 #include <sys/socket.h>
 
-#include <array>
 #include <cerrno>
-#include <cstring>
+#include <span>
 
 #include "sys/file.h"
+#include "sys/passed_fds.h"
 #include "sys/sock_diag.h"
 
 namespace ferry::criu {
@@ -64,30 +64,12 @@ Result<std::optional<std::string>> RpcChannel::receive() const {
 }
 
 Result<void> RpcChannel::send(const std::string& packet, int passed) const {
-  iovec part{const_cast<char*>(packet.data()), packet.size()};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-  if (passed >= 0) {
-    message.msg_control = control.data();
-    message.msg_controllen = control.size();
-    cmsghdr* const header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(header), &passed, sizeof passed);
-  }
-  ssize_t sent = 0;
-  do {
-    sent = ::sendmsg(fd_, &message, MSG_NOSIGNAL);
-  } while (sent < 0 && errno == EINTR);
-  if (sent < 0 && (errno == EPIPE || errno == ECONNRESET)) {
+  const std::span<const int> fds(&passed, passed >= 0 ? 1 : 0);
+  const auto sent = sys::send_with_fds(fd_, std::as_bytes(std::span(packet)), fds, fmt::format("fd {}", fd_));
+  if (!sent.has_value() && (sent.error().os_errno == EPIPE || sent.error().os_errno == ECONNRESET)) {
     return fail(Kind::gone, "the caller has closed the RPC socket");
   }
-  if (sent < 0) {
-    return sys_fail(fmt::format("sendmsg(fd {})", fd_));
-  }
+  FERRY_CHECK(sent);
   return {};
 }
 

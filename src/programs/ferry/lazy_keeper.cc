@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/prctl.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <syslog.h>
 #include <unistd.h>
@@ -14,13 +13,12 @@
 #include "base/log.h"
 #include "base/unique_fd.h"
 #include "container/random_id.h"
+#include "container/run_directory.h"
 #include "lazy/daemon.h"
 #include "sys/file.h"
 
 namespace ferry::program {
 namespace {
-
-constexpr const char* kRunDirectory = "/run/ferry";
 
 // The command that was called has a terminal, and a caller that waits for the end of its output.
 void let_go_of_caller() {
@@ -54,10 +52,8 @@ Result<lazy::FaultReport> bring(const std::string& images_dir, const std::string
 
 Result<LazyKeeper> LazyKeeper::start(const std::string& images_dir) {
   FERRY_TRY(const std::string id, container::random_id());
-  if (::mkdir(kRunDirectory, 0700) != 0 && errno != EEXIST) {
-    return sys_fail(fmt::format("mkdir({})", kRunDirectory));
-  }
-  std::string socket = fmt::format("{}/lazy-{}.socket", kRunDirectory, id);
+  FERRY_CHECK(container::make_run_directory());
+  std::string socket = fmt::format("{}/lazy-{}.socket", container::kRunDirectory, id);
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) {
     return sys_fail("pipe2");
