@@ -1,6 +1,10 @@
 """The control groups of one lab host: thawing and removing them, on cgroup v1 and v2."""
 
+import contextlib
 import os
+import shutil
+
+TOP = "/sys/fs/cgroup"
 
 
 def roots():
@@ -38,6 +42,15 @@ def thaw(cgroup):
 
 def remove(cgroup):
     """Removes the group and those below it; true when nothing is left."""
+    # Podman makes directories also where the host has mounted no hierarchy: plain ones, in the tmpfs above.
+    mounted = roots()
+    for name in os.listdir(TOP):
+        place = os.path.join(TOP, name)
+        if TOP in mounted or place in mounted or os.path.islink(place) or not os.path.isdir(place + cgroup):
+            continue
+        shutil.rmtree(place + cgroup, ignore_errors=True)
+        with contextlib.suppress(OSError):  # other labs use it as well
+            os.rmdir(place)
     for directory in _groups(cgroup):
         try:
             os.rmdir(directory)

@@ -359,7 +359,7 @@ class RealPrograms(FerryCase):
         # It manages control groups, so it needs to write to their tree.  It knows where it stands there, and another
         # host gives it another place; so it is not moved.
         name = self.start("systemd", "--tmpfs", "/run", "--tmpfs", "/run/lock", "--volume",
-                          "/sys/fs/cgroup:/sys/fs/cgroup", "--cgroupns", "host")
+                          "/sys/fs/cgroup:/sys/fs/cgroup:ro", "--cgroupns", "host")
 
         def inside(*command):
             return self.here.docker("exec", name, *command)
