@@ -162,7 +162,7 @@ class Grower {
   }
 
   // Into the batch of who makes it.
-  void add_clone(std::size_t from, std::size_t child, NsPid wanted, std::uint64_t flags, tracee::Batch& batch) {
+  tracee::Value add_clone(std::size_t from, std::size_t child, NsPid wanted, std::uint64_t flags, tracee::Batch& batch) {
     clone_args args{};
     args.flags = CLONE_PTRACE | flags | shared_with(from, child);
     const int signal = is_helper(child) || !task(child).core->tc().has_ferry_exit_signal()
@@ -173,7 +173,13 @@ class Grower {
     const auto number = batch.object(wanted.value);
     const auto at = batch.object(args);
     batch.point(at, offsetof(clone_args, set_tid), number);
-    batch.must("clone3", SYS_clone3, {at, sizeof args});
+    return batch.may(SYS_clone3, {at, sizeof args});
+  }
+
+  static sys_fail not_made(std::int64_t reply, NsPid wanted) {
+    return {static_cast<int>(-reply), reply == -EEXIST ? fmt::format("process id {} is taken; restore into a pid namespace, "
+                                                                     "or when it is free: clone3", wanted)
+                                                       : fmt::format("clone3(process {})", wanted)};
   }
 
   // A process that was just cloned, which we trace from its first instruction on.
@@ -196,20 +202,22 @@ class Grower {
 
   Result<void> clone(std::size_t from, std::size_t child, std::uint64_t flags) {
     const bool any_number = is_helper(child) && helper(child).ns_pid.value == 0;
+    Vacancy vacancy;
     for (int tries = 0;; ++tries) {
       const NsPid wanted = any_number ? spare_number() : ns_pid(child);
       tracee::Batch batch;
-      add_clone(from, child, wanted, flags, batch);
-      auto made = process(from).run(process(from).leader(), batch);
-      if (made.has_value()) {
+      const tracee::Value made = add_clone(from, child, wanted, flags, batch);
+      FERRY_TRY(const tracee::Replies replies,
+                process(from).run(process(from).leader(), batch).during("making process {}", wanted));
+      if (replies[made] >= 0) {
         if (is_helper(child)) {
           helper(child).ns_pid = wanted;
           helper(child).parent = from;
         }
         break;
       }
-      if (!any_number || made.error().os_errno != EEXIST || tries == kNumbersToTry) {
-        return Result<void>(tl::unexpected(std::move(made).error())).during("making process {}", wanted);
+      if (replies[made] != -EEXIST || (any_number ? tries == kNumbersToTry : !vacancy.await(numbers_, wanted))) {
+        return not_made(replies[made], wanted);
       }
     }
     return take(child, flags == 0 ? pid(from) : parent_of_sibling(from));
@@ -239,14 +247,33 @@ class Grower {
 
   Result<void> clone_many(std::span<const BirthStep> steps) {
     const std::size_t from = steps.front().who;
-    tracee::Batch batch;
-    for (const BirthStep& step : steps) {
-      add_clone(from, step.whom, ns_pid(step.whom), 0, batch);
-    }
-    auto made = process(from).run(process(from).leader(), batch);
-    if (!made.has_value()) {
-      end_some(steps);
-      return Result<void>(tl::unexpected(std::move(made).error())).during("making {} children of pid {}", steps.size(), ns_pid(from));
+    std::vector<BirthStep> left(steps.begin(), steps.end());
+    for (Vacancy vacancy; !left.empty();) {
+      tracee::Batch batch;
+      std::vector<tracee::Value> values;
+      for (const BirthStep& step : left) {
+        values.push_back(add_clone(from, step.whom, ns_pid(step.whom), 0, batch));
+      }
+      auto made = process(from).run(process(from).leader(), batch);
+      if (!made.has_value()) {
+        end_some(steps);
+        return Result<void>(tl::unexpected(std::move(made).error())).during("making {} children of pid {}", steps.size(), ns_pid(from));
+      }
+      std::vector<BirthStep> taken;
+      for (std::size_t i = 0; i < left.size(); ++i) {
+        const std::int64_t reply = (*made)[values[i]];
+        if (reply == -EEXIST) {
+          taken.push_back(left[i]);
+        } else if (reply < 0) {
+          end_some(steps);
+          return not_made(reply, ns_pid(left[i].whom));
+        }
+      }
+      left = std::move(taken);
+      if (!left.empty() && !vacancy.await(numbers_, ns_pid(left.front().whom))) {
+        end_some(steps);
+        return not_made(-EEXIST, ns_pid(left.front().whom));
+      }
     }
     for (const BirthStep& step : steps) {
       FERRY_CHECK(take(step.whom, pid(from)));

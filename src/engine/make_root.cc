@@ -6,9 +6,9 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <thread>
 
 #include "base/log.h"
+#include "engine/numbers.h"
 #include "engine/restore_tree.h"
 #include "state/memory/memory.h"
 #include "sys/file.h"
@@ -20,19 +20,6 @@ constexpr std::chrono::seconds kBirthTime{10};
 constexpr std::size_t kAreaSize = 16U << 20;
 // linux/ptrace.h, spelled out because it cannot be included beside sys/ptrace.h.
 constexpr unsigned long kExitKill = 1 << 20;
-
-constexpr std::chrono::seconds kReapTime{10};
-constexpr std::chrono::milliseconds kReapPoll{5};
-
-// A number stays taken for a moment after its process was killed: until a parent has waited for it, and as
-// long as a dead member of its process group or session is not waited for.
-bool belongs_to_the_living(pid_t pid) {
-  const int saved = errno;
-  const auto text = sys::read_file(fmt::format("/proc/{}/stat", pid));
-  const auto stat = text.has_value() ? sys::parse_stat(*text) : Result<sys::Stat>(fail(Kind::gone, "pid {}", pid));
-  errno = saved;
-  return stat.has_value() && stat->state != 'Z';
-}
 
 }  // namespace
 
@@ -58,9 +45,8 @@ Result<void> make_root(const RootRequest& request, state::RestoreTask& root) {
   args.set_tid = reinterpret_cast<std::uint64_t>(&wanted);
   args.set_tid_size = 1;
   long child = ::syscall(SYS_clone3, &args, sizeof args);
-  for (const tracee::Deadline deadline(kReapTime);
-       child < 0 && errno == EEXIST && !belongs_to_the_living(wanted) && !deadline.passed();) {
-    std::this_thread::sleep_for(kReapPoll);
+  const Numbers ours;
+  for (Vacancy vacancy; child < 0 && errno == EEXIST && vacancy.await(ours, request.pid);) {
     child = ::syscall(SYS_clone3, &args, sizeof args);
   }
   if (child < 0) {

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/ioctl.h>
 
+#include <thread>
 #include <vector>
 
 #include "sys/file.h"
@@ -52,6 +53,26 @@ Result<HostPid> Numbers::find(NsPid wanted, HostPid parent, bool thread) const {
     }
   }
   return fail(Kind::gone, "the new task {} is not to be found below pid {}", wanted, parent);
+}
+
+bool Numbers::is_lived_under(NsPid number) const {
+  // An older kernel does not tell: then time does.
+  const int pid = ns_ ? ::ioctl(ns_.get(), NS_GET_PID_FROM_PIDNS, number.value) : number.value;
+  if (pid <= 0) {
+    return false;
+  }
+  const auto text = sys::read_file(fmt::format("/proc/{}/stat", pid));
+  const auto stat = text.has_value() ? sys::parse_stat(*text) : Result<sys::Stat>(fail(Kind::gone, "pid {}", pid));
+  return stat.has_value() && stat->state != 'Z' && stat->state != 'X';
+}
+
+bool Vacancy::await(const Numbers& numbers, NsPid number) {
+  constexpr std::chrono::milliseconds kPoll{2};
+  if (deadline_.passed() || numbers.is_lived_under(number)) {
+    return false;
+  }
+  std::this_thread::sleep_for(kPoll);
+  return true;
 }
 
 }  // namespace ferry::engine
