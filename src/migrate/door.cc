@@ -29,11 +29,20 @@ Result<Door> Door::of(HostPid root) {
 
 Result<void> Door::prepare() { return exists() ? net_gate::prepare(ns_.get()) : Result<void>(); }
 
-Result<void> Door::withhold() {
-  if (!exists()) {
-    return {};
+Result<void> Door::hold_back_new_connections() {
+  if (exists()) {
+    FERRY_TRY(withheld_, net_gate::Withheld::begin(ns_.get(), net_gate::Withheld::What::new_connections));
   }
-  FERRY_TRY(withheld_, net_gate::Withheld::begin(ns_.get(), net_gate::Withheld::What::everything));
+  return {};
+}
+
+Result<void> Door::withhold() {
+  if (withheld_.has_value()) {
+    return withheld_->widen();
+  }
+  if (exists()) {
+    FERRY_TRY(withheld_, net_gate::Withheld::begin(ns_.get(), net_gate::Withheld::What::everything));
+  }
   return {};
 }
 

@@ -53,6 +53,7 @@ Result<std::unique_ptr<image::PageSink>> LookKeeper::pages(image::Set&, image::N
 }
 
 Result<void> LookKeeper::about_to_stop() {
+  FERRY_CHECK(door_.hold_back_new_connections());
   began_ns_ = monotonic_ns();
   return door_.withhold();
 }
@@ -77,16 +78,17 @@ Result<std::unique_ptr<image::PageSink>> HandOver::pages(image::Set&, image::Nam
 
 // Thawed by us a paused container would run on where its user wanted it to stand still.
 Result<void> HandOver::about_to_stop() {
-  times_.begun_ns = monotonic_ns();
   FERRY_TRY(const bool paused, is_frozen(record_.freeze_cgroup));
   if (paused) {
     return fail(Kind::invalid, "container {} was paused", record_.container_name);
   }
+  FERRY_CHECK(door_.hold_back_new_connections());
   streams_.hurry();
   if (throttle_ != nullptr) {
     // A thread without processor time does not even come to a stop.
     FERRY_CHECK(throttle_->lift());
   }
+  times_.begun_ns = monotonic_ns();
   return door_.withhold();
 }
 

@@ -128,9 +128,16 @@ NftRule& NftRule::then_queue(QueueBy how) {
   return *this;
 }
 
-NftRule& NftRule::verdict(std::uint32_t value) {
+NftRule& NftRule::then_chain(std::string_view chain) {
+  return verdict(static_cast<std::uint32_t>(NFT_GOTO), chain);
+}
+
+NftRule& NftRule::verdict(std::uint32_t value, std::string_view chain) {
   Attributes code, data, immediate;
   code.be32(NFTA_VERDICT_CODE, value);
+  if (!chain.empty()) {
+    code.text(NFTA_VERDICT_CHAIN, chain);
+  }
   data.nest(NFTA_DATA_VERDICT, code);
   immediate.be32(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
   immediate.nest(NFTA_IMMEDIATE_DATA, data);
@@ -165,6 +172,13 @@ void NftTransaction::add_chain(std::uint8_t family, std::string_view table, std:
   a.nest(NFTA_CHAIN_HOOK, where);
   a.be32(NFTA_CHAIN_POLICY, code_of(policy));
   a.text(NFTA_CHAIN_TYPE, "filter");
+  messages_.push_back({NFT_MSG_NEWCHAIN, NLM_F_CREATE, family, std::move(a)});
+}
+
+void NftTransaction::add_inner_chain(std::uint8_t family, std::string_view table, std::string_view chain) {
+  Attributes a;
+  a.text(NFTA_CHAIN_TABLE, table);
+  a.text(NFTA_CHAIN_NAME, chain);
   messages_.push_back({NFT_MSG_NEWCHAIN, NLM_F_CREATE, family, std::move(a)});
 }
 

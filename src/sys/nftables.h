@@ -39,11 +39,13 @@ class NftRule {
   // CONFIG_NETFILTER_XT_TARGET_NFQUEUE), or both; one that it lacks makes the transaction fail.
   enum class QueueBy { expression, target };
   NftRule& then_queue(QueueBy how);
+  // Goes on in a chain of the same table, and does not come back.
+  NftRule& then_chain(std::string_view chain);
   [[nodiscard]] const Attributes& expressions() const { return list_; }
 
  private:
   void add(std::string_view name, const Attributes& data);
-  NftRule& verdict(std::uint32_t code);
+  NftRule& verdict(std::uint32_t code, std::string_view chain = {});
   NftRule& meta_is(std::uint32_t key, std::span<const std::byte> value);
   NftRule& load(std::uint32_t base, unsigned reg, std::uint32_t offset, std::uint32_t size);
   Attributes list_;
@@ -59,6 +61,8 @@ class NftTransaction {
   // `hook`: NF_INET_LOCAL_IN, NF_ARP_IN…  `device`: for tables of family netdev.
   void add_chain(std::uint8_t family, std::string_view table, std::string_view chain, std::uint32_t hook,
                  std::int32_t priority, NftRule::Verdict policy, std::string_view device = {});
+  // One that rules lead to (NftRule::then_chain()).
+  void add_inner_chain(std::uint8_t family, std::string_view table, std::string_view chain);
   // `type`: numbers of nft's data types, for those who list it.  All elements have `key_size` bytes.
   void add_set(std::uint8_t family, std::string_view table, std::string_view set, std::uint32_t type,
                std::uint32_t key_size, const std::vector<std::vector<std::byte>>& elements);

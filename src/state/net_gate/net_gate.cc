@@ -22,7 +22,8 @@ using Verdict = NftRule::Verdict;
 
 constexpr const char* kShut = "ferry-shut";
 constexpr const char* kWithheld = "ferry-withheld";
-constexpr const char* kArriving = "arriving";  // its chain
+constexpr const char* kArriving = "arriving";  // its chain, and the one where whatever comes waits
+constexpr const char* kWaiting = "waiting";
 // Before connection tracking (-200) and everything that people hang in.
 constexpr std::int32_t kFirst = -400;
 constexpr std::uint32_t kEgress = 1;        // NF_NETDEV_EGRESS
@@ -135,23 +136,28 @@ Result<Withheld> Withheld::begin(int ns, What what) {
   return out;
 }
 
+// The rule that makes packets wait stands in a chain of its own, so that to lead more of them there is a rule
+// without an expression that the kernel has to set up: nft_compat waits for a grace period of RCU before it takes
+// a target (nft_target_init in net/netfilter/nft_compat.c).
 Result<void> Withheld::set_rules(What what) {
   NftTransaction t;
   renew(t, NFPROTO_INET, kWithheld, true);
+  t.add_inner_chain(NFPROTO_INET, kWithheld, kWaiting);
+  t.add_rule(NFPROTO_INET, kWithheld, kWaiting, NftRule().then_queue(by_));
   t.add_chain(NFPROTO_INET, kWithheld, kArriving, NF_INET_PRE_ROUTING, kFirst, Verdict::accept);
   t.add_rule(NFPROTO_INET, kWithheld, kArriving, NftRule().mark_is(kOwnMark).then(Verdict::accept));
   NftRule rule;
   if (what == What::new_connections) {
     rule.protocol_is(IPPROTO_TCP).transport_byte_is(kFlagsAt, kSyn | kAck, kSyn);
   }
-  t.add_rule(NFPROTO_INET, kWithheld, kArriving, rule.then_queue(by_));
+  t.add_rule(NFPROTO_INET, kWithheld, kArriving, rule.then_chain(kWaiting));
   return nft_.commit(t, "withholding packets");
 }
 
 // Rules come and go without harm to what waits; chains do not.
 Result<void> Withheld::widen() {
   NftTransaction t;
-  t.add_rule(NFPROTO_INET, kWithheld, kArriving, NftRule().then_queue(by_));
+  t.add_rule(NFPROTO_INET, kWithheld, kArriving, NftRule().then_chain(kWaiting));
   return nft_.commit(t, "withholding all packets");
 }
 
