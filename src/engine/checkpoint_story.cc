@@ -342,6 +342,7 @@ Result<void> CheckpointStory::collect_task(DumpTask& task) {
 
 Result<void> CheckpointStory::collect_namespaces() {
   FERRY_CHECK(host_.settle(context_.root().pid));
+  host_.inside().stay_awake();
   struct Room {
     const char* name;
     Result<void> (*collect)(state::DumpContext&);
@@ -355,6 +356,7 @@ Result<void> CheckpointStory::collect_namespaces() {
     FERRY_CHECK(room.collect(context_));
     log::debug("  {} namespace: {} us", room.name, micros(Clock::now() - begin));
   }
+  host_.inside().sleep_again();
   return state::check_files_are_inside(context_);
 }
 

@@ -48,6 +48,7 @@ engine::DumpOptions Sender::dump_options() const {
   out.file_locks = true;
   out.ghost_limit = kGhostLimit;
   out.cgroup_mode = engine::CgroupMode::soft;
+  out.cgroup_by_runtime = true;
   return out;
 }
 

@@ -6,39 +6,58 @@
 
 #include <array>
 #include <atomic>
-#include <condition_variable>
-#include <mutex>
 #include <thread>
 
 #include "sys/file.h"
 
 namespace ferry::state {
 
+// A task goes from one side to the other by `step`: whoever sees its own steps has `work` and `outcome` to itself.
 struct Inside::Worker {
-  std::mutex mutex;
-  std::condition_variable changed;
-  const std::function<Result<void>()>* work = nullptr;
-  std::optional<Result<void>> outcome;
-  bool quit = false;
+  enum Step : int { idle, todo, done, quit };
+  std::atomic<int> step = idle;
+  std::function<Result<void>()> work;
+  Result<void> outcome;
+  std::atomic<std::int64_t> awake_until = 0;  // on the steady clock
   bool own_fs = false;
   std::atomic<pid_t> tid = 0;
   std::thread thread;
 
-  void loop() {
-    std::unique_lock lock(mutex);
-    tid = ::gettid();
-    changed.notify_all();
+  static std::int64_t now() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
+
+  // Until there is another step than `seen`; the value is that one.
+  int await_other_than(int seen) const {
     for (;;) {
-      changed.wait(lock, [&] { return work != nullptr || quit; });
-      if (quit) {
-        return;
+      const int current = step.load();
+      if (current != seen) {
+        return current;
       }
-      const auto* todo = std::exchange(work, nullptr);
-      lock.unlock();
-      Result<void> result = (*todo)();
-      lock.lock();
-      outcome = std::move(result);
-      changed.notify_all();
+      if (now() < awake_until.load()) {
+        ::sched_yield();
+      } else {
+        step.wait(seen);
+      }
+    }
+  }
+
+  void advance(Step to) {
+    step = to;
+    step.notify_all();
+  }
+
+  void loop() {
+    tid = ::gettid();
+    for (;;) {
+      switch (await_other_than(idle)) {
+        case todo:
+          outcome = work();
+          advance(done);
+          break;
+        case quit:
+          return;
+        default:
+          await_other_than(done);
+      }
     }
   }
 };
@@ -47,26 +66,42 @@ Inside::Inside() = default;
 
 Inside::~Inside() {
   if (worker_ != nullptr) {
-    {
-      const std::lock_guard lock(worker_->mutex);
-      worker_->quit = true;
-    }
-    worker_->changed.notify_all();
+    worker_->await_other_than(Worker::todo);
+    worker_->advance(Worker::quit);
     worker_->thread.join();
   }
 }
 
-Result<void> Inside::run(const std::function<Result<void>()>& work) {
+void Inside::begin(std::function<Result<void>()> work) {
   if (worker_ == nullptr) {
     worker_ = std::make_unique<Worker>();
     worker_->thread = std::thread([w = worker_.get()] { w->loop(); });
   }
-  std::unique_lock lock(worker_->mutex);
-  worker_->outcome.reset();
-  worker_->work = &work;
-  worker_->changed.notify_all();
-  worker_->changed.wait(lock, [&] { return worker_->outcome.has_value(); });
-  return std::move(*worker_->outcome);
+  worker_->await_other_than(Worker::todo);
+  worker_->work = std::move(work);
+  worker_->advance(Worker::todo);
+}
+
+Result<void> Inside::finish() {
+  worker_->await_other_than(Worker::todo);
+  return std::exchange(worker_->outcome, {});
+}
+
+Result<void> Inside::run(const std::function<Result<void>()>& work) {
+  begin(work);
+  return finish();
+}
+
+void Inside::stay_awake() {
+  if (worker_ != nullptr) {
+    worker_->awake_until = Worker::now() + std::chrono::steady_clock::duration(kAwake).count();
+  }
+}
+
+void Inside::sleep_again() {
+  if (worker_ != nullptr) {
+    worker_->awake_until = 0;
+  }
 }
 
 Result<void> Inside::enter_namespaces(HostPid pid) {

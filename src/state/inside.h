@@ -7,6 +7,7 @@
 // Not joined: pid and user namespaces (setns(2) applies the first to children only).
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -38,6 +39,15 @@ class Inside {
   Result<void> join(const std::vector<Joined>& namespaces);
   // Runs `work` on that thread and waits for it.  Before the first enter() it runs in our own world.
   Result<void> run(const std::function<Result<void>()>& work);
+  // The same in two halves: what stands between them is done at the same time.  finish() gives the outcome of the
+  // last begin(), once; run() waits for what was begun before.  The thread must exist: join() or run() came before.
+  void begin(std::function<Result<void>()> work);
+  Result<void> finish();
+  // From the next call to sleep_again() the thread looks for work without a pause, and is there at once: to wake a
+  // thread takes a tenth of a millisecond on a virtual machine, and every call would be two of them.  For a freeze;
+  // it keeps a processor busy, so it ends by itself after kAwake.
+  void stay_awake();
+  void sleep_again();
   template <class T>
   Result<T> get(const std::function<Result<T>()>& work) {
     std::optional<Result<T>> out;
@@ -49,6 +59,7 @@ class Inside {
   }
 
  private:
+  static constexpr std::chrono::milliseconds kAwake{50};
   struct Worker;
   std::unique_ptr<Worker> worker_;
 };

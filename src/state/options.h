@@ -108,6 +108,9 @@ struct CommonOptions {
   bool weak_sysctls = false;
   bool skip_file_rwx_check = false;
   CgroupMode cgroup_mode = CgroupMode::soft;
+  // The group that `freeze_cgroup` names is made and set up on the other side by a runtime, in every hierarchy: of it
+  // only the groups below are kept, whose hundred files are not read while the tree is frozen then.
+  bool cgroup_by_runtime = false;
   std::vector<CgroupRoot> cgroup_roots;
   std::string cgroup_yard;                      // where the hierarchies are mounted; empty: where they are found
   std::vector<std::string> cgroup_controllers;  // whose properties are saved; empty: all

@@ -192,7 +192,12 @@ Result<void> describe_controllers(DumpContext& context, const Sets& sets, pb::Cg
       pb::CgroupDirEntry& dir = *controller.add_dirs();
       dir.set_dir_name(path.substr(1));
       // The root group belongs to the host.
-      if (path != "/" && chosen(context.options, name)) {
+      if (path == "/" || !chosen(context.options, name)) {
+        continue;
+      }
+      if (context.options.cgroup_by_runtime && context.options.freeze_cgroup.ends_with(path)) {
+        FERRY_CHECK(hierarchy->read_below(path, context.options.cgroup_properties, dir));
+      } else {
         FERRY_CHECK(hierarchy->read(path, true, context.options.cgroup_properties, dir));
       }
     }

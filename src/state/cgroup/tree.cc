@@ -270,9 +270,11 @@ Result<void> Hierarchy::read(const std::string& path, bool deep, const std::vect
     entry.set_value(value);
     put_permissions(st, *entry.mutable_perms());
   }
-  if (!deep) {
-    return {};
-  }
+  return deep ? read_below(path, more, out) : Result<void>();
+}
+
+Result<void> Hierarchy::read_below(const std::string& path, const std::vector<std::string>& more,
+                                   pb::CgroupDirEntry& out) const {
   FERRY_TRY(const auto paths, children(path));
   for (const std::string& one : paths) {
     pb::CgroupDirEntry& child = *out.add_children();

@@ -31,6 +31,8 @@ class Hierarchy {
   // `more`: properties beside those that are known (--cgroup-props).
   Result<void> read(const std::string& path, bool deep, const std::vector<std::string>& more,
                     pb::CgroupDirEntry& out) const;
+  // The groups below a group, as read() with `deep` has them.
+  Result<void> read_below(const std::string& path, const std::vector<std::string>& more, pb::CgroupDirEntry& out) const;
   // The paths of the groups right below a group.
   Result<std::vector<std::string>> children(const std::string& path) const;
   // The file that names the threads of a group, one a line.
