@@ -39,6 +39,7 @@ namespace {
 
 constexpr std::chrono::seconds kPatience{10};
 constexpr std::chrono::milliseconds kPause{1};
+constexpr std::uint64_t kNeverBlocked = std::uint64_t{1} << (SIGKILL - 1) | std::uint64_t{1} << (SIGSTOP - 1);
 constexpr char kName[] = "ferry-caretaker";
 
 // Whether the area is still there: pages of nobody that may be executed, from exactly where it was mapped.
@@ -121,12 +122,13 @@ Caretaker::~Caretaker() {
   }
 }
 
-void Caretaker::lend(const tracee::Process& process, std::uint64_t start_time, std::uint64_t vdso,
-                     std::uint64_t vdso_size) {
+void Caretaker::lend(HostPid pid, std::uint64_t start_time, const tracee::Area& area, std::uint64_t mask,
+                     std::uint64_t vdso, std::uint64_t vdso_size) {
   if (ledger_ == nullptr || ledger_->used == kLoans) {
     return;
   }
-  ledger_->loans[ledger_->used++] = {process.pid().value, start_time, process.area(), vdso, vdso_size};
+  ledger_->loans[ledger_->used] = {pid.value, start_time, area, mask, vdso, vdso_size};
+  ++ledger_->used;  // once all of it is there
 }
 
 void Caretaker::returned(HostPid pid) {
@@ -169,13 +171,16 @@ Result<bool> Caretaker::take_back(const Loan& loan) {
   const HostPid pid(loan.pid);
   FERRY_TRY(const auto text, sys::read_file(fmt::format("/proc/{}/stat", pid)));
   FERRY_TRY(const auto stat, sys::parse_stat(text));
-  FERRY_TRY(const auto maps, sys::read_file(fmt::format("/proc/{}/maps", pid)));
-  FERRY_TRY(const auto mappings, sys::parse_maps(maps));
-  if (stat.start_time != loan.start_time || !is_mapped(mappings, loan.area)) {
+  if (stat.start_time != loan.start_time) {
     return true;
   }
+  // A task is let go only after the files of its dying tracer are closed (do_exit in kernel/exit.c), which is what
+  // woke us; a call that it was just to make, it then makes.  So it is looked at once it stands for us.
   FERRY_TRY(auto task, tracee::stop_process(pid, tracee::Deadline(std::chrono::seconds(1))));
   FERRY_TRY(auto process, tracee::Process::of(pid, std::move(task.threads)));
+  FERRY_TRY(const auto maps, sys::read_file(fmt::format("/proc/{}/maps", pid)));
+  FERRY_TRY(const auto mappings, sys::parse_maps(maps));
+  const bool there = is_mapped(mappings, loan.area);
   bool inside = false;
   for (auto& thread : process.threads()) {
     FERRY_TRY(const auto registers, thread.registers());
@@ -184,10 +189,14 @@ Result<bool> Caretaker::take_back(const Loan& loan) {
     (void)thread.set_options(PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP);
     FERRY_CHECK(state::interrupted::undo_eintr(thread));
   }
-  if (!inside) {
+  if (there && !inside) {
     FERRY_TRY(const std::uint64_t at, process.find_syscall(loan.vdso, loan.vdso_size));
     process.inherit_area(loan.area);
     FERRY_CHECK(process.unmap_area(process.leader(), at));
+  }
+  FERRY_TRY(const std::uint64_t mask, process.leader().signal_mask());
+  if (!inside && (mask | kNeverBlocked) == ~std::uint64_t{0}) {
+    FERRY_CHECK(process.leader().set_signal_mask(loan.mask));
   }
   for (auto& thread : process.threads()) {
     FERRY_CHECK(thread.detach());

@@ -25,9 +25,12 @@ class Caretaker {
   // Nothing is lent any more: ends it.
   ~Caretaker();
 
-  // The process has the area from now on.  `start_time`: with the pid its identity, in ticks (proc_pid_stat(5)).
-  // `vdso`: where a syscall instruction is to be found.
-  void lend(const tracee::Process& process, std::uint64_t start_time, std::uint64_t vdso, std::uint64_t vdso_size);
+  // The process has `area` from now on, or soon: to be called before it is mapped, because we may be killed right
+  // after that.  `start_time`: with the pid its identity, in ticks (proc_pid_stat(5)).
+  // `mask`: what its leader blocks; a call of ours that is cut off leaves everything blocked.  `vdso`: where a syscall
+  // instruction is to be found.
+  void lend(HostPid pid, std::uint64_t start_time, const tracee::Area& area, std::uint64_t mask, std::uint64_t vdso,
+            std::uint64_t vdso_size);
   // It has given it back.  In the order in which they were lent, so that nobody is searched for while all are stopped.
   void returned(HostPid pid);
 
@@ -36,6 +39,7 @@ class Caretaker {
     std::int32_t pid = 0;  // 0: none
     std::uint64_t start_time = 0;
     tracee::Area area;
+    std::uint64_t mask = 0;
     std::uint64_t vdso = 0, vdso_size = 0;
   };
   static constexpr std::size_t kLoans = 16384;  // of a tree with more processes the rest is not cared for
