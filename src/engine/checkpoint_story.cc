@@ -31,6 +31,7 @@
 #include "state/ipc/ipc.h"
 #include "state/limits/limits.h"
 #include "state/memory/memory.h"
+#include "state/memory/room.h"
 #include "state/mount/mount.h"
 #include "state/net/net.h"
 #include "state/nsids/nsids.h"
@@ -111,30 +112,18 @@ Result<void> ask_threads(DumpTask& task) {
   return {};
 }
 
-// Where nothing is mapped, not touching a neighbour with which the kernel would make it one mapping.  The lowest: far
-// from the stack, which may still have to grow.
-Result<std::uint64_t> hole_for_area(const DumpTask& task) {
-  constexpr std::uint64_t kLowest = 1 << 20;  // well above vm.mmap_min_addr
-  constexpr std::uint64_t kDistance = 1 << 20;  // also of a stack below which nothing may be (stack_guard_gap)
-  std::uint64_t free_from = kLowest;
-  for (const sys::Mapping& mapping : task.mappings) {
-    if (mapping.start >= free_from && mapping.start - free_from >= kAreaSize + 2 * kDistance) {
-      return (mapping.start - kDistance - kAreaSize) & ~std::uint64_t{kDistance - 1};
-    }
-    free_from = std::max(free_from, mapping.end);
-  }
-  return fail(Kind::unsupported, "pid {} has no room of {} bytes below its highest mapping", task.pid, kAreaSize);
-}
-
 Result<void> ask_task(DumpTask& task, Caretaker& caretaker) {
   FERRY_CHECK(suspend_seccomp(task, task.threads.front()));
   task.process.set_end_signal(
       state::signals::end_of_batch(task.status.sig_pending | task.status.shared_pending, task.status.sig_caught));
   const auto kernel = state::memory::find_kernel_mappings(task.mappings);
-  FERRY_TRY(const std::uint64_t hole, hole_for_area(task));
+  const auto room = state::memory::lowest_room(task.mappings, kAreaSize);
+  if (!room.has_value()) {
+    return fail(Kind::unsupported, "{} has no {} bytes of address space left", task.subject(), kAreaSize);
+  }
   FERRY_TRY(const std::uint64_t mask, task.process.leader().signal_mask());
-  caretaker.lend(task.pid, task.stat.start_time, {hole, kAreaSize}, mask, kernel.vdso.start, kernel.vdso.size);
-  FERRY_CHECK(task.process.map_area(kAreaSize, hole, kernel.vdso.start, kernel.vdso.size));
+  caretaker.lend(task.pid, task.stat.start_time, {*room, kAreaSize}, mask, kernel.vdso.start, kernel.vdso.size);
+  FERRY_CHECK(task.process.map_area(kAreaSize, *room, kernel.vdso.start, kernel.vdso.size));
   tracee::Batch of_process;
   const state::Answers of_all[] = {
       state::memory::ask(task, of_process), state::signals::ask(task, of_process),

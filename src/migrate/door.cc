@@ -31,20 +31,12 @@ Result<void> Door::prepare() { return exists() ? net_gate::prepare(ns_.get()) : 
 
 Result<void> Door::hold_back_new_connections() {
   if (exists()) {
-    FERRY_TRY(withheld_, net_gate::Withheld::begin(ns_.get(), net_gate::Withheld::What::new_connections));
+    FERRY_TRY(withheld_, net_gate::Withheld::begin(ns_.get()));
   }
   return {};
 }
 
-Result<void> Door::withhold() {
-  if (withheld_.has_value()) {
-    return withheld_->widen();
-  }
-  if (exists()) {
-    FERRY_TRY(withheld_, net_gate::Withheld::begin(ns_.get(), net_gate::Withheld::What::everything));
-  }
-  return {};
-}
+Result<void> Door::withhold() { return withheld_.has_value() ? withheld_->widen() : Result<void>(); }
 
 Result<std::vector<std::string>> Door::arrived() {
   if (!withheld_.has_value()) {

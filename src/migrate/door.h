@@ -24,7 +24,7 @@ class Door {
   // Shortly before the tree is stopped, which goes on with the connections that it has: new ones wait from here
   // on, so that accept queues run empty.  Takes milliseconds (net_gate.h); withhold() then takes none.
   Result<void> hold_back_new_connections();
-  // Right before the tree is stopped: everything waits.
+  // Right before the tree is stopped, after the former: everything waits.
   Result<void> withhold();
   // What has arrived since the last call, as whole IP packets.
   Result<std::vector<std::string>> arrived();

@@ -7,16 +7,17 @@
 #include <array>
 #include <atomic>
 #include <thread>
+#include <utility>
 
 #include "sys/file.h"
 
 namespace ferry::state {
 
-// A task goes from one side to the other by `step`: whoever sees its own steps has `work` and `outcome` to itself.
+// `work` and `outcome` are the worker's while there is something to do, and the caller's otherwise.
 struct Inside::Worker {
-  enum Step : int { idle, todo, done, quit };
+  enum Step : int { idle, todo, quit };
   std::atomic<int> step = idle;
-  std::function<Result<void>()> work;
+  const std::function<Result<void>()>* work = nullptr;
   Result<void> outcome;
   std::atomic<std::int64_t> awake_until = 0;  // on the steady clock
   bool own_fs = false;
@@ -47,17 +48,9 @@ struct Inside::Worker {
 
   void loop() {
     tid = ::gettid();
-    for (;;) {
-      switch (await_other_than(idle)) {
-        case todo:
-          outcome = work();
-          advance(done);
-          break;
-        case quit:
-          return;
-        default:
-          await_other_than(done);
-      }
+    while (await_other_than(idle) != quit) {
+      outcome = (*work)();
+      advance(idle);
     }
   }
 };
@@ -66,30 +59,20 @@ Inside::Inside() = default;
 
 Inside::~Inside() {
   if (worker_ != nullptr) {
-    worker_->await_other_than(Worker::todo);
     worker_->advance(Worker::quit);
     worker_->thread.join();
   }
 }
 
-void Inside::begin(std::function<Result<void>()> work) {
+Result<void> Inside::run(const std::function<Result<void>()>& work) {
   if (worker_ == nullptr) {
     worker_ = std::make_unique<Worker>();
     worker_->thread = std::thread([w = worker_.get()] { w->loop(); });
   }
-  worker_->await_other_than(Worker::todo);
-  worker_->work = std::move(work);
+  worker_->work = &work;
   worker_->advance(Worker::todo);
-}
-
-Result<void> Inside::finish() {
   worker_->await_other_than(Worker::todo);
   return std::exchange(worker_->outcome, {});
-}
-
-Result<void> Inside::run(const std::function<Result<void>()>& work) {
-  begin(work);
-  return finish();
 }
 
 void Inside::stay_awake() {

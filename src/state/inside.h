@@ -39,10 +39,6 @@ class Inside {
   Result<void> join(const std::vector<Joined>& namespaces);
   // Runs `work` on that thread and waits for it.  Before the first enter() it runs in our own world.
   Result<void> run(const std::function<Result<void>()>& work);
-  // The same in two halves: what stands between them is done at the same time.  finish() gives the outcome of the
-  // last begin(), once; run() waits for what was begun before.  The thread must exist: join() or run() came before.
-  void begin(std::function<Result<void>()> work);
-  Result<void> finish();
   // From the next call to sleep_again() the thread looks for work without a pause, and is there at once: to wake a
   // thread takes a tenth of a millisecond on a virtual machine, and every call would be two of them.  For a freeze;
   // it keeps a processor busy, so it ends by itself after kAwake.

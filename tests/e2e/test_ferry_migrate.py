@@ -8,9 +8,9 @@ import subprocess
 
 import ferrylab
 from ferrylab import wait_until
-from support import deadline
+from support import COUNT, deadline
 from test_ferry_checkpoint import FerryCase
-from watching import is_held
+from watching import arguments_of, group_of, is_held
 
 # About 5,000 lines a second, each of which shows when it is torn.
 CHATTER = ("i=0; while true; do n=0; while [ $n -lt 50 ]; do echo \"line $i of the chatter ends here\"; "
@@ -170,6 +170,37 @@ class Migrate(FerryCase):
             self.assertEqual(now["HostConfig"][part], was["HostConfig"][part], part)
         self.assertEqual(now["Name"], was["Name"])
         self.assertEqual(self.h2.docker("exec", "dressed", "hostname"), "dressed-up")
+
+    def test_groups_below_its_own_go_along_and_its_own_is_what_docker_made_it(self):
+        self.remove_later(self.h2, "grouped")
+        self.container("grouped", "--pids-limit", "55", argv=["/bin/sh", "-c", "sleep 1000 & " + COUNT.format("0.1")])
+        before = self.wait_for_count("grouped", 5)
+
+        def look(host):
+            """The container's group, its limit, and the process that does nothing but sleep."""
+            pid = host.inspect("grouped")["State"]["Pid"]
+            group, limit = group_of(pid)
+            with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as f:
+                sleeper = next(int(child) for child in f.read().split() if arguments_of(child)[:2] == ["sleep", "1000"])
+            return group, limit, sleeper
+
+        group, limit, sleeper = look(self.h1)
+        below = os.path.join(group, "below")
+        os.mkdir(below)
+        with open(os.path.join(below, limit), "w", encoding="ascii") as f:
+            f.write("7")
+        with open(os.path.join(below, "cgroup.procs"), "w", encoding="ascii") as f:
+            f.write(str(sleeper))
+        self.migrate("grouped")
+        self.assert_arrived("grouped", before)
+        group, limit, sleeper = look(self.h2)
+        self.assertEqual(group_of(sleeper)[0], os.path.join(group, "below"))
+        with open(os.path.join(group, "below", limit), encoding="ascii") as f:
+            self.assertEqual(f.read().strip(), "7")
+        self.assertFalse(os.path.exists(below), "the group of the source is still there")
+        if limit == "pids.max":
+            with open(os.path.join(group, limit), encoding="ascii") as f:
+                self.assertEqual(f.read().strip(), "55")
 
     def test_the_writable_layer_goes_along(self):
         self.traveller("writer")

@@ -37,10 +37,32 @@ def status(pid, field):
     return None
 
 
+def arguments_of(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as f:
+            return f.read().split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def groups_of(pid):
+    """The paths of its cgroups by controllers, empty for version 2."""
+    with open(f"/proc/{pid}/cgroup", encoding="ascii") as f:
+        return dict(line.strip().split(":", 2)[1:] for line in f)
+
+
+def group_of(pid):
+    """The directory of its cgroup, in the hierarchy for numbers of processes if there is one of its own, and a limit
+    that every group there has."""
+    groups = groups_of(pid)
+    if "pids" in groups:
+        return f"/sys/fs/cgroup/pids{groups['pids']}", "pids.max"
+    return f"/sys/fs/cgroup{groups['']}", "cgroup.max.descendants"
+
+
 def freezer_state(pid):
     """THAWED, FREEZING or FROZEN, by the cgroup of the process; None without a freezer."""
-    with open(f"/proc/{pid}/cgroup", encoding="ascii") as f:
-        groups = dict(line.strip().split(":", 2)[1:] for line in f)
+    groups = groups_of(pid)
     try:
         if "freezer" in groups:
             with open(f"/sys/fs/cgroup/freezer{groups['freezer']}/freezer.state", encoding="ascii") as f:

@@ -12,6 +12,7 @@
 
 #include "state/memory/memory.h"
 #include "state/memory/pages.h"
+#include "state/memory/room.h"
 #include "state/memory/segments.h"
 #include "state/memory/staged.h"
 #include "sys/file.h"
@@ -22,8 +23,6 @@ namespace {
 
 constexpr std::uint64_t kPage = 4096;
 constexpr int kInstallGuard = 102;                    // MADV_GUARD_INSTALL, Linux 6.13; older headers lack it
-constexpr std::uint64_t kLowest = 0x100000000;        // above what 32-bit leftovers use
-constexpr std::uint64_t kUserEnd = 0x7ffffffff000;    // end of a 47-bit address space
 constexpr std::uint64_t kWorthAThread = 16U << 20;    // bytes
 constexpr std::size_t kChunk = 16U << 20;             // of a pages file mapped at a time
 
@@ -149,17 +148,11 @@ Result<std::uint64_t> find_hole(const RestoreContext& context, const std::vector
     }
   }
   std::sort(used.begin(), used.end(), [](const Range& a, const Range& b) { return a.start < b.start; });
-  std::uint64_t at = kLowest;
-  for (const Range& r : used) {
-    if (r.start > at && r.start - at >= size + 2 * kPage) {
-      break;
-    }
-    at = std::max(at, r.end + kPage);
-  }
-  if (at + size > kUserEnd) {
+  const auto at = lowest_room(used, size);
+  if (!at.has_value()) {
     return fail(Kind::unsupported, "no {} bytes of address space are free in every task of the set", size);
   }
-  return at;
+  return *at;
 }
 
 void add_clearing(tracee::Batch& batch, const tracee::Area& area, const KernelMappings& kernel) {

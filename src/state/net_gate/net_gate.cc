@@ -122,15 +122,15 @@ Result<void> open(int ns) {
   return {};
 }
 
-Result<Withheld> Withheld::begin(int ns, What what) {
+Result<Withheld> Withheld::begin(int ns) {
   FERRY_TRY(const auto visit, sys::NetNamespaceVisit::enter(ns));
   Withheld out;
   FERRY_TRY(out.nft_, Nftables::open());
   FERRY_TRY(out.queue_, sys::PacketQueue::open(kMostWaiting));
-  auto rules = out.set_rules(what);
+  auto rules = out.set_rules();
   if (!rules.has_value() && rules.error().os_errno == ENOENT) {
     out.by_ = NftRule::QueueBy::target;
-    rules = out.set_rules(what);
+    rules = out.set_rules();
   }
   FERRY_CHECK(std::move(rules));
   return out;
@@ -139,18 +139,15 @@ Result<Withheld> Withheld::begin(int ns, What what) {
 // The rule that makes packets wait stands in a chain of its own, so that to lead more of them there is a rule
 // without an expression that the kernel has to set up: nft_compat waits for a grace period of RCU before it takes
 // a target (nft_target_init in net/netfilter/nft_compat.c).
-Result<void> Withheld::set_rules(What what) {
+Result<void> Withheld::set_rules() {
   NftTransaction t;
   renew(t, NFPROTO_INET, kWithheld, true);
   t.add_inner_chain(NFPROTO_INET, kWithheld, kWaiting);
   t.add_rule(NFPROTO_INET, kWithheld, kWaiting, NftRule().then_queue(by_));
   t.add_chain(NFPROTO_INET, kWithheld, kArriving, NF_INET_PRE_ROUTING, kFirst, Verdict::accept);
   t.add_rule(NFPROTO_INET, kWithheld, kArriving, NftRule().mark_is(kOwnMark).then(Verdict::accept));
-  NftRule rule;
-  if (what == What::new_connections) {
-    rule.protocol_is(IPPROTO_TCP).transport_byte_is(kFlagsAt, kSyn | kAck, kSyn);
-  }
-  t.add_rule(NFPROTO_INET, kWithheld, kArriving, rule.then_chain(kWaiting));
+  t.add_rule(NFPROTO_INET, kWithheld, kArriving,
+             NftRule().protocol_is(IPPROTO_TCP).transport_byte_is(kFlagsAt, kSyn | kAck, kSyn).then_chain(kWaiting));
   return nft_.commit(t, "withholding packets");
 }
 

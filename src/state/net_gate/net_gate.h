@@ -44,13 +44,11 @@ Result<void> open(int ns);
 // net/netfilter/core.c): a dump meanwhile has to go without a lock of its own (NetworkLock::skip).
 class Withheld {
  public:
-  enum class What {
-    new_connections,  // TCP segments that open one: so that accept queues run empty, shortly before the freeze
-    everything,       // all that comes from outside or over the namespace's own loopback
-  };
+  // TCP segments that open a connection wait from here on: shortly before the freeze, so that accept queues run
+  // empty.  Takes milliseconds, as shut() does.
   // Errors: os if a program in the namespace has packet queue 0 for itself.
-  static Result<Withheld> begin(int ns, What what);
-  // From new connections to everything, at once.
+  static Result<Withheld> begin(int ns);
+  // All that comes from outside or over the namespace's own loopback waits, at once.
   Result<void> widen();
   // Adds what has arrived since to packets().
   Result<void> collect();
@@ -62,7 +60,7 @@ class Withheld {
   Result<void> discard();
 
  private:
-  Result<void> set_rules(What what);
+  Result<void> set_rules();
   Result<void> remove();
   sys::Nftables nft_;  // owns the table
   sys::NftRule::QueueBy by_ = sys::NftRule::QueueBy::expression;

@@ -77,6 +77,12 @@ void in_new_world(const std::function<void(const World&)>& work) {
     EXPECT_TRUE(outcome.has_value()) << outcome.error().message();      \
   } while (false)
 
+Result<Withheld> withhold_all(int ns) {
+  FERRY_TRY(Withheld out, Withheld::begin(ns));
+  FERRY_CHECK(out.widen());
+  return out;
+}
+
 TEST(NetGate, LetsNothingThroughUntilItIsOpened) {
   in_new_world([](const World& world) {
     EXPECT_OK(open(world.ns.get()));
@@ -108,7 +114,7 @@ TEST(NetGate, IsShutAndLetsPassQuicklyOnceItIsPrepared) {
 
 TEST(NetGate, GivesWithheldPacketsToWhoGoesOn) {
   in_new_world([](const World& world) {
-    auto withheld = Withheld::begin(world.ns.get(), Withheld::What::everything);
+    auto withheld = withhold_all(world.ns.get());
     ASSERT_TRUE(withheld.has_value()) << withheld.error().message();
     world.send("one");
     world.send("two");
@@ -127,7 +133,7 @@ TEST(NetGate, GivesWithheldPacketsToWhoGoesOn) {
 
 TEST(NetGate, DeliversWhatWasWithheldElsewhere) {
   in_new_world([](const World& world) {
-    auto withheld = Withheld::begin(world.ns.get(), Withheld::What::everything);
+    auto withheld = withhold_all(world.ns.get());
     ASSERT_TRUE(withheld.has_value()) << withheld.error().message();
     world.send("once");
     EXPECT_OK(withheld->discard());
@@ -148,7 +154,7 @@ TEST(NetGate, DeliversWhatWasWithheldElsewhere) {
 TEST(NetGate, IsOpenAgainWhenItsKeeperIsGone) {
   in_new_world([](const World& world) {
     {
-      const auto withheld = Withheld::begin(world.ns.get(), Withheld::What::everything);
+      const auto withheld = withhold_all(world.ns.get());
       ASSERT_TRUE(withheld.has_value());
       world.send("dropped");
     }
@@ -164,7 +170,7 @@ TEST(NetGate, WithholdsNewConnectionsAlone) {
     const UniqueFd client(::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     ASSERT_EQ(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&world.address), sizeof world.address), 0);
     ASSERT_EQ(::listen(listener.get(), 1), 0);
-    auto withheld = Withheld::begin(world.ns.get(), Withheld::What::new_connections);
+    auto withheld = Withheld::begin(world.ns.get());
     ASSERT_TRUE(withheld.has_value()) << withheld.error().message();
     world.send("no connection");
     EXPECT_EQ(world.receive(kSoon), "no connection");
