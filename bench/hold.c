@@ -1,4 +1,4 @@
-// hold: a process that holds COUNT of one KIND of thing and sleeps: threads, processes, mappings, descriptors.
+// hold: a process that holds COUNT of one KIND of thing and sleeps: threads, processes, mappings, descriptors, MiB of memory.
 // build: cc -O2 -static -pthread hold.c -o hold      run: hold KIND COUNT
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -57,6 +57,14 @@ static void hold_descriptors(long count) {
     if (open("/dev/null", O_RDWR) < 0) exit(3);
 }
 
+// No two pages are alike, and none is empty.
+static void hold_memory(long mib) {
+  const size_t size = (size_t)mib << 20;
+  char *at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (at == MAP_FAILED) exit(3);
+  for (size_t i = 0; i < size; i += 4096) *(size_t *)(at + i) = i + 1;
+}
+
 int main(int argc, char **argv) {
   if (argc != 3) return 2;
   const long count = atol(argv[2]);
@@ -64,6 +72,7 @@ int main(int argc, char **argv) {
   else if (strcmp(argv[1], "processes") == 0) hold_processes(count);
   else if (strcmp(argv[1], "mappings") == 0) hold_mappings(count);
   else if (strcmp(argv[1], "descriptors") == 0) hold_descriptors(count);
+  else if (strcmp(argv[1], "memory") == 0) hold_memory(count);
   else return 2;
   printf("ready\n");
   fflush(stdout);

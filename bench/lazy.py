@@ -49,7 +49,7 @@ class Mover:
     def __init__(self, lab, mib, rate):
         self.here, self.there = lab["h1"], lab["h2"]
         self.there.image("gap")
-        moving.start(self.here, argparse.Namespace(mib=mib, rate=rate, threads=0))
+        moving.start(self.here, argparse.Namespace(mib=mib, rate=rate, threads=0, shared=False))
 
     def move(self, *options):
         begin = time.perf_counter()

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Measures moves between two lab hosts: how fast memory crosses, how long the pause is.
 
-    bench/moving.py [--bin DIR] [--mib 1024] [--rate 0] [--runs 3] [--ferry-options "--streams 4"]
+    bench/moving.py [--bin DIR] [--mib 1024] [--rate 0] [--shared] [--runs 3] [--ferry-options "--streams 4"]
 
 Every run moves a container that holds that much memory and rewrites so many MiB of it in a second
 (bench/gap.c), there or back, and verifies it afterwards.
@@ -24,7 +24,7 @@ import ferrylab  # noqa: E402 - needs the path above
 def start(host, options):
     host.image("gap")
     host.docker("run", "-d", "--name", "mover", "--network", "none", "gap", "/usr/bin/gap",
-                str(options.mib), str(options.rate), "3600", str(options.threads))
+                str(options.mib), str(options.rate), "3600", str(options.threads), *(["shared"] if options.shared else []))
     ferrylab.wait_until(lambda: "ready" in host.docker("logs", "mover"), 120, "gap to fill its memory")
 
 
@@ -44,13 +44,14 @@ def main():
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--rate", type=float, default=0, help="MiB rewritten in a second")
     parser.add_argument("--threads", type=int, default=0, help="that do nothing besides")
+    parser.add_argument("--shared", action="store_true", help="memory that is mapped shared")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--ferry-options", default="")
     parser.add_argument("--verbose", action="store_true", help="with every step of the source")
     parser.add_argument("--json", help="file for all reports")
     options = parser.parse_args()
     pauses, gaps, rates, reports = [], [], [], []
-    print(f"{options.mib} MiB, {options.rate:g} MiB/s rewritten, {options.threads} threads; ferry migrate {options.ferry_options}")
+    print(f"{options.mib} MiB, {options.rate:g} MiB/s rewritten, {options.threads} threads{', shared' if options.shared else ''}; ferry migrate {options.ferry_options}")
     print(f"{'run':>3} {'pause ms':>9} {'gap ms':>8} {'rounds':>6} {'first round MB/s':>17} {'sent MiB':>9} {'last MiB':>9}")
     with ferrylab.Lab(hosts=2, path=[os.path.abspath(options.bin)], name="moving") as lab:
         hosts = [lab["h1"], lab["h2"]]

@@ -4,12 +4,13 @@ more and more of one kind of thing.
 
     bench/scale.py [--bin build/release/bin] [--runs 3] [KIND…]
 
-Kinds: threads, processes, mappings, descriptors.  For every size the median time of `criu dump` and of
+Kinds: threads, processes, mappings, descriptors, memory (in MiB).  For every size the median time of `criu dump` and of
 `criu restore` as their caller sees them, and how long the tree was frozen; at the end of each kind the slope in
 microseconds for one more, over the lower and over the upper half of the sizes: two numbers that are alike mean a
 straight line.  Needs root, a C compiler and a tmpfs at /dev/shm.  Changes nothing outside of a directory there."""
 
 import argparse
+import ctypes
 import json
 import os
 import pathlib
@@ -27,6 +28,7 @@ SIZES = {
     "processes": [10, 100, 300, 1000, 2000],
     "mappings": [10, 1000, 10000, 20000, 30000],
     "descriptors": [10, 1000, 10000, 20000, 50000],
+    "memory": [64, 256, 1024, 4096, 8192],
 }
 # Dump and restore together, in milliseconds.
 REACH = {("threads", 10000): 1000, ("processes", 1000): 1000, ("mappings", 30000): 500}
@@ -42,13 +44,29 @@ def timed(command, log):
     return took
 
 
-def await_exit(pid):
-    """The restored root is nobody's child here; its end is seen by its number."""
-    deadline = time.monotonic() + PATIENCE
-    while os.path.exists(f"/proc/{pid}"):
-        if time.monotonic() > deadline:
-            sys.exit(f"scale: process {pid} did not end")
-        time.sleep(0.01)
+def adopt_orphans():
+    """What loses its parent becomes ours: a pid is free for a restore only when all of its group are reaped, and the
+    machine's init may take its time over that."""
+    PR_SET_CHILD_SUBREAPER = 36
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        sys.exit(f"scale: prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(ctypes.get_errno())}")
+
+
+def reap_all():
+    """Until no child is left, all of which have been killed."""
+    signal.alarm(PATIENCE)  # ends us, as nobody catches it
+    try:
+        while True:
+            os.waitpid(-1, 0)
+    except ChildProcessError:
+        signal.alarm(0)
+
+
+def has_room(kind, count):
+    """The memory of the process and its images lie in memory together."""
+    with open("/proc/meminfo", encoding="ascii") as f:
+        available = next(int(line.split()[1]) for line in f if line.startswith("MemAvailable"))
+    return kind != "memory" or 2.2 * 1024 * count < available
 
 
 def one(criu, program, kind, count):
@@ -64,10 +82,11 @@ def one(criu, program, kind, count):
         deadline = time.monotonic() + PATIENCE
         while said.read_text() != "ready\n":
             if process.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"scale: this machine does not allow {count} {kind}")
+                return None  # more than this machine allows
             time.sleep(0.002)
         dump = timed([criu, "dump", "-t", str(pid), "-D", images, "-o", "dump.log"], images / "dump.log")
         process.wait()
+        reap_all()
         restore = timed([criu, "restore", "-D", images, "-d", "-o", "restore.log"], images / "restore.log")
         frozen = json.loads(subprocess.run([str(HERE / "frozen.py"), images / "stats-dump"], check=True,
                                            capture_output=True, text=True).stdout)
@@ -78,7 +97,7 @@ def one(criu, program, kind, count):
                 os.killpg(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-            await_exit(pid)
+            reap_all()
         shutil.rmtree(directory)
 
 
@@ -98,6 +117,7 @@ def main():
     parser.add_argument("kinds", nargs="*", default=[])
     options = parser.parse_args()
     criu = os.path.join(options.bin, "criu")
+    adopt_orphans()
     with tempfile.TemporaryDirectory() as build:
         program = os.path.join(build, "hold")
         subprocess.run(["cc", "-O2", "-static", "-pthread", str(HERE / "hold.c"), "-o", program], check=True)
@@ -105,7 +125,10 @@ def main():
         for kind in options.kinds or SIZES:
             points = []
             for count in [size for size in SIZES[kind] if size <= options.most]:
-                runs = [one(criu, program, kind, count) for _ in range(options.runs)]
+                runs = [one(criu, program, kind, count) for _ in range(options.runs)] if has_room(kind, count) else [None]
+                if None in runs:
+                    print(f"| {count:,} {kind} | more than this machine allows | | | | |", flush=True)
+                    continue
                 dump, restore, frozen = (statistics.median(run[i] for run in runs) for i in range(3))
                 points.append((count, dump + restore))
                 reach = REACH.get((kind, count))

@@ -42,12 +42,12 @@ def run(argv, quiet_log=None):
             log.close()
 
 
-def build(targets=()):
-    """Configures and builds the release preset; on failure shows the end of the output."""
+def build(targets=(), preset="release"):
+    """Configures and builds a preset; on failure shows the end of the output."""
     os.makedirs(os.path.join(ROOT, "build"), exist_ok=True)
     log = os.path.join(ROOT, "build", "build.log")
     wanted = ["--target", *targets] if targets else []
-    for step in (["cmake", "--preset", "release"], ["cmake", "--build", "--preset", "release", *wanted]):
+    for step in (["cmake", "--preset", preset], ["cmake", "--build", "--preset", preset, *wanted]):
         if run(step, log) != 0:
             with open(log, encoding="utf-8", errors="replace") as f:
                 print("".join(f.readlines()[-60:]), flush=True)

@@ -376,7 +376,7 @@ constexpr std::array kFeatures{
     Probe{"link_nsid", Need::none, has_namespace_numbers},
     Probe{"kcmp_epoll", Need::extra, has_kcmp_epoll},
     Probe{"timens", Need::extra, has_time_namespace},
-    Probe{"external_net_ns", Need::none, nullptr},
+    Probe{"external_net_ns", Need::none, has_namespace_numbers},
     Probe{"clone3_set_tid", Need::required, has_clone3_set_tid},
     Probe{"newifindex", Need::none, nullptr},
     Probe{"nftables", Need::none, has_nftables},

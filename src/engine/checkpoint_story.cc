@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <deque>
 
 #include "base/log.h"
 #include "engine/dump_tree.h"
@@ -31,7 +30,8 @@
 #include "state/ipc/ipc.h"
 #include "state/limits/limits.h"
 #include "state/memory/memory.h"
-#include "state/memory/room.h"
+#include "state/memory/read_pages.h"
+#include "state/memory/relatives.h"
 #include "state/mount/mount.h"
 #include "state/net/net.h"
 #include "state/nsids/nsids.h"
@@ -43,6 +43,7 @@
 #include "state/timers/timers.h"
 #include "state/uts/uts.h"
 #include "sys/file.h"
+#include "tracee/let_go.h"
 #include "tracee/stop_tree.h"
 
 namespace ferry::engine {
@@ -54,90 +55,11 @@ using image::Type;
 using state::DumpTask;
 using state::DumpThread;
 
-constexpr std::size_t kAreaSize = 16U << 20;  // address space only: what no batch uses is never touched
 constexpr std::chrono::seconds kDeathTime{10};
 constexpr std::size_t kWorthAWitness = 16;  // threads
 
 std::uint64_t micros(Clock::duration d) {
   return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(d).count());
-}
-
-// Not at the seizing: it takes effect at once, and then the program would run unfiltered.
-Result<void> suspend_seccomp(DumpTask& task, const DumpThread& thread) {
-  auto suspended = task.thread(thread).set_options(PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP);
-  if (!suspended.has_value() && (task.status.seccomp != 0 || suspended.error().kind == Kind::gone)) {
-    return suspended;
-  }
-  return {};
-}
-
-std::vector<state::Answers> ask_thread(DumpTask& task, DumpThread& thread, tracee::Batch& batch) {
-  return {state::signals::ask_thread(task, thread, batch), state::creds::ask_thread(task, thread, batch),
-          state::seccomp::ask_thread(task, thread, batch), state::limits::ask_thread(task, thread, batch),
-          state::thread_area::ask_thread(task, thread, batch)};
-}
-
-void answer_like(const DumpTask& task, DumpThread& thread) {
-  state::signals::answer_like(task, thread);
-  state::creds::answer_like(task, thread);
-  state::seccomp::answer_like(task, thread);
-  state::limits::answer_like(task, thread);
-  state::thread_area::answer_like(task, thread);
-}
-
-// All threads that have to be asked at once, each its own small batch.
-Result<void> ask_threads(DumpTask& task) {
-  std::deque<tracee::Batch> batches;
-  std::vector<std::vector<state::Answers>> answers;
-  std::vector<tracee::Process::Job> jobs;
-  for (DumpThread& thread : task.threads) {
-    if (thread.index == 0 || !task.asks(thread)) {
-      continue;
-    }
-    FERRY_CHECK(suspend_seccomp(task, thread));
-    answers.push_back(ask_thread(task, thread, batches.emplace_back()));
-    jobs.push_back({&task.thread(thread), &batches.back()});
-  }
-  FERRY_TRY(const auto all, task.process.run_all(jobs));
-  for (std::size_t i = 0; i < all.size(); ++i) {
-    for (const auto& answer : answers[i]) {
-      FERRY_CHECK(answer(all[i]));
-    }
-  }
-  for (DumpThread& thread : task.threads) {
-    if (!task.asks(thread)) {
-      answer_like(task, thread);
-    }
-  }
-  return {};
-}
-
-Result<void> ask_task(DumpTask& task, Caretaker& caretaker) {
-  FERRY_CHECK(suspend_seccomp(task, task.threads.front()));
-  task.process.set_end_signal(
-      state::signals::end_of_batch(task.status.sig_pending | task.status.shared_pending, task.status.sig_caught));
-  const auto kernel = state::memory::find_kernel_mappings(task.mappings);
-  const auto room = state::memory::lowest_room(task.mappings, kAreaSize);
-  if (!room.has_value()) {
-    return fail(Kind::unsupported, "{} has no {} bytes of address space left", task.subject(), kAreaSize);
-  }
-  FERRY_TRY(const std::uint64_t mask, task.process.leader().signal_mask());
-  caretaker.lend(task.pid, task.stat.start_time, {*room, kAreaSize}, mask, kernel.vdso.start, kernel.vdso.size);
-  FERRY_CHECK(task.process.map_area(kAreaSize, *room, kernel.vdso.start, kernel.vdso.size));
-  tracee::Batch of_process;
-  const state::Answers of_all[] = {
-      state::memory::ask(task, of_process), state::signals::ask(task, of_process),
-      state::timers::ask(task, of_process), state::creds::ask(task, of_process),
-      state::limits::ask(task, of_process), state::cpu::ask(task, of_process)};
-  const auto of_leader = ask_thread(task, task.threads.front(), of_process);
-  FERRY_TRY(const auto replies, task.process.run(task.process.leader(), of_process));
-  for (const auto& answer : of_all) {
-    FERRY_CHECK(answer(replies));
-  }
-  for (const auto& answer : of_leader) {
-    FERRY_CHECK(answer(replies));
-  }
-  return task.threads.size() > 1 ? ask_threads(task) : Result<void>();
 }
 
 Result<void> collect_cpu(DumpTask& task, DumpThread& thread) {
@@ -151,6 +73,7 @@ Result<void> collect_cpu(DumpTask& task, DumpThread& thread) {
 
 CheckpointStory::~CheckpointStory() {
   (void)join_witness();
+  (void)join_memory();
   if (!let_go_) {
     if (network_announced_) {
       (void)tell(Stage::network_unlock);
@@ -279,6 +202,8 @@ Result<void> CheckpointStory::look_at_threads() {
 
 Result<void> CheckpointStory::join_witness() { return witness_.valid() ? witness_.get() : Result<void>(); }
 
+Result<void> CheckpointStory::join_memory() { return memory_.valid() ? memory_.get() : Result<void>(); }
+
 // Whether there is anything to be kept away (state/network_lock) shows only when the sockets are looked at;
 // the caller is told here, as CRIU tells it.
 Result<void> CheckpointStory::notify_stopped() {
@@ -300,17 +225,6 @@ Result<void> CheckpointStory::settle_threads() {
     for (DumpThread& thread : task->threads) {
       FERRY_CHECK(state::interrupted::after_stop(*task, thread));
       FERRY_CHECK(state::thread_area::settle_rseq(*task, thread));
-    }
-  }
-  return {};
-}
-
-// What only the processes themselves can tell: one batch in each leader, a small one in each thread,
-// all threads of a process at once.
-Result<void> CheckpointStory::ask() {
-  for (auto& task : tasks_) {
-    if (!task->zombie) {
-      FERRY_CHECK(ask_task(*task, caretaker_).during("asking pid {}", task->pid));
     }
   }
   return {};
@@ -368,14 +282,17 @@ Result<void> CheckpointStory::collect_namespaces() {
 
 Result<void> CheckpointStory::save_memory() {
   const auto begin = Clock::now();
+  FERRY_CHECK(join_memory());
   FERRY_CHECK(succession_.track_all(tasks_));
+  const auto relatives = state::memory::relatives_in(tasks_);
   for (auto& task : tasks_) {
     if (task->zombie) {
       continue;
     }
     FERRY_TRY(const bool kept, keeper_.memory(*task, set_).during("saving the memory of pid {}", task->pid));
     if (!kept) {
-      FERRY_CHECK(state::memory::save_pages(*task, context_, report_).during("saving the memory of pid {}", task->pid));
+      const auto reading = relatives.contains(task.get()) ? state::memory::Reading::sharing : state::memory::Reading::fast;
+      FERRY_CHECK(state::memory::save_pages(*task, context_, reading, report_).during("saving the memory of pid {}", task->pid));
     }
   }
   report_.memdump_us = micros(Clock::now() - begin);
@@ -391,6 +308,9 @@ Result<void> CheckpointStory::give_back() {
     }
     FERRY_CHECK(task->process.give_back());
     caretaker_.returned(task->process.pid());
+  }
+  if (auto work = keeper_.ahead_of_memory(tasks_)) {
+    memory_ = std::async(std::launch::async, std::move(work));
   }
   return {};
 }
@@ -417,14 +337,14 @@ Result<void> CheckpointStory::end() {
     FERRY_CHECK(files_.before_going_on(context_));
     FERRY_CHECK(freezer_.restore_state());
     let_go_ = true;
+    std::vector<tracee::Process*> processes;
     for (auto& task : tasks_) {
       if (options_.leave_stopped && !task->zombie) {
         ::kill(task->pid.value, SIGSTOP);
       }
-      for (auto& thread : task->process.threads()) {
-        FERRY_CHECK(thread.detach());
-      }
+      processes.push_back(&task->process);
     }
+    FERRY_CHECK(tracee::let_go(processes, tracee::Deadline(kDeathTime)));
     report_.frozen_us = micros(Clock::now() - frozen_since_);
     FERRY_TRY(const auto* inventory, set_.one<pb::InventoryEntry>(Name{Type::inventory, 0}));
     if (auto handed = succession_.hand_on(inventory->ferry_id()); !handed.has_value()) {

@@ -67,6 +67,7 @@ class CheckpointStory {
   // asks them.
   Result<void> look_at_threads();
   Result<void> join_witness();
+  Result<void> join_memory();
 
   DumpOptions options_;  // with the external resources that the listener adds
   Listener& listener_;
@@ -89,6 +90,7 @@ class CheckpointStory {
   state::DumpContext context_{options_, set_, tasks_, files_, open_pages_, host_};
   std::chrono::steady_clock::time_point frozen_since_{};
   std::future<Result<void>> witness_;
+  std::future<Result<void>> memory_;  // the keeper's work ahead of it
   bool network_announced_ = false;
   bool let_go_ = false;
 };

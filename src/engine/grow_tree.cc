@@ -49,7 +49,8 @@ struct Helper {
 
 class Grower {
  public:
-  Grower(state::RestoreContext& context, const Layout& layout) : context_(context), layout_(layout) {}
+  Grower(state::RestoreContext& context, const Layout& layout, state::memory::Inheritance* inheritance)
+      : context_(context), layout_(layout), inheritance_(inheritance) {}
 
   Result<void> run() {
     const RestoreTask& root = context_.root();
@@ -60,6 +61,12 @@ class Grower {
       helpers_.back()->ns_pid = NsPid(static_cast<pid_t>(number));
     }
     outer_group_ = ::getpgid(root.pid.value);
+    made_by_.resize(plan_.persons + helpers_.size());
+    for (const BirthStep& step : plan_.steps) {
+      if (step.what == What::child || step.what == What::sibling) {
+        made_by_[step.who].push_back(step.whom);
+      }
+    }
     for (std::size_t i = 0; i < plan_.steps.size();) {
       if (const std::size_t many = siblings_from(i); many > 1) {
         FERRY_CHECK(clone_many(std::span(plan_.steps).subspan(i, many)));
@@ -182,8 +189,29 @@ class Grower {
                                                        : fmt::format("clone3(process {})", wanted)};
   }
 
+  // Who gets their memory from that one, by way of helpers as well.
+  void add_heirs(std::size_t of, std::vector<RestoreTask*>& out) {
+    for (const std::size_t child : made_by_[of]) {
+      if (is_helper(child)) {
+        add_heirs(child, out);
+      } else if (task(child).mm != nullptr) {
+        out.push_back(&task(child));
+      }
+    }
+  }
+
+  // Once, before anybody is made by that one.
+  Result<void> leave_memory(std::size_t from) {
+    if (inheritance_ == nullptr || is_helper(from) || task(from).mm == nullptr || !leaving_.insert(from).second) {
+      return {};
+    }
+    std::vector<RestoreTask*> heirs;
+    add_heirs(from, heirs);
+    return inheritance_->prepare(task(from), heirs).during("memory that pid {} shares", ns_pid(from));
+  }
+
   // A process that was just cloned, which we trace from its first instruction on.
-  Result<void> take(std::size_t child, HostPid parent) {
+  Result<void> take(std::size_t from, std::size_t child, HostPid parent) {
     FERRY_TRY(pid(child), numbers_.find(ns_pid(child), parent));
     std::vector<tracee::Thread> threads;
     threads.push_back(tracee::Thread::adopt(pid(child)));
@@ -191,6 +219,9 @@ class Grower {
     FERRY_CHECK(process(child).leader().wait(tracee::Deadline(kBirthTime)).during("first stop of process {}", ns_pid(child)));
     process(child).inherit_area(layout_.area);
     process(child).set_disposable();
+    if (inheritance_ != nullptr) {
+      inheritance_->pass_on(process(from), process(child));
+    }
     if (!is_helper(child)) {
       task(child).controller_pidfd = context_.root().controller_pidfd;
       if (!task(child).threads.empty()) {
@@ -201,6 +232,7 @@ class Grower {
   }
 
   Result<void> clone(std::size_t from, std::size_t child, std::uint64_t flags) {
+    FERRY_CHECK(leave_memory(from));
     const bool any_number = is_helper(child) && helper(child).ns_pid.value == 0;
     Vacancy vacancy;
     for (int tries = 0;; ++tries) {
@@ -220,7 +252,7 @@ class Grower {
         return not_made(replies[made], wanted);
       }
     }
-    return take(child, flags == 0 ? pid(from) : parent_of_sibling(from));
+    return take(from, child, flags == 0 ? pid(from) : parent_of_sibling(from));
   }
 
   // How many of the next steps make children of one process that all can be made in one batch.
@@ -247,6 +279,7 @@ class Grower {
 
   Result<void> clone_many(std::span<const BirthStep> steps) {
     const std::size_t from = steps.front().who;
+    FERRY_CHECK(leave_memory(from));
     std::vector<BirthStep> left(steps.begin(), steps.end());
     for (Vacancy vacancy; !left.empty();) {
       tracee::Batch batch;
@@ -276,7 +309,7 @@ class Grower {
       }
     }
     for (const BirthStep& step : steps) {
-      FERRY_CHECK(take(step.whom, pid(from)));
+      FERRY_CHECK(take(from, step.whom, pid(from)));
     }
     return {};
   }
@@ -378,6 +411,9 @@ class Grower {
 
   state::RestoreContext& context_;
   const Layout& layout_;
+  state::memory::Inheritance* inheritance_;  // may be null
+  std::vector<std::vector<std::size_t>> made_by_;
+  std::set<std::size_t> leaving_;
   Numbers numbers_;
   BirthPlan plan_;
   std::vector<std::unique_ptr<Helper>> helpers_;
@@ -388,6 +424,8 @@ class Grower {
 
 }  // namespace
 
-Result<void> grow_tree(state::RestoreContext& context, const Layout& layout) { return Grower(context, layout).run(); }
+Result<void> grow_tree(state::RestoreContext& context, const Layout& layout, state::memory::Inheritance* inheritance) {
+  return Grower(context, layout, inheritance).run();
+}
 
 }  // namespace ferry::engine

@@ -26,6 +26,13 @@ class Keeper {
   }
   // The last call before the tree is stopped, which follows at once.
   virtual Result<void> about_to_stop() { return {}; }
+  // What memory() can do without the set: it runs in a thread of its own while the engine looks at the rest of the
+  // tree, whose memory nothing touches any more, and has ended before memory() is called.  Empty: there is nothing.
+  // The tasks outlive the work; what it may read of them: pids, stat, mappings, descriptors.
+  virtual std::function<Result<void>()> ahead_of_memory(std::span<const std::unique_ptr<state::DumpTask>> tasks) {
+    (void)tasks;
+    return {};
+  }
   // The private memory of a task that is stopped.  True if the keeper has it, with its pagemap in the set;
   // false to be given its pages.
   virtual Result<bool> memory(state::DumpTask& task, image::Set& set) {

@@ -87,6 +87,17 @@ Result<void> stop_root(tracee::Thread thread, state::RestoreTask& root) {
   return {};
 }
 
+std::vector<sys::PageRange> Layout::taken() const {
+  std::vector<sys::PageRange> out{{area.base, park + kParkSize}};
+  for (const auto& piece : kernel.vvar) {
+    out.push_back({piece.start, piece.start + piece.size});
+  }
+  if (kernel.vdso.size != 0) {
+    out.push_back({kernel.vdso.start, kernel.vdso.start + kernel.vdso.size});
+  }
+  return out;
+}
+
 Result<void> check_layout(const state::RestoreContext& context, const Layout& layout) {
   for (const auto& task : context.tasks) {
     for (int i = 0; task->mm != nullptr && i < task->mm->vmas_size(); ++i) {

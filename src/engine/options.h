@@ -14,6 +14,7 @@ using state::CpuCapability;
 using state::DumpOptions;
 using state::DumpReport;
 using state::ExternalMount;
+using state::FileValidation;
 using state::InheritFd;
 using state::JoinNamespace;
 using state::Listener;
@@ -23,5 +24,6 @@ using state::RestoreOptions;
 using state::RestoreReport;
 using state::Stage;
 using state::stage_name;
+using state::TlsFiles;
 
 }  // namespace ferry::engine

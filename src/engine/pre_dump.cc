@@ -53,7 +53,10 @@ class PreDump {
     FERRY_CHECK(succession_.begin(options_, true));
     FERRY_TRY(const std::string id, random_set_id());
     add_inventory(id);
-    for (const HostPid pid : list_tree(options_.pid)) {
+    const auto tree = list_tree(options_.pid);
+    // Who of several was forked from whom is not looked up here: nothing waits for this.
+    reading_ = tree.size() > 1 ? state::memory::Reading::sharing : state::memory::Reading::fast;
+    for (const HostPid pid : tree) {
       auto saved = save(pid).during("pre-dump of pid {}", pid);
       if (saved.has_value()) {
         continue;
@@ -113,7 +116,7 @@ class PreDump {
     }
     FERRY_TRY(const UniqueFd memory, sys::open_at(proc.get(), "mem", O_RDONLY));
     FERRY_TRY(const auto writer, open_pages(Name{Type::pagemap, static_cast<std::uint64_t>(name.value)}));
-    Gather gather(pid, memory.get(), Gather::Source::running, *writer);
+    Gather gather(pid, memory.get(), Gather::Source::running, reading_, *writer);
     FERRY_CHECK(add(gather, parts));
     FERRY_CHECK(gather.finish());
     FERRY_CHECK(writer->finish());
@@ -168,6 +171,7 @@ class PreDump {
   std::unique_ptr<PageServerKeeper> page_server_;
   DumpReport report_;
   std::uint32_t last_pages_id_ = 0;
+  state::memory::Reading reading_{};
 };
 
 }  // namespace

@@ -53,7 +53,7 @@ Result<RestoreReport> restore_from(RestoreOptions options, Listener& listener,
   FERRY_CHECK(story.read(std::move(set)));
   FERRY_CHECK(story.tell(Stage::pre_restore));
   FERRY_CHECK(story.make_root_world(-1));
-  FERRY_CHECK(story.grow());
+  FERRY_CHECK(story.grow(options.images_dir));
   report.forking_us = micros(Clock::now() - begin);
   FERRY_CHECK(story.dress(options.images_dir));
   FERRY_CHECK(story.tell(Stage::post_restore, true));

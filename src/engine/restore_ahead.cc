@@ -26,11 +26,7 @@ auto place_of(const RestoreTask& task) {
 
 Result<void> RestoreStory::grow_ahead(int buffer) {
   FERRY_CHECK(grow_tree(context_, layout_));
-  std::vector<sys::PageRange> taken{{layout_.area.base, layout_.park + kParkSize}};
-  for (const auto& piece : layout_.kernel.vvar) {
-    taken.push_back({piece.start, piece.start + piece.size});
-  }
-  taken.push_back({layout_.kernel.vdso.start, layout_.kernel.vdso.start + layout_.kernel.vdso.size});
+  const std::vector<sys::PageRange> taken = layout_.taken();
   for (auto& task : tasks_) {
     if (task->mm == nullptr) {
       continue;
@@ -162,6 +158,7 @@ Result<void> RestoreStory::take_over(RestoreStory& ahead) {
   }
   ahead.let_go_ = true;
   ahead.network_lock_ = {};
+  gate_ = std::move(ahead.gate_);
   FERRY_CHECK(lock_ahead());
   FERRY_CHECK(inside_.enter(root.pid));
   if (!same) {

@@ -10,7 +10,6 @@
 
 #include "base/log.h"
 #include "lazy/hand_over.h"
-#include "state/aio/aio.h"
 #include "state/cgroup/cgroup.h"
 #include "state/cpu/cpu.h"
 #include "state/cpu/cpuinfo.h"
@@ -20,7 +19,7 @@
 #include "state/interrupted/interrupted.h"
 #include "state/ipc/ipc.h"
 #include "state/limits/limits.h"
-#include "state/memory/lazy.h"
+#include "state/memory/huge_pages.h"
 #include "state/memory/pages.h"
 #include "state/mount/mount.h"
 #include "state/net/net.h"
@@ -34,6 +33,7 @@
 #include "state/uts/uts.h"
 
 #include "sys/file.h"
+#include "tracee/let_go.h"
 
 namespace ferry::engine {
 namespace {
@@ -41,21 +41,8 @@ namespace {
 using state::RestoreTask;
 using state::RestoreThread;
 
+constexpr std::chrono::seconds kDeathTime{10};
 constexpr std::uint32_t kStopped = 3;  // TaskCoreEntry.task_state
-
-// The pages that a set says belong to a task: those that have to be there, or those that come later.
-enum class When : std::uint8_t { now, later };
-std::vector<sys::PageRange> pages_of(const image::Set& set, const RestoreTask& task, When when) {
-  std::vector<sys::PageRange> out;
-  const image::Name name{image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid().value)};
-  for (const pb::PagemapEntry* entry : set.list<pb::PagemapEntry>(name)) {
-    const bool later = (entry->flags() & (image::kLazy | image::kPresent)) == image::kLazy;
-    if (later == (when == When::later)) {
-      out.push_back({entry->vaddr(), entry->vaddr() + entry->nr_pages() * image::kPageSize});
-    }
-  }
-  return out;
-}
 
 // For a main thread that had ended: the first thing it does is to end again.
 tracee::Registers exit_at(std::uint64_t syscall_instruction, std::uint32_t exit_code) {
@@ -105,6 +92,7 @@ Result<void> RestoreStory::read(image::Set set) {
   FERRY_CHECK(state::cpu::check_cpuinfo(set_, options_.cpu_capability));
   FERRY_TRY(tasks_, read_tree(set_));
   FERRY_TRY(namespaces_, state::NamespaceIds::of(set_));
+  FERRY_CHECK(state::memory::check_huge_pages(context_));
   FERRY_CHECK(files_.prepare(context_));
   if (!options_.lazy_pages_socket.empty()) {
     FERRY_TRY(daemon_, lazy::connect_to_daemon(options_.work_dir, options_.lazy_pages_socket));
@@ -180,14 +168,30 @@ Result<void> RestoreStory::take_root(tracee::Thread thread, tracee::Area area, s
 // A namespace of the tree's own is shut wholly since it was made.
 Result<void> RestoreStory::lock_ahead() {
   ahead_of_time_ = true;
+  FERRY_CHECK(nested_.hold_own_network(context_));
   if (!namespaces_.is_new(state::NsKind::net)) {
     FERRY_TRY(network_lock_, state::inet_socket::lock_for_restore(context_));
+  } else if (!gate_) {
+    FERRY_TRY(const UniqueFd ns, sys::open(fmt::format("/proc/{}/ns/net", context_.root().pid), O_RDONLY));
+    FERRY_TRY(gate_, state::net_gate::Gate::hang(ns.get()));
   }
   return {};
 }
 
-Result<void> RestoreStory::grow() {
-  FERRY_CHECK(grow_tree(context_, layout_));
+Result<void> RestoreStory::open_pages(int images_dir) {
+  if (pages_ == nullptr) {
+    FERRY_TRY(auto pages, image::PageStore::open(set_, images_dir));
+    pages_ = std::make_unique<image::PageStore>(std::move(pages));
+  }
+  return {};
+}
+
+Result<void> RestoreStory::grow(int images_dir) {
+  if (images_dir >= 0 && !daemon_ && tasks_.size() > 1) {
+    FERRY_CHECK(open_pages(images_dir));
+    inheritance_.emplace(*pages_, layout_.taken());
+  }
+  FERRY_CHECK(grow_tree(context_, layout_, inheritance_ ? &*inheritance_ : nullptr));
   laps_.add("processes");
   return make_all_threads();
 }
@@ -211,8 +215,7 @@ Result<void> RestoreStory::make_all_threads() {
 
 Result<void> RestoreStory::dress(int images_dir, Latecomers* late) {
   late_ = late;
-  FERRY_TRY(auto pages, image::PageStore::open(set_, images_dir));
-  pages_ = std::make_unique<image::PageStore>(std::move(pages));
+  FERRY_CHECK(open_pages(images_dir));
   FERRY_CHECK(files_.open_all(context_));
   FERRY_CHECK(state::mount::finish(context_));
   laps_.add("open files");
@@ -252,83 +255,6 @@ Result<void> RestoreStory::side_by_side(const char* what,
     }
   }
   return tracee::Process::run_side_by_side(work).during("{}", what);
-}
-
-state::memory::Staged* RestoreStory::staged_for(const RestoreTask& task) {
-  const auto ahead = ahead_.find(task.ns_pid());
-  return ahead == ahead_.end() ? nullptr : &ahead->second.memory;
-}
-
-Result<void> RestoreStory::build_memory() {
-  const auto map = [&](RestoreTask& task, tracee::Batch& batch) -> Result<void> {
-    auto& kernel = kernel_.emplace(&task, layout_.kernel).first->second;
-    state::memory::Staged* staged = staged_for(task);
-    if (staged != nullptr) {
-      FERRY_CHECK(staged->settle(task, *task.mm, pages_of(set_, task, When::now), batch).during("memory that was sent ahead"));
-    }
-    return state::memory::add_mappings(task, context_, kernel, layout_.park, batch, staged);
-  };
-  FERRY_CHECK(side_by_side("mappings", map));
-  for (auto& task : tasks_) {
-    if (task->mm != nullptr) {
-      FERRY_CHECK(state::aio::restore(*task).during("restoring pid {}", task->ns_pid()));
-      FERRY_TRY(const std::uint64_t filled, fill(*task).during("restoring pid {}", task->ns_pid()));
-      pages_restored_ += filled;
-    } else if (daemon_) {
-      FERRY_CHECK(lazy::send_idle_process(daemon_.get(), task->ns_pid()));
-    }
-  }
-  return {};
-}
-
-Result<std::uint64_t> RestoreStory::fill(RestoreTask& task) {
-  if (const state::memory::Staged* const staged = staged_for(task); staged != nullptr) {
-    FERRY_TRY(const std::uint64_t filled, state::memory::fill(task, staged->to_write()));
-    FERRY_CHECK(await_late(task));
-    return filled;
-  }
-  return daemon_ ? fill_lazily(task) : state::memory::fill(task, *pages_);
-}
-
-// From here on whoever looks at that memory, we included, waits for those who bring it.
-Result<void> RestoreStory::await_late(RestoreTask& task) {
-  const auto later = pages_of(set_, task, When::later);
-  if (later.empty()) {
-    return {};
-  }
-  if (late_ == nullptr) {
-    return fail(Kind::corrupt, "pages of pid {} are to come later, and nobody brings them", task.ns_pid());
-  }
-  std::vector<sys::PageRange> elsewhere = state::memory::without(later, state::memory::lazy_ranges(*task.mm));
-  if (!elsewhere.empty()) {
-    return fail(Kind::corrupt, "page {:#x} of pid {} is to come later, and is in no memory that can wait for it",
-                elsewhere.front().start, task.ns_pid());
-  }
-  std::vector<image::Extent> extents;
-  for (const sys::PageRange& range : later) {
-    extents.push_back({range.start, range.pages(), -1, 0});
-  }
-  FERRY_TRY(UniqueFd uffd, state::memory::make_userfaultfd(task));
-  FERRY_CHECK(state::memory::make_missing(task, later));
-  FERRY_CHECK(state::memory::await_pages(uffd.get(), *task.mm, extents));
-  FERRY_CHECK(state::memory::allow_huge_pages(task));
-  return late_->await(task.ns_pid(), std::move(uffd), later);
-}
-
-// From here on whoever looks at that memory, we included, is served by the daemon.
-Result<std::uint64_t> RestoreStory::fill_lazily(RestoreTask& task) {
-  const image::Name name{image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid().value)};
-  FERRY_TRY(const auto extents, pages_->extents(name));
-  const auto division = state::memory::divide(*task.mm, extents);
-  FERRY_TRY(const std::uint64_t filled, state::memory::fill(task, division.now));
-  if (division.later.empty()) {
-    FERRY_CHECK(lazy::send_idle_process(daemon_.get(), task.ns_pid()));
-    return filled;
-  }
-  FERRY_TRY(const UniqueFd uffd, state::memory::make_userfaultfd(task));
-  FERRY_CHECK(state::memory::await_pages(uffd.get(), *task.mm, division.later));
-  FERRY_CHECK(lazy::send_process(daemon_.get(), task.ns_pid(), uffd.get()));
-  return filled;
 }
 
 Result<void> RestoreStory::tell_daemon() { return daemon_ ? lazy::send_end(daemon_.get()) : Result<void>(); }
@@ -429,13 +355,13 @@ Result<void> RestoreStory::outlive_us() {
 }
 
 Result<void> RestoreStory::open_up() {
+  laps_.skip();
   if (namespaces_.is_new(state::NsKind::net)) {
     (void)tell(Stage::network_unlock);
   }
   FERRY_CHECK(network_lock_.release());
-  if (ahead_of_time_ && namespaces_.is_new(state::NsKind::net)) {
-    FERRY_TRY(const UniqueFd ns, sys::open(fmt::format("/proc/{}/ns/net", context_.root().pid), O_RDONLY));
-    FERRY_TRY(opened_by_, state::net_gate::let_pass(ns.get()));
+  if (gate_) {
+    FERRY_CHECK(gate_.let_pass());
   }
   laps_.add("open the network");
   FERRY_CHECK(files_.resume(context_));
@@ -453,18 +379,18 @@ Result<void> RestoreStory::open_up() {
 }
 
 Result<void> RestoreStory::detach() {
+  std::vector<tracee::Process*> processes;
   for (auto& task : tasks_) {
-    for (auto& thread : task->process.threads()) {
-      FERRY_CHECK(thread.detach());
-    }
+    processes.push_back(&task->process);
   }
+  FERRY_CHECK(tracee::let_go(processes, tracee::Deadline(kDeathTime)));
   laps_.add("let go");
   (void)tell(Stage::post_resume);
   return {};
 }
 
 Result<void> RestoreStory::clean_up() {
-  opened_by_ = {};
+  gate_ = {};
   if (ahead_of_time_ && namespaces_.is_new(state::NsKind::net)) {
     FERRY_TRY(const UniqueFd ns, sys::open(fmt::format("/proc/{}/ns/net", context_.root().pid), O_RDONLY));
     return state::net_gate::open(ns.get());

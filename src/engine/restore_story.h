@@ -19,8 +19,10 @@
 #include "state/file_kind.h"
 #include "state/inside.h"
 #include "state/leftovers.h"
+#include "state/memory/inheritance.h"
 #include "state/memory/memory.h"
 #include "state/nested/nested.h"
+#include "state/net_gate/net_gate.h"
 #include "state/network_lock/network_lock.h"
 #include "state/memory/staged.h"
 #include "state/nsids/nsids.h"
@@ -49,8 +51,9 @@ class RestoreStory {
   Result<void> make_root_world(int controller);
   // Instead of make_root_world: a skeleton that another process made so, seized by seize_root.
   Result<void> take_root(tracee::Thread root, tracee::Area area, std::uint64_t park, int controller_pidfd);
-  // All other processes and threads, stopped and empty.
-  Result<void> grow();
+  // All other processes and threads, stopped and empty, but for the memory that they share with who made them.
+  // `images_dir`: where the pages are; -1: they are elsewhere, and nothing is shared.
+  Result<void> grow(int images_dir);
   // In place of grow(), what goes ahead of time: the processes without their threads, and the private anonymous
   // memory that they had when the set was made.  `buffer`: a directory on tmpfs.
   Result<void> grow_ahead(int buffer);
@@ -93,6 +96,7 @@ class RestoreStory {
 
  private:
   Result<void> lock_ahead();
+  Result<void> open_pages(int images_dir);
   Result<void> make_all_threads();
   [[nodiscard]] bool same_processes(const RestoreStory& other) const;
   Result<void> evacuate_children_of_root();
@@ -114,18 +118,19 @@ class RestoreStory {
   state::Leftovers leftovers_;  // before the tasks, so that it goes after them
   std::vector<std::unique_ptr<state::RestoreTask>> tasks_;
   std::unique_ptr<image::PageStore> pages_;
+  std::optional<state::memory::Inheritance> inheritance_;
   Latecomers* late_ = nullptr;
   UniqueFd daemon_;  // who brings the pages that come later, if options say so
   state::Inside inside_;
   state::OpenFiles files_;
   state::Nested nested_;
   state::RestoreContext context_{options_, set_, tasks_, inside_, files_, listener_, nested_, leftovers_};
-  state::network_lock::Lock network_lock_;
+  state::network_lock::Locks network_lock_;
   state::NamespaceIds namespaces_;
   Layout layout_;
   state::userns::Deputy deputy_;  // if the tree has a user namespace of its own
   std::map<const state::RestoreTask*, state::memory::KernelMappings> kernel_;  // where each task's vDSO is now
-  sys::Nftables opened_by_;  // until clean_up()
+  state::net_gate::Gate gate_;  // until clean_up()
   state::timens::Clocks not_before_;  // by our own clocks, lest the tree's go back
   bool ahead_of_time_ = false;  // its namespace's network is shut from the beginning (state/net_gate)
   Laps laps_;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "state/memory/inheritance.h"
 #include "state/memory/memory.h"
 #include "state/restore.h"
 
@@ -41,6 +42,8 @@ struct Layout {
   tracee::Area area;
   std::uint64_t park = 0;  // room for the kernel's mappings on their way
   state::memory::KernelMappings kernel;
+  // All of it, and the park.
+  [[nodiscard]] std::vector<sys::PageRange> taken() const;
 };
 // Maps the batch area into the root skeleton and removes everything else from it.
 Result<Layout> clear_root(state::RestoreContext& context);
@@ -49,8 +52,10 @@ Result<Layout> clear_root(state::RestoreContext& context);
 Result<void> check_layout(const state::RestoreContext& context, const Layout& layout);
 
 // Clones all other processes, each from the skeleton that it inherits its session from, with
-// process groups and zombies.  Errors: unsupported, for a tree that cannot be born again.
-Result<void> grow_tree(state::RestoreContext& context, const Layout& layout);
+// process groups and zombies.  `inheritance`: what they are to have in common with who makes them.
+// Errors: unsupported, for a tree that cannot be born again.
+Result<void> grow_tree(state::RestoreContext& context, const Layout& layout,
+                       state::memory::Inheritance* inheritance = nullptr);
 
 // All threads but the leader, with their numbers, in the same process.
 Result<void> make_threads(state::RestoreTask& task);

@@ -186,6 +186,11 @@ Result<void> Twin::drop_ahead(NsPid pid, const std::vector<sys::PageRange>& stal
   return state_->ahead == nullptr ? Result<void>() : state_->ahead->drop_ahead(pid, stale);
 }
 
+void Twin::hand_in(const std::vector<InheritFd>& descriptors) {
+  auto& all = state_->options.inherit_fds;
+  all.insert(all.end(), descriptors.begin(), descriptors.end());
+}
+
 Result<void> Twin::grow(int images_dir, Latecomers* late) {
   State& s = *state_;
   FERRY_TRY(image::Set set, image::load(images_dir));
@@ -197,7 +202,7 @@ Result<void> Twin::grow(int images_dir, Latecomers* late) {
     FERRY_CHECK(s.story->take_over(*s.ahead));
   } else {
     FERRY_CHECK(s.take_root(*s.story));
-    FERRY_CHECK(s.story->grow());
+    FERRY_CHECK(s.story->grow(-1));
   }
   FERRY_CHECK(s.story->dress(images_dir, late));
   return s.story->finish_threads();

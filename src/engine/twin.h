@@ -57,6 +57,8 @@ class Twin {
   Result<void> zero_ahead(NsPid pid, std::uint64_t vaddr, std::uint64_t bytes);
   // What has arrived of these pages is stale.  By the thread that grew, while nobody brings pages.
   Result<void> drop_ahead(NsPid pid, const std::vector<sys::PageRange>& stale);
+  // Descriptors of this process that the tree is made with, under a key that a room knows.  They stay the caller's.
+  void hand_in(const std::vector<InheritFd>& descriptors);
   // The whole tree as the images in `images_dir` (an open directory, on tmpfs during a move) say:
   // everything but the last step, still stopped.  The directory may go afterwards.  `late`: who brings the pages that
   // the images leave for later; has to live as long as this.

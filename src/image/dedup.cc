@@ -3,6 +3,7 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "image/page_store.h"
@@ -37,17 +38,9 @@ std::vector<Name> pagemaps_of(const Set& set) {
   return out;
 }
 
-}  // namespace
-
-Result<std::uint64_t> punch_parents(int directory) {
+Result<std::uint64_t> punch(const Set& own, const Set& above, int parent) {
   std::uint64_t pages = 0;
-  auto parent = sys::open_at(directory, "parent", O_RDONLY | O_DIRECTORY);
-  if (!parent.has_value()) {
-    return parent.error().kind == Kind::gone ? Result<std::uint64_t>(0) : Result<std::uint64_t>(tl::unexpect, parent.error());
-  }
-  FERRY_TRY(const Set own, load(directory, Accept::pre_dump));
-  FERRY_TRY(const Set above, load(parent->get(), Accept::pre_dump));
-  FERRY_TRY(auto store, PageStore::open(above, parent->get()));
+  FERRY_TRY(auto store, PageStore::open(above, parent));
   for (const Name name : pagemaps_of(own)) {
     if (!above.has(name)) {
       continue;
@@ -69,6 +62,39 @@ Result<std::uint64_t> punch_parents(int directory) {
   }
   return pages;
 }
+
+Result<Set> load_pagemaps(int directory) {
+  constexpr std::uint32_t kVersion = 2;  // a page server's own
+  Set out;
+  FERRY_TRY(const auto files, sys::list_directory(directory, "."));
+  for (const std::string& file : files) {
+    const auto name = parse_file_name(file);  // pages files and the link to the parent have no name of this kind
+    if (name.has_value() && (name->type == Type::pagemap || name->type == Type::pagemap_shmem)) {
+      FERRY_TRY(std::string bytes, sys::read_file_at(directory, file));
+      FERRY_CHECK(decode_file(out, *name, std::move(bytes), kVersion));
+    }
+  }
+  return out;
+}
+
+template <class Load>
+Result<std::uint64_t> punch_parent_of(int directory, Load load_set) {
+  const auto parent = sys::open_at(directory, "parent", O_RDONLY | O_DIRECTORY);
+  if (!parent.has_value()) {
+    return parent.error().kind == Kind::gone ? Result<std::uint64_t>(0) : Result<std::uint64_t>(tl::unexpect, parent.error());
+  }
+  FERRY_TRY(const Set own, load_set(directory));
+  FERRY_TRY(const Set above, load_set(parent->get()));
+  return punch(own, above, parent->get());
+}
+
+}  // namespace
+
+Result<std::uint64_t> punch_parents(int directory) {
+  return punch_parent_of(directory, [](int of) { return load(of, Accept::pre_dump); });
+}
+
+Result<std::uint64_t> punch_received(int directory) { return punch_parent_of(directory, load_pagemaps); }
 
 Result<std::uint64_t> punch_all(int directory) {
   std::uint64_t pages = 0;

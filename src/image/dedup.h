@@ -12,6 +12,9 @@ namespace ferry::image {
 // Errors: corrupt, os (a file system that cannot punch holes, fallocate(2)).
 Result<std::uint64_t> punch_parents(int directory);
 
+// The same for a directory that a page server has filled, which has nothing but pagemaps and pages.
+Result<std::uint64_t> punch_received(int directory);
+
 // Punches out all that a restore of the set in `directory` has read, of its parents as well.
 Result<std::uint64_t> punch_all(int directory);
 

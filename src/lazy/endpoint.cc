@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <memory>
 
+#include "lazy/encrypted.h"
 #include "sys/file.h"
 
 namespace ferry::lazy {
@@ -62,13 +63,15 @@ bool connect_in_time(int socket, const addrinfo& to) {
   return connected == 0;
 }
 
-}  // namespace
+Result<UniqueFd> take(const PageServerPlace& place) {
+  FERRY_TRY(auto own, sys::duplicate(place.socket).during("taking the page server's socket"));
+  set_up(own.get());
+  return own;
+}
 
-Result<UniqueFd> connect_to(const PageServerPlace& place) {
+Result<UniqueFd> reach(const PageServerPlace& place) {
   if (place.socket >= 0) {
-    FERRY_TRY(auto own, sys::duplicate(place.socket).during("taking the page server's socket"));
-    set_up(own.get());
-    return own;
+    return take(place);
   }
   if (place.port == 0) {
     return fail(Kind::invalid, "the page server's port is missing: --port");
@@ -84,6 +87,18 @@ Result<UniqueFd> connect_to(const PageServerPlace& place) {
     last = sys_fail(fmt::format("connect({} port {})", place.address.empty() ? "loopback" : place.address, place.port));
   }
   return last;
+}
+
+}  // namespace
+
+Result<UniqueFd> connect_to(const PageServerPlace& place) {
+  FERRY_TRY(auto socket, reach(place));
+  return place.tls ? encrypt_as_client(std::move(socket), *place.tls, place.address) : Result<UniqueFd>(std::move(socket));
+}
+
+Result<UniqueFd> take_client(const PageServerPlace& place) {
+  FERRY_TRY(auto socket, take(place));
+  return place.tls ? encrypt_as_server(std::move(socket), *place.tls) : Result<UniqueFd>(std::move(socket));
 }
 
 Result<UniqueFd> listen_at(const PageServerPlace& place) {
@@ -113,12 +128,12 @@ Result<std::uint16_t> port_of(int listener) {
                                        : ntohs(reinterpret_cast<const sockaddr_in&>(address).sin_port);
 }
 
-Result<UniqueFd> accept_from(int listener) {
+Result<UniqueFd> accept_from(int listener, const std::optional<state::TlsFiles>& tls) {
   for (;;) {
     UniqueFd socket(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
     if (socket) {
       set_up(socket.get());
-      return socket;
+      return tls ? encrypt_as_server(std::move(socket), *tls) : Result<UniqueFd>(std::move(socket));
     }
     // accept(2), "Error handling": what the connection died of before it was accepted is not the listener's.
     if (errno != EINTR && errno != ECONNABORTED && errno != EPROTO && errno != ENETDOWN && errno != EHOSTUNREACH) {

@@ -19,9 +19,10 @@ constexpr std::uint64_t kMostAtOnce = 1U << 20;  // a client that wants more ask
 
 Result<PageSupply> PageSupply::open(const PageServerPlace& place) {
   PageSupply out;
+  out.tls_ = place.tls;
   if (place.socket >= 0) {
     out.given_ = true;
-    FERRY_TRY(out.client_, connect_to(place));
+    FERRY_TRY(out.client_, take_client(place));
   } else {
     FERRY_TRY(out.listener_, listen_at(place));
     FERRY_TRY(const std::uint16_t port, port_of(out.listener_.get()));
@@ -79,10 +80,12 @@ Result<void> PageSupply::await_client() {
       return sys_fail("poll(page clients)");
     }
     if (ready[1].revents != 0) {
-      auto client = accept_from(listener_.get());
+      auto client = accept_from(listener_.get(), tls_);
       if (client.has_value()) {
         log::info("a client fetches pages");
         client_ = std::move(*client);
+      } else {
+        log::warning("a client was not taken: {}", client.error().message());
       }
       continue;
     }

@@ -40,6 +40,7 @@ class PageSupply {
   [[nodiscard]] bool all_fetched() const;
 
   UniqueFd listener_;
+  std::optional<state::TlsFiles> tls_;
   UniqueFd client_;
   bool given_ = false;  // the connection was made by somebody else: there is no second one
   std::map<NsPid, Process> processes_;

@@ -1,14 +1,17 @@
 #include "migrate/direct.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstring>
@@ -276,6 +279,61 @@ TEST_F(Direct, BringsPagesBeforeTheirMark) {
   const auto text = there[0].receive_text(10);
   ASSERT_TRUE(text);
   EXPECT_EQ(*text, "text");
+  ::munmap(memory, kPages * kPage);
+}
+
+// Private pages of this process that no other one has (proc(5), pagemap, bit 56).
+std::size_t exclusive_pages(const char* at, std::size_t count) {
+  std::vector<std::uint64_t> entries(count);
+  const UniqueFd pagemap(::open("/proc/self/pagemap", O_RDONLY));
+  const auto bytes = count * sizeof(std::uint64_t);
+  EXPECT_EQ(::pread(pagemap.get(), entries.data(), bytes, static_cast<off_t>(reinterpret_cast<std::uint64_t>(at) / 4096 * 8)),
+            static_cast<ssize_t>(bytes));
+  return static_cast<std::size_t>(std::count_if(entries.begin(), entries.end(), [](std::uint64_t e) { return (e >> 56 & 1) != 0; }));
+}
+
+TEST_F(Direct, LeavesPagesToThoseWhoShareThem) {
+  constexpr std::size_t kPages = 512, kPage = 4096;
+  auto* memory = static_cast<char*>(::mmap(nullptr, kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  ASSERT_NE(memory, MAP_FAILED);
+  std::memset(memory, 's', kPages * kPage);
+  std::vector<Link> here;
+  std::vector<Link> there = accept_while(1, [&] {
+    auto connected = connect(listener_->key(), 1);
+    ASSERT_TRUE(connected);
+    here = std::move(*connected);
+  });
+  ASSERT_EQ(there.size(), 1U);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::pause();
+    ::_exit(0);
+  }
+  ASSERT_EQ(exclusive_pages(memory, kPages), 0U);
+  std::atomic<std::uint64_t> arrived{0};
+  auto intake = PageIntake::start(there, [&](image::Name, std::span<const ArrivedPages> runs) -> Result<void> {
+    for (const ArrivedPages& run : runs) {
+      arrived += run.pages;
+      EXPECT_EQ(static_cast<char>(run.content[0]), 's');
+    }
+    return {};
+  });
+  ASSERT_TRUE(intake);
+  {
+    Link nobody(UniqueFd(), UniqueFd(), -1, "nobody");
+    PageStreams streams(nobody, here, true);
+    const auto mem = std::make_shared<const UniqueFd>(::open("/proc/self/mem", O_RDONLY));
+    const auto address = reinterpret_cast<std::uint64_t>(memory);
+    streams.add({image::Type::pagemap, 7}, HostPid(::getpid()), mem, {{address, address + kPages * kPage}, {0x1000, 0x3000}},
+                state::memory::Reading::sharing);
+    const auto last = streams.mark(true);
+    ASSERT_TRUE(last);
+    ASSERT_TRUE((*intake)->finish(*last));
+  }
+  EXPECT_EQ(arrived, kPages);
+  EXPECT_EQ(exclusive_pages(memory, kPages), 0U);
+  ::kill(child, SIGKILL);
+  EXPECT_EQ(::waitpid(child, nullptr, 0), child);
   ::munmap(memory, kPages * kPage);
 }
 

@@ -27,7 +27,12 @@ Result<Door> Door::of(HostPid root) {
   return out;
 }
 
-Result<void> Door::prepare() { return exists() ? net_gate::prepare(ns_.get()) : Result<void>(); }
+Result<void> Door::prepare() {
+  if (exists()) {
+    FERRY_TRY(gate_, net_gate::Gate::hang(ns_.get()));
+  }
+  return {};
+}
 
 Result<void> Door::hold_back_new_connections() {
   if (exists()) {
@@ -49,12 +54,7 @@ Result<std::vector<std::string>> Door::arrived() {
   return out;
 }
 
-Result<void> Door::shut() {
-  if (exists()) {
-    FERRY_TRY(shut_by_, net_gate::shut(ns_.get()));
-  }
-  return {};
-}
+Result<void> Door::shut() { return gate_ ? gate_.shut() : Result<void>(); }
 
 void Door::reopen() {
   if (!exists()) {

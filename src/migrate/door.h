@@ -38,7 +38,7 @@ class Door {
  private:
   UniqueFd ns_;
   std::optional<state::net_gate::Withheld> withheld_;
-  sys::Nftables shut_by_;
+  state::net_gate::Gate gate_;
   std::size_t taken_ = 0;
 };
 

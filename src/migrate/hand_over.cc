@@ -67,12 +67,16 @@ Result<void> LookKeeper::images(const image::Set& set) {
   for (const image::Name& name : set.names(image::Type::mm)) {
     processes_.insert(NsPid(static_cast<pid_t>(name.id)));
   }
+  segments_ = SegmentsOut::to_settle(set);
   FERRY_TRY(encoded_, image::encode(set));
   return {};
 }
 
 Result<std::unique_ptr<image::PageSink>> HandOver::pages(image::Set&, image::Name pagemap) {
   FERRY_CHECK(link_.check_interrupt());
+  if (auto known = rounds_ == nullptr ? nullptr : rounds_->last_of_segment(pagemap); known != nullptr) {
+    return known;
+  }
   return std::unique_ptr<image::PageSink>(std::make_unique<OrderedPages>(streams_.pages(), pagemap));
 }
 
@@ -84,6 +88,9 @@ Result<void> HandOver::about_to_stop() {
   }
   FERRY_CHECK(door_.hold_back_new_connections());
   streams_.hurry();
+  if (rounds_ != nullptr) {
+    FERRY_CHECK(rounds_->catch_up());
+  }
   if (throttle_ != nullptr) {
     // A thread without processor time does not even come to a stop.
     FERRY_CHECK(throttle_->lift());

@@ -38,12 +38,15 @@ class LookKeeper : public engine::Keeper {
   [[nodiscard]] const std::string& encoded() const { return encoded_; }
   // Those that are alive.
   [[nodiscard]] const std::set<NsPid>& processes() const { return processes_; }
+  // Shared memory that can be sent ahead, by its shmid.
+  [[nodiscard]] const std::set<std::uint32_t>& segments() const { return segments_; }
 
  private:
   Door& door_;
   std::uint64_t began_ns_ = 0, ended_ns_ = 0;
   std::string encoded_;
   std::set<NsPid> processes_;
+  std::set<std::uint32_t> segments_;
 };
 
 class HandOver : public engine::Keeper {
@@ -55,6 +58,9 @@ class HandOver : public engine::Keeper {
       : link_(link), streams_(streams), storage_(storage), book_(book), record_(std::move(record)), rounds_(rounds), throttle_(throttle), door_(door), line_(line) {}
 
   Result<void> about_to_stop() override;
+  std::function<Result<void>()> ahead_of_memory(std::span<const std::unique_ptr<state::DumpTask>> tasks) override {
+    return rounds_ == nullptr ? std::function<Result<void>()>() : [this, tasks] { return rounds_->begin_last(tasks); };
+  }
   Result<bool> memory(state::DumpTask& task, image::Set& set) override {
     return rounds_ == nullptr ? Result<bool>(false) : rounds_->last(task, set);
   }

@@ -14,7 +14,7 @@
 namespace ferry::migrate {
 
 // Counts up whenever a message changes its meaning or an answer is expected that older ones do not give.
-inline constexpr std::uint32_t kProtocol = 5;
+inline constexpr std::uint32_t kProtocol = 6;
 
 struct HostFacts {
   std::uint32_t protocol = kProtocol;

@@ -59,8 +59,9 @@ PageStreams::~PageStreams() {
   }
 }
 
-void PageStreams::add(image::Name pagemap, HostPid pid, std::shared_ptr<const UniqueFd> memory, const std::vector<sys::PageRange>& ranges) {
-  Job job{pagemap, pid, std::move(memory), {}};
+void PageStreams::add(image::Name pagemap, HostPid pid, std::shared_ptr<const UniqueFd> memory,
+                      const std::vector<sys::PageRange>& ranges, state::memory::Reading reading) {
+  Job job{pagemap, pid, std::move(memory), {}, reading};
   std::uint64_t room = kBatchContent;
   std::vector<Job> made;
   for (const sys::PageRange& range : ranges) {
@@ -118,7 +119,9 @@ Result<void> PageStreams::read_and_send(Worker& worker, const Job& job) {
   PageBatch& batch = worker.batch;
   batch.begin(job.pagemap);
   const auto tail = batch.tail().first(bytes_of(job.ranges));
-  std::uint64_t read = sys::read_ranges(job.pid, job.ranges, tail);
+  const bool sharing = job.reading == state::memory::Reading::sharing;
+  std::uint64_t read = sharing ? state::memory::read_sharing(job.memory->get(), job.ranges, tail)
+                               : sys::read_ranges(job.pid, job.ranges, tail);
   for (const sys::PageRange& range : job.ranges) {
     const std::uint64_t size = range.end - range.start;
     const std::uint64_t here = std::min(size, read) / kPageSize * kPageSize;
@@ -126,7 +129,9 @@ Result<void> PageStreams::read_and_send(Worker& worker, const Job& job) {
     read = here < size ? 0 : read - size;
     // The rest a page at a time, through /proc/PID/mem where protection forbids it otherwise.
     for (std::uint64_t at = range.start + here; at < range.end; at += kPageSize) {
-      if (sys::read_memory(job.pid, at, batch.tail().first(kPageSize), job.memory->get())) {
+      const auto page = batch.tail().first(kPageSize);
+      if (sharing ? state::memory::read_sharing(job.memory->get(), at, page)
+                  : sys::read_memory(job.pid, at, page, job.memory->get())) {
         batch.keep(at, kPageSize);
       } else {
         batch.drop(kPageSize);

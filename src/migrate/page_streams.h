@@ -21,6 +21,7 @@
 #include "image/page_sink.h"
 #include "migrate/link.h"
 #include "migrate/page_batch.h"
+#include "state/memory/read_pages.h"
 #include "sys/pagemap.h"
 
 namespace ferry::migrate {
@@ -35,8 +36,9 @@ class PageStreams {
   ~PageStreams();
 
   // Memory of a process, which may run.  A page that cannot be read is left out: it has just been unmapped, and
-  // if it comes back it counts as written.  `memory`: its /proc/PID/mem.
-  void add(image::Name pagemap, HostPid pid, std::shared_ptr<const UniqueFd> memory, const std::vector<sys::PageRange>& ranges);
+  // if it comes back it counts as written.  `memory`: its /proc/PID/mem, needed for what may not be read otherwise.
+  void add(image::Name pagemap, HostPid pid, std::shared_ptr<const UniqueFd> memory, const std::vector<sys::PageRange>& ranges,
+           state::memory::Reading reading = state::memory::Reading::fast);
   // Pages that have to arrive in order, and those before them of the same pagemap.
   Result<void> send_in_order(PageBatch& batch);
   // Until everything has left; `meanwhile` is called ten times a second.  Errors: the first of any connection.
@@ -60,6 +62,7 @@ class PageStreams {
     HostPid pid;
     std::shared_ptr<const UniqueFd> memory;
     std::vector<sys::PageRange> ranges;  // of one batch
+    state::memory::Reading reading;
   };
   struct Worker {
     Link* link = nullptr;

@@ -25,6 +25,8 @@
 #include "migrate/message.pb.h"
 #include "migrate/pages.h"
 #include "migrate/post_copy_intake.h"
+#include "migrate/record.h"
+#include "migrate/segments_in.h"
 #include "migrate/storage_in.h"
 #include "migrate/streams_in.h"
 #include "migrate/understudy.h"
@@ -150,9 +152,11 @@ class Receiver {
   std::optional<engine::Twin> twin_;
   image::Set looked_at_;  // what the twin's skeleton was made from
   std::optional<PageFiles> pages_;
+  SegmentsIn segments_;
   std::mutex where_pages_go_;  // held while that changes, and for what is not thread-safe about it
   BatchReader reader_;         // of pages that come over the remote shell
   StreamsIn streams_{link_};   // last: its threads use what is above
+  std::optional<Draft> taken_record_;
   std::vector<std::string> packets_;  // that the container has not had yet
   Laps laps_;
   HostPid root_;

@@ -22,6 +22,8 @@ constexpr std::chrono::milliseconds kTell(1000);  // the logbook how much memory
 Result<bool> Receiver::precopy() {
   const std::lock_guard<std::mutex> held(where_pages_go_);
   FERRY_CHECK(twin_->grow_ahead(looked_at_, pages_->directory()).during("making skeletons on the destination"));
+  FERRY_TRY(segments_, SegmentsIn::make(looked_at_));
+  twin_->hand_in(segments_.handed_in());
   return done();
 }
 
@@ -46,16 +48,21 @@ Result<bool> Receiver::stale(const wire::Stale& stale) {
   }
   const std::lock_guard<std::mutex> held(where_pages_go_);
   FERRY_CHECK(twin_->drop_ahead(NsPid(static_cast<pid_t>(stale.pid())), ranges));
-  return false;
+  return done();
 }
 
 Result<void> Receiver::put(image::Name name, std::span<const ArrivedPages> runs) {
   const NsPid pid(static_cast<pid_t>(name.id));
+  bool to_a_segment = false;
   {
     const std::lock_guard<std::mutex> held(where_pages_go_);
-    if (name.type != image::Type::pagemap || !twin_->is_ahead(pid)) {
+    to_a_segment = segments_.has(name);
+    if (!to_a_segment && (name.type != image::Type::pagemap || !twin_->is_ahead(pid))) {
       return pages_->keep(name, runs);
     }
+  }
+  if (to_a_segment) {
+    return segments_.put(name, runs);
   }
   std::vector<sys::Placed> placed;
   for (const ArrivedPages& run : runs) {

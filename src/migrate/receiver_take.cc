@@ -52,7 +52,7 @@ Result<bool> Receiver::take() {
   if (intake_ != nullptr) {
     FERRY_CHECK(intake_->taken());
   }
-  FERRY_TRY(const Decision decision, decide(move_, Decision::taken));
+  FERRY_TRY(const Decision decision, decide(*taken_record_));
   if (decision != Decision::taken) {
     return fail(Kind::gone, "the source asked what became of the container, and was told that it is not here");
   }
@@ -130,8 +130,10 @@ Result<bool> Receiver::output_is_late(const Error& error) {
 }
 
 Result<bool> Receiver::finish() {
-  book_->step(Step::finish);
+  // Before anything else: containerd, if it is started again meanwhile, gives a shim 5 s to answer and then takes
+  // its container for dead.
   held_.release();
+  book_->step(Step::finish);
   FERRY_CHECK(arrival_->finish());
   if (auto forgotten = container::forget_aside(arrival_->volumes().to_put_aside, move_); !forgotten) {
     notes_.push_back(forgotten.error().message());

@@ -125,6 +125,8 @@ Result<bool> Receiver::start(const wire::Start& start) {
     entry.shim = shim_.value;
     entry.freeze_cgroup = freeze_cgroup_;
   }));
+  FERRY_TRY(Draft taken, draft_decision(move_, Decision::taken));
+  taken_record_.emplace(std::move(taken));
   FERRY_TRY(PageFiles pages, PageFiles::make());
   pages_.emplace(std::move(pages));
   FERRY_CHECK(streams_.begin_pages([this](image::Name name, std::span<const ArrivedPages> runs) { return put(name, runs); }));

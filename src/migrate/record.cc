@@ -34,25 +34,15 @@ Result<void> sync(int fd, const std::string& path) {
   return {};
 }
 
-// True if it is ours now, false if there is one by that name.
-Result<bool> write_once(const std::string& directory, const std::string& name, std::string_view text) {
-  FERRY_TRY(const UniqueFd folder, open_directory(directory));
-  FERRY_TRY(const std::string draft, container::random_id());
-  FERRY_TRY(const UniqueFd file, sys::open_at(folder.get(), "." + draft, O_WRONLY | O_CREAT | O_EXCL, 0600));
-  const auto written = [&]() -> Result<bool> {
-    FERRY_CHECK(sys::write_all(file.get(), text.data(), text.size(), directory + "/" + name));
-    FERRY_CHECK(sync(file.get(), directory + "/" + name));
-    if (::linkat(folder.get(), ("." + draft).c_str(), folder.get(), name.c_str(), 0) != 0) {
-      if (errno == EEXIST) {
-        return false;
-      }
-      return sys_fail(fmt::format("linkat({}/{})", directory, name));
+std::string text_of(Decision decision) { return decision == Decision::taken ? "taken\n" : "refused\n"; }
+
+Result<Decision> decision_in(std::string_view text, const std::string& path) {
+  for (const Decision decision : {Decision::taken, Decision::refused}) {
+    if (text == text_of(decision)) {
+      return decision;
     }
-    FERRY_CHECK(sync(folder.get(), directory));
-    return true;
-  }();
-  ::unlinkat(folder.get(), ("." + draft).c_str(), 0);
-  return written;
+  }
+  return fail(Kind::corrupt, "{} says neither \"taken\" nor \"refused\"", path);
 }
 
 void remove(const std::string& path) {
@@ -62,6 +52,42 @@ void remove(const std::string& path) {
 }
 
 }  // namespace
+
+Result<Draft> Draft::write(const std::string& directory, std::string name, std::string text) {
+  Draft out(directory, std::move(name), std::move(text));
+  FERRY_TRY(out.folder_, open_directory(directory));
+  auto file = sys::open_at(out.folder_.get(), ".", O_WRONLY | O_TMPFILE, 0600);
+  if (!file && (file.error().os_errno == EOPNOTSUPP || file.error().os_errno == EISDIR)) {
+    FERRY_TRY(const std::string unique, container::random_id());
+    file = sys::open_at(out.folder_.get(), "." + unique, O_WRONLY | O_CREAT | O_EXCL, 0600);
+    out.working_name_ = "." + unique;
+  }
+  FERRY_TRY(out.file_, std::move(file));
+  FERRY_CHECK(sys::write_all(out.file_.get(), out.text_.data(), out.text_.size(), out.path()));
+  FERRY_CHECK(sync(out.file_.get(), out.path()));
+  return out;
+}
+
+Draft::~Draft() {
+  if (folder_ && !working_name_.empty()) {
+    ::unlinkat(folder_.get(), working_name_.c_str(), 0);
+  }
+}
+
+Result<bool> Draft::publish() {
+  // Through /proc, since AT_EMPTY_PATH asks for more privileges (open(2), O_TMPFILE).
+  const int linked = working_name_.empty()
+                         ? ::linkat(AT_FDCWD, fmt::format("/proc/self/fd/{}", file_.get()).c_str(), folder_.get(), name_.c_str(), AT_SYMLINK_FOLLOW)
+                         : ::linkat(folder_.get(), working_name_.c_str(), folder_.get(), name_.c_str(), 0);
+  if (linked != 0) {
+    if (errno == EEXIST) {
+      return false;
+    }
+    return sys_fail(fmt::format("linkat({})", path()));
+  }
+  FERRY_CHECK(sync(folder_.get(), directory_));
+  return true;
+}
 
 Result<void> check_move_id(std::string_view id) {
   const auto is_digit = [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); };
@@ -79,26 +105,31 @@ Result<std::optional<Decision>> decision_of(const std::string& id, const std::st
     return std::optional<Decision>();
   }
   FERRY_CHECK(text);
-  if (*text == "taken\n") {
-    return std::optional(Decision::taken);
+  FERRY_TRY(const Decision decision, decision_in(*text, path));
+  return std::optional(decision);
+}
+
+Result<Draft> draft_decision(const std::string& id, Decision wanted, const std::string& directory) {
+  FERRY_CHECK(check_move_id(id));
+  return Draft::write(directory, id + ".decided", text_of(wanted));
+}
+
+Result<Decision> decide(Draft& draft) {
+  FERRY_TRY(const bool ours, draft.publish());
+  if (ours) {
+    return decision_in(draft.text(), draft.path());
   }
-  if (*text == "refused\n") {
-    return std::optional(Decision::refused);
+  auto text = sys::read_file(draft.path());
+  if (!text && text.error().kind == Kind::gone) {
+    return fail(Kind::gone, "{} was removed while it was decided", draft.path());
   }
-  return fail(Kind::corrupt, "{} says neither \"taken\" nor \"refused\"", path);
+  FERRY_CHECK(text);
+  return decision_in(*text, draft.path());
 }
 
 Result<Decision> decide(const std::string& id, Decision wanted, const std::string& directory) {
-  FERRY_CHECK(check_move_id(id));
-  FERRY_TRY(const bool ours, write_once(directory, id + ".decided", wanted == Decision::taken ? "taken\n" : "refused\n"));
-  if (ours) {
-    return wanted;
-  }
-  FERRY_TRY(const auto decided, decision_of(id, directory));
-  if (!decided) {
-    return fail(Kind::gone, "the decision about move {} was removed while it was made", id);
-  }
-  return *decided;
+  FERRY_TRY(Draft draft, draft_decision(id, wanted, directory));
+  return decide(draft);
 }
 
 void forget_decision(const std::string& id, const std::string& directory) {
@@ -162,7 +193,8 @@ Result<GivenRecord> decode_given(std::string_view json) {
 
 Result<void> write_given(const GivenRecord& record, const std::string& directory) {
   FERRY_CHECK(check_move_id(record.move));
-  FERRY_TRY(const bool ours, write_once(directory, record.move + ".given", encode_given(record)));
+  FERRY_TRY(Draft draft, Draft::write(directory, record.move + ".given", encode_given(record)));
+  FERRY_TRY(const bool ours, draft.publish());
   if (!ours) {
     return fail(Kind::invalid, "move {} was given away already", record.move);
   }

@@ -3,6 +3,8 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <map>
+#include <utility>
 
 #include "base/log.h"
 #include "engine/list_tree.h"
@@ -14,6 +16,7 @@
 #include "state/memory/pages.h"
 #include "sys/file.h"
 #include "sys/memory.h"
+#include "sys/proc.h"
 
 namespace ferry::migrate {
 namespace {
@@ -22,6 +25,10 @@ using Clock = std::chrono::steady_clock;
 using image::kPageSize;
 
 constexpr std::chrono::minutes kAnswerLimit(10);
+constexpr int kMostOfCatchingUp = 3;          // rounds
+constexpr std::uint64_t kLittle = 512 << 10;  // bytes: sending them takes less time than one more round would
+
+image::Name pagemap_of(NsPid pid) { return {image::Type::pagemap, static_cast<std::uint64_t>(pid.value)}; }
 
 double ms_since(Clock::time_point begin) {
   return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
@@ -64,14 +71,51 @@ Result<Rounds> Rounds::watch(Link& control, PageStreams& streams, HostPid root, 
       FERRY_CHECK(std::move(tracker).during("watching pid {}", pid));
     }
   }
+  out.spare_relatives();
   return out;
 }
 
-Result<Round> Rounds::round(Progress& progress) {
+// A move must not take the container over its limit of memory: processes that were forked from one another keep the
+// pages that they share while these are read.  Where a program lies is drawn anew by every execve(2).
+void Rounds::spare_relatives() {
+  std::map<std::pair<std::uint64_t, std::uint64_t>, Watched*> first_of;
+  for (auto& [pid, watched] : watched_) {
+    const auto text = sys::read_file(fmt::format("/proc/{}/stat", pid));
+    const auto stat = text.has_value() ? sys::parse_stat(*text) : Result<sys::Stat>(tl::unexpect, text.error());
+    if (!stat.has_value()) {
+      continue;  // it has ended
+    }
+    const auto [at, alone] = first_of.emplace(std::pair(stat->start_stack, stat->start_code), &watched);
+    if (!alone) {
+      at->second->reading = watched.reading = state::memory::Reading::sharing;
+    }
+  }
+}
+
+Result<void> Rounds::await_done(std::string_view what) {
+  wire::Message answer;
+  FERRY_CHECK(control_->receive(answer, kAnswerLimit));
+  if (answer.has_refused()) {
+    return fail(Kind::os, "{}: {}", control_->peer(), answer.refused().reason());
+  }
+  if (!answer.has_done()) {
+    return fail(Kind::corrupt, "{} does not say that {}", control_->peer(), what);
+  }
+  return {};
+}
+
+Result<Round> Rounds::round(Progress* progress) {
   const auto begin = Clock::now();
   const std::uint64_t content_before = streams_->content_bytes();
   const std::uint64_t wire_before = streams_->wire_bytes();
   Round out;
+  // First: to look through them takes its time, in which private memory is written again.  For the same reason not
+  // while only catching up.
+  if (progress != nullptr) {
+    FERRY_TRY(const auto shared, segments_.send(*streams_));
+    out.scan_ms += shared.looking_ms;
+    out.dirty += shared.pages * kPageSize;
+  }
   for (auto watched = watched_.begin(); watched != watched_.end();) {
     auto& [pid, it] = *watched;
     const auto scan_begin = Clock::now();
@@ -85,29 +129,43 @@ Result<Round> Rounds::round(Progress& progress) {
       continue;
     }
     out.dirty += state::memory::count_pages(scan->written) * kPageSize;
-    streams_->add({image::Type::pagemap, static_cast<std::uint64_t>(it.ns_pid.value)}, pid,
-                  std::make_shared<const UniqueFd>(std::move(*memory)), scan->written);
+    streams_->add(pagemap_of(it.ns_pid), pid,
+                  std::make_shared<const UniqueFd>(std::move(*memory)), scan->written, it.reading);
     ++watched;
   }
-  FERRY_CHECK(streams_->drain([&] { progress.bytes(streams_->wire_bytes() - wire_before); }));
+  FERRY_CHECK(streams_->drain([&] {
+    if (progress != nullptr) {
+      progress->bytes(streams_->wire_bytes() - wire_before);
+    }
+  }));
   FERRY_TRY(const std::uint64_t mark, streams_->mark(false));
   // The answer comes when everything has arrived: only then is it known how fast the way is.
   wire::Message message;
   message.mutable_round()->set_dirty_pages(out.dirty / kPageSize);
   message.mutable_round()->set_mark(mark);
   FERRY_CHECK(control_->send(message));
-  wire::Message answer;
-  FERRY_CHECK(control_->receive(answer, kAnswerLimit));
-  if (answer.has_refused()) {
-    return fail(Kind::os, "{}: {}", control_->peer(), answer.refused().reason());
-  }
-  if (!answer.has_done()) {
-    return fail(Kind::corrupt, "{} does not say that the pages have arrived", control_->peer());
-  }
+  FERRY_CHECK(await_done("the pages have arrived"));
   out.bytes = streams_->content_bytes() - content_before;
   out.wire = streams_->wire_bytes() - wire_before;
   out.ms = ms_since(begin);
   return out;
+}
+
+Result<void> Rounds::send_segments(Progress& progress) {
+  if (segments_.empty()) {
+    return {};
+  }
+  std::uint64_t before = 0;
+  for (int i = 0; i < kMostOfCatchingUp; ++i) {
+    FERRY_TRY(const Round last, round(&progress));
+    rounds_.push_back(last);
+    progress.round(static_cast<int>(rounds_.size()), last.dirty / kPageSize);
+    if (last.dirty <= kLittle || (i > 0 && last.dirty > before / 2)) {
+      break;
+    }
+    before = last.dirty;
+  }
+  return {};
 }
 
 // A process that has ended, or runs another program, is none of those that are watched; the next round finds out.
@@ -131,6 +189,8 @@ Result<void> Rounds::postpone(PostCopySupply& supply) {
       message.mutable_stale()->add_borders(range.end);
     }
     FERRY_CHECK(control_->send(message));
+    // To drop a gigabyte takes longer than a pause is allowed to.
+    FERRY_CHECK(await_done("stale pages are gone"));
   }
   return {};
 }
@@ -144,7 +204,7 @@ Result<Controller::Step> Rounds::run(const Controller::Limits& limits, Progress&
     if (storage != nullptr) {
       FERRY_TRY(files_ms, storage->send_changes(*control_));
     }
-    FERRY_TRY(Round last, round(progress));
+    FERRY_TRY(Round last, round(&progress));
     last.files_ms = files_ms;
     last.ms += files_ms;
     // Files take their time in the pause, too, and memory is written meanwhile: as finding what was written.
@@ -187,9 +247,24 @@ Result<Controller::Step> Rounds::run(const Controller::Limits& limits, Progress&
   }
 }
 
+Result<void> Rounds::catch_up() {
+  if (watched_.empty() || supply_ != nullptr) {
+    return {};
+  }
+  for (int i = 0; i < kMostOfCatchingUp; ++i) {
+    FERRY_TRY(const Round last, round(nullptr));
+    rounds_.push_back(last);
+    log::debug("catching up: {} KiB written, {} KiB sent, {:.1f} ms", last.dirty >> 10, last.bytes >> 10, last.ms);
+    if (last.dirty <= kLittle) {
+      break;
+    }
+  }
+  return {};
+}
+
 // Of a process that is not watched, or not any more (execve(2), a number that is used again), everything counts
 // as written.
-Result<state::memory::Scan> Rounds::last_scan(state::DumpTask& task) {
+Result<state::memory::Scan> Rounds::last_scan(const state::DumpTask& task) {
   const auto found = watched_.find(task.pid);
   if (found != watched_.end() && found->second.tracker.start_time() == task.stat.start_time) {
     FERRY_TRY(auto scan, found->second.tracker.scan(state::memory::Then::leave, task.mappings));
@@ -204,21 +279,35 @@ Result<state::memory::Scan> Rounds::last_scan(state::DumpTask& task) {
   return scan;
 }
 
+Result<void> Rounds::begin_last(std::span<const std::unique_ptr<state::DumpTask>> tasks) {
+  last_begun_ = Clock::now();
+  content_before_ = streams_->content_bytes();
+  wire_before_ = streams_->wire_bytes();
+  rounds_.emplace_back();
+  for (const auto& task : tasks) {
+    if (task->zombie || !skeletons_.contains(task->ns_pid)) {
+      continue;
+    }
+    LastLook look;
+    FERRY_TRY(look.scan, last_scan(*task).during("finding what pid {} has written", task->pid));
+    FERRY_TRY(UniqueFd opened, sys::duplicate(task->process.memory()));
+    look.memory = std::make_shared<const UniqueFd>(std::move(opened));
+    rounds_.back().dirty += state::memory::count_pages(look.scan.written) * kPageSize;
+    if (supply_ == nullptr) {
+      streams_->add(pagemap_of(task->ns_pid), task->pid, look.memory, look.scan.written);
+    }
+    looks_.insert_or_assign(task->pid, std::move(look));
+  }
+  return {};
+}
+
 Result<bool> Rounds::last(state::DumpTask& task, image::Set& set) {
-  if (!skeletons_.contains(task.ns_pid)) {
+  const auto found = looks_.find(task.pid);
+  if (found == looks_.end()) {
     return false;
   }
-  FERRY_TRY(const auto scan, last_scan(task));
+  const auto& [scan, memory] = found->second;
   state::memory::add_guards(scan.guards, *task.mm);
-  if (!last_begun_) {
-    last_begun_ = Clock::now();
-    content_before_ = streams_->content_bytes();
-    wire_before_ = streams_->wire_bytes();
-    rounds_.emplace_back();
-  }
-  rounds_.back().dirty += state::memory::count_pages(scan.written) * kPageSize;
-  FERRY_TRY(UniqueFd opened, sys::duplicate(task.process.memory()));
-  const auto memory = std::make_shared<const UniqueFd>(std::move(opened));
   std::vector<sys::PageRange> now = scan.written;
   std::vector<sys::PageRange> later;
   if (supply_ != nullptr) {
@@ -227,8 +316,8 @@ Result<bool> Rounds::last(state::DumpTask& task, image::Set& set) {
     now = state::memory::without(scan.written, can_wait);
     supply_->offer(task.ns_pid, task.pid, memory);
     postponed_bytes_ += state::memory::count_pages(later) * kPageSize;
+    streams_->add(pagemap_of(task.ns_pid), task.pid, memory, now);
   }
-  streams_->add({image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid.value)}, task.pid, memory, now);
   std::vector<sys::PageRange> there = now;
   there.insert(there.end(), scan.unchanged.begin(), scan.unchanged.end());
   state::memory::tidy(there);
@@ -239,7 +328,7 @@ Result<bool> Rounds::last(state::DumpTask& task, image::Set& set) {
   for (const sys::PageRange& range : later) {
     all.emplace(range.start, std::pair(range, std::uint32_t{image::kLazy}));
   }
-  const image::Name name{image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid.value)};
+  const image::Name name = pagemap_of(task.ns_pid);
   pb::PagemapHead head;
   head.set_pages_id(0);
   set.add(name, std::move(head));

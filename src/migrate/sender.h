@@ -101,6 +101,7 @@ class Sender {
   container::Departure& departure_;
   bool keeps_addresses_ = false;  // the twin has the same ones
   std::set<NsPid> skeletons_;     // that the destination has
+  std::set<std::uint32_t> segments_;  // shared memory that the destination has a file for
   std::optional<Rounds> rounds_;  // what was sent ahead
   double look_ms_ = 0;            // how long the look took
   std::optional<Throttle> throttle_;

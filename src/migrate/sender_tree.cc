@@ -73,6 +73,7 @@ Result<void> Sender::start() {
   door.reopen();
   FERRY_CHECK(std::move(looked).during("looking at container {}", name()));
   skeletons_ = look.processes();
+  segments_ = look.segments();
   look_ms_ = look.stopped_ms();
   Message message;
   for (const std::string& descriptor : departure_.facts().descriptors) {
@@ -109,9 +110,14 @@ Result<void> Sender::copy_ahead() {
   message.mutable_precopy();
   FERRY_CHECK(link_.send(message));
   FERRY_CHECK(wait_done());
+  if (options_.precopy) {
+    FERRY_TRY(SegmentsOut segments, SegmentsOut::find(departure_.container().pid, segments_));
+    rounds_->take_along(std::move(segments));
+  }
   const bool can_postpone = options_.mode != Mode::pre_copy && !options_.switch_anyway && there_.late_pages;
   if (options_.mode == Mode::post_copy) {
     FERRY_CHECK(storage_.send_changes(link_));
+    FERRY_CHECK(rounds_->send_segments(progress_));
     FERRY_CHECK(postpone_rest());
     return departure_.check_again();
   }

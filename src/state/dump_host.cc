@@ -1,6 +1,7 @@
 #include "state/dump_host.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/stat.h>
 
 #include "state/cgroup/membership.h"
@@ -66,6 +67,13 @@ Result<Inside*> DumpHost::inside_of(HostPid pid) {
     inside = std::move(fresh);
   }
   return inside.get();
+}
+
+Result<Inside*> DumpHost::inside_network(HostPid root, int ns) {
+  auto fresh = std::make_unique<Inside>();
+  FERRY_CHECK(fresh->enter_namespaces(root));
+  FERRY_CHECK(fresh->join({{ns, CLONE_NEWNET}}));
+  return in_networks_.emplace_back(std::move(fresh)).get();
 }
 
 Result<std::string> DumpHost::read_of_thread(const std::string& path) const {

@@ -17,6 +17,7 @@
 #include "state/cgroup/tree.h"
 #include "state/inside.h"
 #include "state/mount/mountinfo.h"
+#include "state/nsids/networks.h"
 #include "state/timens/clocks.h"
 
 namespace ferry::state {
@@ -37,6 +38,9 @@ class DumpHost {
   Inside& inside() { return inside_; }
   // The same for any task of the tree.
   Result<Inside*> inside_of(HostPid pid);
+  // As inside(), but in that network namespace.
+  Result<Inside*> inside_network(HostPid root, int ns);
+  Networks& networks() { return networks_; }
   // A file below /proc of the thread that calls, which may be inside and then has another /proc, or none.
   Result<std::string> read_of_thread(const std::string& path) const;
   // Our own mountinfo.
@@ -56,6 +60,8 @@ class DumpHost {
   std::array<std::uint64_t, 8> own_namespaces_{};
   Inside inside_;
   std::map<Place, std::unique_ptr<Inside>> others_;
+  std::vector<std::unique_ptr<Inside>> in_networks_;
+  Networks networks_;
   UniqueFd proc_;
   std::string yard_;
   std::vector<mount::Line> mounts_;

@@ -17,6 +17,7 @@
 #include "state/signalfd/signalfd.h"
 #include "state/timerfd/timerfd.h"
 #include "state/tty/tty.h"
+#include "state/tun/tun.h"
 #include "state/unix_socket/unix_socket.h"
 
 namespace ferry::state {
@@ -41,6 +42,7 @@ std::vector<std::unique_ptr<FileKind>> make_file_kinds() {
   kinds.push_back(make_fanotify_kind());
   kinds.push_back(make_bpf_map_kind());
   kinds.push_back(make_tty_kind());
+  kinds.push_back(make_tun_kind());
   kinds.push_back(make_regular_file_kind());  // last: takes what has a path and is none of the others
   return kinds;
 }

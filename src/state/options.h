@@ -77,11 +77,26 @@ struct JoinNamespace {
   bool operator==(const JoinNamespace&) const = default;
 };
 
+// How a restore tells whether a file is the one of the checkpoint (criu(8), --file-validation).  A build-id is read
+// from every program and library while the tree is stopped, a size costs nothing.
+enum class FileValidation { size, build_id };
+
+// Certificates of a page server's connection and of who connects to it (criu(8), --tls).
+struct TlsFiles {
+  std::string authority;    // certificates of who has signed the peer's
+  std::string revocations;  // empty: none
+  std::string certificate;
+  std::string key;
+  bool verify_name = true;  // the server's certificate has to be for its address
+  bool operator==(const TlsFiles&) const = default;
+};
+
 // A page server (criu(8), --page-server, --lazy-pages): where to reach it, or where to listen.
 struct PageServerPlace {
   std::string address;     // empty: this host's loopback address to reach, every address to listen
   std::uint16_t port = 0;  // 0, to listen: any free one
   int socket = -1;         // a connected socket in place of both; not owned
+  std::optional<TlsFiles> tls = std::nullopt;
   bool operator==(const PageServerPlace&) const = default;
 };
 
@@ -107,6 +122,8 @@ struct CommonOptions {
   bool leave_stopped = false;
   bool weak_sysctls = false;
   bool skip_file_rwx_check = false;
+  FileValidation file_validation = FileValidation::size;
+  bool allow_uprobes = false;
   CgroupMode cgroup_mode = CgroupMode::soft;
   // The group that `freeze_cgroup` names is made and set up on the other side by a runtime, in every hierarchy: of it
   // only the groups below are kept, whose hundred files are not read while the tree is frozen then.

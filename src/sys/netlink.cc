@@ -3,6 +3,7 @@
 #include <linux/netlink.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -46,7 +47,7 @@ Result<void> Netlink::request(std::uint16_t type, std::uint16_t flags, std::span
   head.nlmsg_seq = ++sequence_;
   std::vector<std::byte> message(NLMSG_HDRLEN + body.size());
   std::memcpy(message.data(), &head, sizeof head);
-  std::memcpy(message.data() + NLMSG_HDRLEN, body.data(), body.size());
+  std::ranges::copy(body, message.begin() + NLMSG_HDRLEN);
   if (::send(fd_.get(), message.data(), message.size(), 0) < 0) {
     return sys_fail(fmt::format("send(netlink request for {})", subject));
   }

@@ -2,6 +2,8 @@
 
 #include <sys/syscall.h>
 
+#include <algorithm>
+
 namespace ferry::tracee {
 
 Value Batch::append(const char* what, std::uint32_t flags, long number, std::initializer_list<Argument> arguments) {
@@ -53,7 +55,7 @@ Data Batch::bytes(std::span<const std::byte> from) {
 
 Data Batch::string(std::string_view text) {
   const Data data = room(text.size() + 1);
-  std::memcpy(data_.data() + data.offset, text.data(), text.size());
+  std::ranges::copy(std::as_bytes(std::span(text)), data_.begin() + static_cast<std::ptrdiff_t>(data.offset));
   return data;
 }
 

@@ -418,10 +418,10 @@ Result<Replies> Process::collect(const Running& running, std::span<const std::by
   Replies out;
   out.records_.resize(batch.records_.size());
   out.data_.resize(batch.data_.size());
-  const std::size_t begin = running.base - area_.base - kPage;
-  std::memcpy(out.records_.data(), image.data() + begin, out.records_.size() * sizeof(Record));
-  std::memcpy(out.data_.data(), image.data() + begin + (out.records_.size() + Batch::kEndRecords) * sizeof(Record),
-              out.data_.size());
+  const std::span<const std::byte> own = image.subspan(running.base - area_.base - kPage);
+  std::ranges::copy(own.first(out.records_.size() * sizeof(Record)), std::as_writable_bytes(std::span(out.records_)).begin());
+  // Not memcpy(3), which takes no null pointer even for nothing: not every batch has data.
+  std::ranges::copy(own.subspan((out.records_.size() + Batch::kEndRecords) * sizeof(Record), out.data_.size()), out.data_.begin());
   if (running.failed != 0) {
     const std::uint64_t index = (running.failed - running.base) / sizeof(Record);
     if (index >= batch.records_.size()) {

@@ -197,6 +197,7 @@ Result<void> Thread::detach(int signal) {
     ::tgkill(tid.value, tid.value, again);
   }
   if (done != 0) {
+    tid_ = tid;
     return sys_fail(saved, fmt::format("ptrace(DETACH, {})", tid));
   }
   return {};

@@ -1,12 +1,39 @@
 """What the options of the criu command do, each on a small tree: seen from outside, not from its log."""
 
+import ctypes
 import os
+import subprocess
+import shutil
 import signal
+import struct
 
 import criu_case
 from ferrylab import processes, wait_until
 from support import deadline
 from watching import status
+
+
+def uprobe_on(pid, function):
+    """Performance counters of the calls of a function of the C library that `pid` has, by whomsoever, one a processor
+    (perf_event_open(2))."""
+    with open(f"/proc/{pid}/maps", encoding="utf-8") as f:
+        library = next(line.split()[-1] for line in f if "/libc.so" in line)
+    libc = ctypes.CDLL(library, use_errno=True)
+    with open("/proc/self/maps", encoding="utf-8") as f:
+        base = next(int(line.split("-")[0], 16) for line in f if line.rstrip().endswith(library))
+    path = ctypes.create_string_buffer(library.encode())
+    with open("/sys/bus/event_source/devices/uprobe/type", encoding="ascii") as f:
+        kind = int(f.read())
+    offset = ctypes.cast(getattr(libc, function), ctypes.c_void_p).value - base
+    size = 112
+    event = struct.pack("IIQQQQQIIQQ", kind, size, 0, 0, 0, 0, 0, 0, 0, ctypes.addressof(path), offset).ljust(size, b"\0")
+    counters = []
+    for cpu in os.sched_getaffinity(0):
+        counters.append(libc.syscall(298, event, ctypes.c_int(-1), ctypes.c_int(cpu), ctypes.c_int(-1), ctypes.c_ulong(8)))
+        if counters[-1] < 0:
+            raise OSError(ctypes.get_errno(), "perf_event_open")
+    return counters
+
 
 class CriuOptions(criu_case.CriuCase):
     def script(self, text):
@@ -96,6 +123,23 @@ class CriuOptions(criu_case.CriuCase):
             pass
         self.assertEqual(restore.wait(10), 9)
 
+    def test_a_process_that_ends_while_its_threads_are_let_go(self):
+        """Its main thread ends it as soon as it runs, before criu, on the same processor, comes to the others."""
+        end = f"{self.scratch}/end"
+        program = ("import os, threading, time\n"
+                   "for _ in range(30): threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+                   "print(1, 2, 3, sep='\\n', flush=True)\n"
+                   f"while not os.path.exists({end!r}): time.sleep(0.001)\n"
+                   "os._exit(11)")
+        pid = self.start(["taskset", "1", "/usr/bin/python3", "-c", program])
+        self.wait_for_lines(3)
+        self.dump(pid)
+        self.reaped(pid)
+        with open(end, "w", encoding="ascii"):
+            pass
+        done = self.criu("restore", "--images-dir", self.images, check=False, prefix=["taskset", "1", "nice", "--adjustment=19"])
+        self.assertEqual(done.returncode, 11, done.stdout)
+
     def test_exec_cmd_becomes_the_parent(self):
         pid = self.dumped()
         told = os.path.join(self.scratch, "told")
@@ -119,7 +163,7 @@ class CriuOptions(criu_case.CriuCase):
 
     def test_inherited_descriptor_takes_the_place_of_a_pipe(self):
         reader, writer = os.pipe()
-        child = self.h1.popen(["busybox", "sh", "-c", criu_case.COUNT_TO_FILE], stdout=writer, start_new_session=True, cwd="/")
+        child = self.h1.popen(["busybox", "sh", "-c", criu_case.COUNT_TO_FILE], stdout=writer, stderr=subprocess.DEVNULL, start_new_session=True, cwd="/")
         name = os.readlink(f"/proc/self/fd/{writer}")
         self.addCleanup(self.kill_tree, child.pid)
         self.lab.children.append(child)
@@ -187,10 +231,63 @@ class CriuOptions(criu_case.CriuCase):
         self.refused(done, str(pid))
         self.assertIsNotNone(processes.Process.of(pid))
 
+    def test_another_build_of_a_program_is_noticed(self):
+        program = os.path.join(self.scratch, "program")
+        shutil.copy("/usr/bin/sleep", program)
+        pid = self.start([program, "1000"])
+        wait_until(lambda: processes.Process.of(pid) and os.readlink(f"/proc/{pid}/exe") == program, 5, "the program to run")
+        self.dump(pid)
+        self.reaped(pid)
+        with open(program, "r+b") as f:
+            content = f.read()
+            note = content.index(b"\3\0\0\0GNU\0") + 8  # NT_GNU_BUILD_ID of elf(5), and its first byte
+            f.seek(note)
+            f.write(bytes([content[note] ^ 1]))
+        self.refused(self.restore(check=False), program, "build-id")
+        self.restore("--file-validation", "filesize")
+        os.kill(pid, signal.SIGKILL)
+        self.refused(self.restore("--file-validation", "checksum", check=False), "checksum")
+
+    def test_options_that_need_nothing_are_taken(self):
+        pid = self.start()
+        self.wait_for_lines(3)
+        plugins = os.path.join(self.scratch, "plugins")
+        os.mkdir(plugins)
+        taken = ("--log-pid", "--force-irmap", "--irmap-scan-path", "/etc", "--libdir", plugins, "--unprivileged")
+        self.dump(pid, *taken)
+        self.reaped(pid)
+        self.restore(*taken)
+        self.assert_seamless(self.wait_for_lines(len(self.counted()) + 3))
+        with open(os.path.join(plugins, "amdgpu_plugin.so"), "wb"):
+            pass
+        self.refused(self.dump(pid, "--libdir", plugins, check=False), "amdgpu_plugin.so")
+
+    def test_uprobes_are_allowed_if_told(self):
+        """As perf(1) and bpftrace have them: a breakpoint, and one instruction that the kernel keeps elsewhere."""
+        pid = self.start(["/usr/bin/python3", "-c",
+                          "import ctypes, itertools, time\n"
+                          "for i in itertools.count():\n"
+                          "    ctypes.CDLL(None).sched_get_priority_max(0)\n"
+                          "    print(i, flush=True)\n"
+                          "    time.sleep(0.02)\n"])
+        self.wait_for_lines(3)
+        for counter in uprobe_on(pid, "sched_get_priority_max"):
+            self.addCleanup(os.close, counter)
+        def hit():
+            with open(f"/proc/{pid}/maps", encoding="utf-8") as f:
+                return "[uprobes]" in f.read()
+        wait_until(hit, 5, "the probe to be met")
+        self.refused(self.dump(pid, check=False), "uprobes", "--allow-uprobes")
+        self.dump(pid, "--allow-uprobes")
+        self.reaped(pid)
+        self.refused(self.restore(check=False), "--allow-uprobes")
+        self.restore("--allow-uprobes")
+        self.assert_seamless(self.wait_for_lines(len(self.counted()) + 5))
+
     def test_unsupported_options_are_refused_by_name_before_anything_happens(self):
         pid = self.start()
         self.wait_for_lines(3)
-        for option in ("--stream", "--unprivileged", "--tls", "--log-pid"):
+        for option in ("--stream",):
             with self.subTest(option=option):
                 self.refused(self.dump(pid, option, check=False), f"option {option} is not supported")
                 self.assertEqual(os.listdir(self.images), [])

@@ -35,7 +35,9 @@ def free_port():
         return s.getsockname()[1]
 
 
-class Lazy(CriuCase):
+class PagesCase(CriuCase):
+    """A program that looks at its pages all the time, and who brings them."""
+
     def setUp(self):
         super().setUp()
         self.port = str(free_port())
@@ -62,6 +64,40 @@ class Lazy(CriuCase):
     def wait_for_the_end_of_the_daemon(self, images=None):
         wait_until(lambda: "all memory is there" in self.told("lazy.log", images), 20, "the daemon to have filled everything")
 
+    def lazy_dump(self, pid, *options):
+        """criu dump that serves the pages of the tree; returns when it listens, with everything else in `there`."""
+        status, told = os.pipe()
+        self.addCleanup(os.close, status)
+        with open(os.path.join(self.scratch, "dump.out"), "wb") as out:
+            dump = self.h1.popen(["criu", "dump", "-t", str(pid), "-D", self.images, "--lazy-pages", "--port", self.port,
+                                  "--status-fd", str(told), "-o", "dump.log", "-v4", *options], stdout=out, stderr=out,
+                                 pass_fds=[told])
+        self.addCleanup(dump.wait)
+        self.addCleanup(dump.kill)
+        os.close(told)
+        self.assertEqual(os.read(status, 2), b"\0", self.told("dump.log"))
+        shutil.rmtree(self.there)
+        shutil.copytree(self.images, self.there)
+        return dump
+
+    def lazy_restore(self):
+        """Into another pid namespace, because the numbers are in use by the tree that waits."""
+        script = f"criu restore -D {self.there} -d --lazy-pages -o restore.log -v4 && exec sleep 1000"
+        with open(os.path.join(self.scratch, "restore.out"), "wb") as out:
+            world = self.h1.popen(["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script], stdout=out, stderr=out,
+                                  cwd="/", start_new_session=True)
+        self.addCleanup(world.wait)
+        self.addCleanup(world.kill)
+        wait_until(lambda: os.path.exists(os.path.join(self.there, "stats-restore")) or world.poll() is not None, 20,
+                   "the restore to end")
+        self.assertIsNone(world.poll(), self.told("restore.log", self.there))
+
+    def page_source(self, *options, **more):
+        return self.lazy_pages("--page-server", "--address", "127.0.0.1", "--port", self.port, *options, images=self.there,
+                               **more)
+
+
+class Lazy(PagesCase):
     # ---- page server ----
 
     def test_page_server(self):
@@ -95,6 +131,30 @@ class Lazy(CriuCase):
         self.assertNotIn("all memory is saved", self.told("2/dump.log"))
         pages = [os.path.getsize(os.path.join(self.there, n, "pages-65537.img")) for n in ("1", "2")]
         self.assertLess(pages[1], pages[0] // 2)
+        for number in ("1", "2"):
+            for name in os.listdir(os.path.join(self.images, number)):
+                if name.endswith(".img"):
+                    shutil.copy(os.path.join(self.images, number, name), os.path.join(self.there, number))
+        self.images = os.path.join(self.there, "2")
+        self.restore()
+        self.goes_on()
+
+    def test_a_page_server_takes_out_what_is_there_twice(self):
+        pid = self.program()
+        held = {}
+        for number in ("1", "2"):
+            local, there = (os.path.join(d, number) for d in (self.images, self.there))
+            os.mkdir(local)
+            os.mkdir(there)
+            parent = ["--prev-images-dir", "../1"] if number == "2" else []
+            self.criu("page-server", "--daemon", "-D", there, "--port", self.port, "--auto-dedup", "-o", "ps.log", "-v4", *parent)
+            self.criu("pre-dump" if number == "1" else "dump", "-t", str(pid), "-D", local, "--page-server", "--address",
+                      "127.0.0.1", "--port", self.port, *parent)
+            held[number] = os.stat(os.path.join(self.there, "1", "pages-65537.img")).st_blocks
+        self.reaped(pid)
+        wait_until(lambda: "taken out of the parent" in self.told("2/ps.log", self.there), 10, "the server to be done")
+        held["2"] = os.stat(os.path.join(self.there, "1", "pages-65537.img")).st_blocks
+        self.assertLess(held["2"], held["1"])
         for number in ("1", "2"):
             for name in os.listdir(os.path.join(self.images, number)):
                 if name.endswith(".img"):
@@ -179,37 +239,6 @@ class Lazy(CriuCase):
         self.goes_on()
 
     # ---- lazy dump ----
-
-    def lazy_dump(self, pid):
-        """criu dump that serves the pages of the tree; returns when it listens, with everything else in `there`."""
-        status, told = os.pipe()
-        self.addCleanup(os.close, status)
-        with open(os.path.join(self.scratch, "dump.out"), "wb") as out:
-            dump = self.h1.popen(["criu", "dump", "-t", str(pid), "-D", self.images, "--lazy-pages", "--port", self.port,
-                                  "--status-fd", str(told), "-o", "dump.log", "-v4"], stdout=out, stderr=out,
-                                 pass_fds=[told])
-        self.addCleanup(dump.wait)
-        self.addCleanup(dump.kill)
-        os.close(told)
-        self.assertEqual(os.read(status, 2), b"\0", self.told("dump.log"))
-        shutil.rmtree(self.there)
-        shutil.copytree(self.images, self.there)
-        return dump
-
-    def lazy_restore(self):
-        """Into another pid namespace, because the numbers are in use by the tree that waits."""
-        script = f"criu restore -D {self.there} -d --lazy-pages -o restore.log -v4 && exec sleep 1000"
-        with open(os.path.join(self.scratch, "restore.out"), "wb") as out:
-            world = self.h1.popen(["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script], stdout=out, stderr=out,
-                                  cwd="/", start_new_session=True)
-        self.addCleanup(world.wait)
-        self.addCleanup(world.kill)
-        wait_until(lambda: os.path.exists(os.path.join(self.there, "stats-restore")) or world.poll() is not None, 20,
-                   "the restore to end")
-        self.assertIsNone(world.poll(), self.told("restore.log", self.there))
-
-    def page_source(self, **more):
-        return self.lazy_pages("--page-server", "--address", "127.0.0.1", "--port", self.port, images=self.there, **more)
 
     def test_lazy_dump(self):
         pid = self.program(16384)

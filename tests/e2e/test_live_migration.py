@@ -115,6 +115,79 @@ while True:
     time.sleep(0.0003)
 """
 
+# Shared memory of every kind that is no file of a mounted file system, written in every way: an anonymous mapping by
+# parent and child, memory files by stores and by write(2), one of which changes its size all the time.  Some content
+# is zeros again.  One child after the other maps a file, writes and is gone.
+SEGMENTS = r"""
+import hashlib, mmap, os, random, time
+PAGE, PAGES = 4096, 2048
+BLOCKS = [bytes(PAGE)] + [hashlib.sha256(str(n).encode()).digest() * 128 for n in range(1, 60)]
+def file(name, pages=PAGES):
+    fd = os.memfd_create(name)
+    os.ftruncate(fd, pages * PAGE)
+    return fd
+anonymous, both = mmap.mmap(-1, PAGES * PAGE), mmap.mmap(file("both"), PAGES * PAGE)
+written, breathing, passing = file("written"), file("breathing"), file("passing")
+talk = mmap.mmap(-1, PAGE)
+class Maps:
+    def __init__(self, m, first, step):
+        self.m, self.known = m, {n: 0 for n in range(first, PAGES, step)}
+    def put(self, n, seed):
+        self.m[n * PAGE:(n + 1) * PAGE] = BLOCKS[seed]
+    def get(self, n):
+        return self.m[n * PAGE:(n + 1) * PAGE]
+class Writes(Maps):
+    def put(self, n, seed):
+        os.pwrite(self.m, BLOCKS[seed], n * PAGE)
+    def get(self, n):
+        return os.pread(self.m, PAGE, n * PAGE)
+class Breathes(Writes):
+    def put(self, n, seed):
+        if seed % 7 == 0:
+            os.ftruncate(self.m, n * PAGE + 1)
+            os.ftruncate(self.m, PAGES * PAGE)
+            if self.known[n]:  # its first byte is left
+                os.pwrite(self.m, bytes(1), n * PAGE)
+            for later in range(n, PAGES):
+                self.known[later] = 0
+        super().put(n, seed)
+class Passes(Writes):
+    def put(self, n, seed):
+        pid = os.fork()
+        if pid == 0:
+            with mmap.mmap(self.m, PAGES * PAGE) as m:
+                m[n * PAGE:(n + 1) * PAGE] = BLOCKS[seed]
+            os._exit(0)
+        os.waitpid(pid, 0)
+def right(kept):
+    for kind in kept:
+        for n, seed in kind.known.items():
+            if kind.get(n) != BLOCKS[seed]:
+                print("wrong:", type(kind).__name__, n, flush=True)
+child = os.fork() == 0
+random.seed(child)
+if child:
+    kept = [Maps(anonymous, 1, 2), Maps(both, 1, 2)]
+else:
+    kept = [Maps(anonymous, 0, 2), Maps(both, 0, 2), Writes(written, 0, 1), Breathes(breathing, 0, 1), Passes(passing, 0, 1)]
+said = time.time()
+while True:
+    kind = random.choice(kept)
+    n, seed = random.choice(list(kind.known)), random.randrange(len(BLOCKS))
+    kind.put(n, seed)
+    kind.known[n] = seed
+    if child:
+        talk[8:16] = talk[0:8]  # the answer
+    elif time.time() - said > 0.2 and talk[0:8] == talk[8:16]:
+        said = time.time()
+        talk[0:8] = (int.from_bytes(talk[0:8], "little") + 1).to_bytes(8, "little")
+        right(kept)
+        print(int.from_bytes(talk[0:8], "little"), flush=True)
+    if random.randrange(300) == 0:
+        right(kept)
+    time.sleep(0.0005)
+"""
+
 # Two tmpfs that change all the time: files come, grow, are mapped, renamed, linked and removed.
 SHARER = r"""
 import hashlib, mmap, os
@@ -273,6 +346,30 @@ class LiveMigration(test_ferry_migrate.Migrate):
         self.assert_writes_on("sharer", self.h2)
         self.ferry("migrate", "--switch-anyway", "--max-rounds", "6", "sharer", "h1", host=self.h2, timeout=90)
         self.assert_writes_on("sharer", self.h1)
+
+    def test_shared_memory_that_is_written_in_every_way(self):
+        self.start_python("segments", SEGMENTS)
+        self.assert_writes_on("segments", self.h1)
+        self.migrate("segments", "--switch-anyway", "--max-rounds", "6")
+        self.assert_writes_on("segments", self.h2)
+        self.ferry("migrate", "--mode", "post-copy", "segments", "h1", host=self.h2, timeout=90)
+        self.assert_writes_on("segments", self.h1)
+        self.migrate("segments", "--no-precopy")
+        self.assert_writes_on("segments", self.h2)
+
+    def test_shared_memory_crosses_before_the_pause(self):
+        self.start_python("sharing", "import mmap, os, time\n"
+                          "m = mmap.mmap(-1, 96 << 20)\n"
+                          "for at in range(0, len(m), 1 << 20):\n    m[at:at + (1 << 20)] = os.urandom(1 << 20)\n"
+                          "import hashlib\nwanted = hashlib.sha256(m).digest()\n"
+                          "while True:\n"
+                          "    print('right' if hashlib.sha256(m).digest() == wanted else 'wrong', flush=True)\n"
+                          "    time.sleep(0.1)\n")
+        self.assert_writes_on("sharing", self.h1)
+        report = json.loads(self.migrate("sharing", "--json", "--mode", "pre-copy"))
+        self.assert_writes_on("sharing", self.h2)
+        self.assertGreater(report["rounds"][0]["bytes"], 96 * MIB, report)
+        self.assertLess(report["memory_bytes"], 32 * MIB, "the pause carried what the rounds should have")
 
     def test_writer_that_is_faster_than_the_connection_stays(self):
         self.start_gap("racer", 64, 400)

@@ -63,10 +63,10 @@ TEST_F(ConfigFiles, UnknownAndRefusedOptionsAreErrorsWithFileAndLine) {
   const auto unknown = apply_config_file(settings, write("a.conf", "shell-job\nno-such-thing\n"));
   ASSERT_FALSE(unknown.has_value());
   EXPECT_THAT(unknown.error().message(), testing::AllOf(HasSubstr("a.conf, line 2"), HasSubstr("no-such-thing")));
-  const auto refused = apply_config_file(settings, write("b.conf", "log-pid\n"));
+  const auto refused = apply_config_file(settings, write("b.conf", "stream\n"));
   ASSERT_FALSE(refused.has_value());
   EXPECT_EQ(refused.error().kind, Kind::unsupported);
-  EXPECT_THAT(refused.error().message(), HasSubstr("--log-pid"));
+  EXPECT_THAT(refused.error().message(), HasSubstr("--stream"));
   EXPECT_FALSE(apply_config_file(settings, write("c.conf", "ghost-limit\n")).has_value());
   EXPECT_FALSE(apply_config_file(settings, write("d.conf", "shell-job yes\n")).has_value());
 }

@@ -111,10 +111,10 @@ TEST(CriuProgram, EndsWith1AfterBadOptions) {
 
 TEST(CriuProgram, SaysBadUsageOnStderr) {
   EXPECT_EQ(run({"swrk", "3", "4"}).status, 1);
-  const Ended ended = run({"dump", "--tree", "1", "--log-pid"});
+  const Ended ended = run({"dump", "--tree", "1", "--stream"});
   EXPECT_EQ(ended.status, 1);
   EXPECT_THAT(ended.output,
-              testing::StartsWith("Error (criu): option --log-pid is not supported by this version of ferry: "));
+              testing::StartsWith("Error (criu): option --stream is not supported by this version of ferry: "));
 }
 
 }  // namespace

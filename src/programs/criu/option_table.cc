@@ -30,17 +30,9 @@ constexpr Option maybe(const char* name, Apply apply, char letter = 0) {
 constexpr Option refused_flag(const char* name, const char* why) {
   return {name, 0, Argument::none, true, nullptr, why};
 }
-constexpr Option refused_plain(const char* name, const char* why) {
-  return {name, 0, Argument::none, false, nullptr, why};
-}
 constexpr Option refused_value(const char* name, const char* why, char letter = 0) {
   return {name, letter, Argument::required, false, nullptr, why};
 }
-
-// ---- reasons that several rows share -------------------------------------------------------------
-
-constexpr const char* kNoTls = "connections of the page server are not encrypted; tunnel them, or give one by --ps-socket";
-constexpr const char* kNoIrmap = "file system watches are not searched for by path";
 
 // ---- the table, in the order of criu(8) ----------------------------------------------------------
 
@@ -61,7 +53,8 @@ constexpr std::array kOptions{
     value("images-dir", [](S& s, const V& v) { s.images_dir = v.text; return done(); }, 'D'),
     value("work-dir", [](S& s, const V& v) { s.work_dir = v.text; return done(); }, 'W'),
     value("log-file", [](S& s, const V& v) { s.log_file = v.text; return done(); }, 'o'),
-    refused_flag("log-pid", "all lines go into one log file"),
+    // CRIU's restored processes write to a file each; here one process does their work, and says it in one.
+    flag("log-pid", [](S&, const V&) { return done(); }),
     maybe("verbosity", [](S& s, const V& v) -> Result<void> {
       // "-v" arrives without a value, "-vvv" with "vv", "-v4" with "4".
       if (v.text.find_first_not_of('v') == std::string_view::npos) {
@@ -135,13 +128,14 @@ constexpr std::array kOptions{
     }),
     plain("lazy-pages", [](S& s, const V& v) { s.lazy_pages = v.on; return done(); }),
     refused_flag("stream", "images go into a directory, not to an image streamer"),
-    refused_value("libdir", "there are no plugins", 'L'),
+    value("libdir", [](S&, const V& v) { return check_plugin_directory(v.text); }, 'L'),
     maybe("cpu-cap", [](S& s, const V& v) -> Result<void> {
       FERRY_TRY(s.common.cpu_capability, parse_cpu_capability(v.text));
       return {};
     }),
-    refused_flag("force-irmap", kNoIrmap),
-    refused_value("irmap-scan-path", kNoIrmap),
+    // A watched file is found by its handle, or else by a search of the whole filesystem that it is on.
+    flag("force-irmap", [](S&, const V&) { return done(); }),
+    value("irmap-scan-path", [](S&, const V&) { return done(); }),
     value("ext-mount-map", [](S& s, const V& v) { return add_external_mount(s.common, v.text); }, 'M'),
     value("external", [](S& s, const V& v) { return add_external(s.common, v.text); }),
     value("inherit-fd", [](S& s, const V& v) -> Result<void> {
@@ -198,20 +192,23 @@ constexpr std::array kOptions{
       return {};
     }),
     flag("weak-sysctls", [](S& s, const V& v) { s.common.weak_sysctls = v.on; return done(); }),
-    refused_value("file-validation", "the method is not to be chosen"),
+    value("file-validation", [](S& s, const V& v) -> Result<void> {
+      FERRY_TRY(s.common.file_validation, parse_file_validation(v.text));
+      return {};
+    }),
     flag("skip-file-rwx-check", [](S& s, const V& v) { s.common.skip_file_rwx_check = v.on; return done(); }),
     // There is one way to restore mounts, and it restores what the older one of CRIU does.
     flag("mntns-compat-mode", [](S&, const V&) { return done(); }),
-    refused_flag("unprivileged", "it has to run as root"),
-    refused_flag("allow-uprobes", "the uprobes mapping is not skipped"),
+    flag("unprivileged", [](S&, const V& v) { return v.on ? check_privileges() : done(); }),
+    flag("allow-uprobes", [](S& s, const V& v) { s.common.allow_uprobes = v.on; return done(); }),
     // They let CRIU use what it has given up, and check pass over what no kernel has yet; there is neither here.
     flag("deprecated", [](S&, const V&) { return done(); }),
-    refused_value("tls-cacert", kNoTls),
-    refused_value("tls-cacrl", kNoTls),
-    refused_value("tls-cert", kNoTls),
-    refused_value("tls-key", kNoTls),
-    refused_flag("tls", kNoTls),
-    refused_plain("tls-no-cn-verify", kNoTls),
+    value("tls-cacert", [](S& s, const V& v) { s.tls_files.authority = v.text; return done(); }),
+    value("tls-cacrl", [](S& s, const V& v) { s.tls_files.revocations = v.text; return done(); }),
+    value("tls-cert", [](S& s, const V& v) { s.tls_files.certificate = v.text; return done(); }),
+    value("tls-key", [](S& s, const V& v) { s.tls_files.key = v.text; return done(); }),
+    flag("tls", [](S& s, const V& v) { s.tls = v.on; return done(); }),
+    plain("tls-no-cn-verify", [](S& s, const V&) { s.tls_files.verify_name = false; return done(); }),
     plain("ms", [](S&, const V&) { return done(); }),
 };
 

@@ -1,5 +1,8 @@
 #include "programs/criu/option_value.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <limits>
@@ -103,6 +106,38 @@ Result<engine::CgroupMode> parse_cgroup_mode(std::string_view text) {
     return CgroupMode::strict;
   }
   return fail(Kind::invalid, "option --manage-cgroups takes ignore, none, props, soft, full or strict, not \"{}\"", text);
+}
+
+Result<engine::FileValidation> parse_file_validation(std::string_view text) {
+  using engine::FileValidation;
+  if (text == "filesize") {
+    return FileValidation::size;
+  }
+  if (text == "buildid") {
+    return FileValidation::build_id;
+  }
+  return fail(Kind::invalid, "option --file-validation takes filesize or buildid, not \"{}\"", text);
+}
+
+Result<void> check_plugin_directory(std::string_view path) {
+  const auto files = sys::list_directory(AT_FDCWD, std::string(path));
+  if (!files.has_value()) {
+    return files.error().kind == Kind::gone ? Result<void>()
+                                            : Result<void>(tl::unexpect, files.error()).during("option --libdir");
+  }
+  for (const std::string& file : *files) {
+    if (file.ends_with(".so")) {
+      return fail(Kind::unsupported, "option --libdir: {}/{} is a plugin of CRIU, which ferry cannot load", path, file);
+    }
+  }
+  return {};
+}
+
+Result<void> check_privileges() {
+  if (::geteuid() != 0) {
+    return fail(Kind::unsupported, "option --unprivileged: ferry has to run as root, and this is user {}", ::geteuid());
+  }
+  return {};
 }
 
 Result<engine::NetworkLock> parse_network_lock(std::string_view text) {

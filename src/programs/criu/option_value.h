@@ -28,6 +28,11 @@ Result<std::uint32_t> parse_cpu_capability(std::string_view text);
 // criu(8) --manage-cgroups; empty is soft.
 Result<engine::CgroupMode> parse_cgroup_mode(std::string_view text);
 // criu(8) --network-lock: "iptables", "nftables", and "skip" or "none".
+Result<engine::FileValidation> parse_file_validation(std::string_view text);
+// Errors: unsupported, if there is a plugin in it; CRIU passes over a directory that is not there as well.
+Result<void> check_plugin_directory(std::string_view path);
+// Errors: unsupported, for anybody but root.
+Result<void> check_privileges();
 Result<engine::NetworkLock> parse_network_lock(std::string_view text);
 // "[CTRL:]/PATH"
 Result<engine::CgroupRoot> parse_cgroup_root(std::string_view text);

@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "engine/succession.h"
+#include "image/dedup.h"
 #include "lazy/daemon.h"
 #include "lazy/endpoint.h"
 #include "lazy/set_receiver.h"
@@ -15,17 +16,18 @@
 namespace ferry::criu {
 namespace {
 
-Result<void> receive_set(const UniqueFd& socket, const Workplace& place) {
+Result<void> receive_set(const UniqueFd& socket, const Settings& settings, const Workplace& place) {
   lazy::SetReceiver receiver(place.images());
   FERRY_CHECK(receiver.serve(socket.get()).during("receiving pages"));
   log::info("{} pages were received", receiver.pages());
+  if (settings.dump.auto_dedup) {
+    FERRY_TRY(const std::uint64_t pages, image::punch_received(place.images()));
+    log::info("{} pages were taken out of the parent set", pages);
+  }
   return {};
 }
 
-Result<void> check(const Settings& settings, const Workplace& place) {
-  if (settings.dump.auto_dedup) {
-    return fail(Kind::unsupported, "option --auto-dedup for page-server: use criu dedup when the whole set is there");
-  }
+Result<void> link_parent(const Settings& settings, const Workplace& place) {
   return settings.dump.parent_images.empty() ? Result<void>()
                                              : engine::link_parent(place.images(), settings.dump.parent_images);
 }
@@ -33,10 +35,10 @@ Result<void> check(const Settings& settings, const Workplace& place) {
 }  // namespace
 
 Result<void> run_page_server(const Settings& settings, const Workplace& place) {
-  FERRY_CHECK(check(settings, place));
+  FERRY_CHECK(link_parent(settings, place));
   const auto where = page_server_place(settings);
   const bool given = where.socket >= 0;
-  FERRY_TRY(UniqueFd socket, given ? lazy::connect_to(where) : lazy::listen_at(where));
+  FERRY_TRY(UniqueFd socket, given ? lazy::take_client(where) : lazy::listen_at(where));
   Readiness ready;
   if (settings.restore.detached) {
     FERRY_TRY(const bool in_background, ready.go_on_in_background());
@@ -46,9 +48,9 @@ Result<void> run_page_server(const Settings& settings, const Workplace& place) {
   }
   FERRY_CHECK(ready.tell(settings, place));
   if (!given) {
-    FERRY_TRY(socket, lazy::accept_from(socket.get()));
+    FERRY_TRY(socket, lazy::accept_from(socket.get(), where.tls));
   }
-  return receive_set(socket, place);
+  return receive_set(socket, settings, place);
 }
 
 Result<void> run_lazy_pages(const Settings& settings, const Workplace& place) {
@@ -73,10 +75,10 @@ Result<void> run_lazy_pages(const Settings& settings, const Workplace& place) {
 }
 
 Result<ServerStarted> start_page_server(const Settings& settings, const Workplace& place, bool detached) {
-  FERRY_CHECK(check(settings, place));
+  FERRY_CHECK(link_parent(settings, place));
   const auto where = page_server_place(settings);
   const bool given = where.socket >= 0;
-  FERRY_TRY(UniqueFd socket, given ? lazy::connect_to(where) : lazy::listen_at(where));
+  FERRY_TRY(UniqueFd socket, given ? lazy::take_client(where) : lazy::listen_at(where));
   ServerStarted out;
   if (!given) {
     FERRY_TRY(out.port, lazy::port_of(socket.get()));
@@ -92,9 +94,9 @@ Result<ServerStarted> start_page_server(const Settings& settings, const Workplac
         ::_exit(0);
       }
     }
-    auto connection = given ? Result<UniqueFd>(std::move(socket)) : lazy::accept_from(socket.get());
+    auto connection = given ? Result<UniqueFd>(std::move(socket)) : lazy::accept_from(socket.get(), where.tls);
     const Result<void> received =
-        connection.has_value() ? receive_set(*connection, place) : Result<void>(tl::unexpect, connection.error());
+        connection.has_value() ? receive_set(*connection, settings, place) : Result<void>(tl::unexpect, connection.error());
     if (!received.has_value()) {
       log::error(received.error());
     }

@@ -25,25 +25,13 @@ struct RefusedOption {
   bool (*asked)(const criu_opts&);
   const char* why;
 };
-constexpr const char* kNoTls = "connections of the page server are not encrypted; tunnel them, or give one by ps.fd";
-constexpr const char* kNoIrmap = "file system watches are not searched for by path";
-
 constexpr std::array kRefused{
     RefusedOption{"status_fd", [](const criu_opts& o) { return o.has_status_fd() && o.status_fd() >= 0 && !o.lazy_pages(); },
                   "it tells when a server listens, and only a lazy dump is one"},
-    RefusedOption{"force_irmap", [](const criu_opts& o) { return o.force_irmap(); }, kNoIrmap},
-    RefusedOption{"irmap_scan_paths", [](const criu_opts& o) { return o.irmap_scan_paths_size() > 0; }, kNoIrmap},
-    RefusedOption{"tls_cacert", [](const criu_opts& o) { return o.has_tls_cacert(); }, kNoTls},
-    RefusedOption{"tls_cacrl", [](const criu_opts& o) { return o.has_tls_cacrl(); }, kNoTls},
-    RefusedOption{"tls_cert", [](const criu_opts& o) { return o.has_tls_cert(); }, kNoTls},
-    RefusedOption{"tls_key", [](const criu_opts& o) { return o.has_tls_key(); }, kNoTls},
-    RefusedOption{"tls", [](const criu_opts& o) { return o.tls(); }, kNoTls},
-    RefusedOption{"tls_no_cn_verify", [](const criu_opts& o) { return o.tls_no_cn_verify(); }, kNoTls},
     RefusedOption{"pidfd_store_sk", [](const criu_opts& o) { return o.has_pidfd_store_sk(); },
                   "who has tracked a process from one pre-dump to the next is found without it"},
     RefusedOption{"lsm_mount_context", [](const criu_opts& o) { return o.has_lsm_mount_context(); },
                   "SELinux mount contexts are not changed"},
-    RefusedOption{"unprivileged", [](const criu_opts& o) { return o.unprivileged(); }, "it has to run as root"},
 };
 
 Result<void> apply_cgroups(Settings& settings, const criu_opts& opts) {
@@ -196,6 +184,15 @@ Result<void> apply_dump(Settings& settings, const criu_opts& opts) {
 // A lazy dump listens at every address, and pages stay in the tree: that wins over sending them somewhere.
 Result<void> apply_page_server(Settings& settings, const criu_opts& opts) {
   settings.lazy_pages = settings.lazy_pages || opts.lazy_pages();
+  if (opts.has_tls()) {
+    settings.tls = opts.tls();
+  }
+  engine::TlsFiles& files = settings.tls_files;
+  files.authority = opts.has_tls_cacert() ? opts.tls_cacert() : files.authority;
+  files.revocations = opts.has_tls_cacrl() ? opts.tls_cacrl() : files.revocations;
+  files.certificate = opts.has_tls_cert() ? opts.tls_cert() : files.certificate;
+  files.key = opts.has_tls_key() ? opts.tls_key() : files.key;
+  files.verify_name = files.verify_name && !opts.tls_no_cn_verify();
   if (opts.has_status_fd() && opts.status_fd() >= 0) {
     settings.status_fd = opts.status_fd();  // a number of the caller's, until the worker has opened it
   }
@@ -274,6 +271,9 @@ Result<void> apply_rpc_options(Settings& settings, const criu_opts& opts) {
     if (refused.asked(opts)) {
       return refuse(refused.name, refused.why);
     }
+  }
+  if (opts.unprivileged()) {
+    FERRY_CHECK(check_privileges());
   }
   if (opts.has_root()) {
     settings.common.root = opts.root();

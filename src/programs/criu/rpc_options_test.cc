@@ -99,7 +99,8 @@ TEST(RpcOptions, EveryFieldIsDoneOrRefusedByNameAndNeverIgnored) {
   // Read elsewhere: the worker reads the file itself; inodes count once the switch beside them is on.
   const std::set<std::string> elsewhere{"config_file", "unix_sk_ino"};
   // How CRIU goes about something that has one way here; the result is the same.
-  const std::set<std::string> one_way{"pre_dump_mode", "mntns_compat_mode", "ext_sharing", "ext_masters"};
+  const std::set<std::string> one_way{"pre_dump_mode", "mntns_compat_mode", "ext_sharing", "ext_masters",
+                                   "force_irmap", "irmap_scan_paths", "unprivileged"};
   const Schema schema = read_schema();
   ASSERT_TRUE(schema.contains("criu_opts"));
   rpc::criu_opts nothing;

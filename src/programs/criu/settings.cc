@@ -1,5 +1,7 @@
 #include "programs/criu/settings.h"
 
+#include <unistd.h>
+
 #include "lazy/hand_over.h"
 
 namespace ferry::criu {
@@ -15,7 +17,15 @@ engine::DumpOptions dump_options(const Settings& settings) {
 }
 
 state::PageServerPlace page_server_place(const Settings& settings) {
-  return {settings.address, settings.port, settings.ps_socket};
+  state::PageServerPlace place{settings.address, settings.port, settings.ps_socket};
+  if (settings.tls) {
+    constexpr const char* kRevocations = "/etc/pki/CA/cacrl.pem";
+    place.tls = settings.tls_files;
+    if (place.tls->revocations.empty() && ::access(kRevocations, F_OK) == 0) {
+      place.tls->revocations = kRevocations;
+    }
+  }
+  return place;
 }
 
 engine::RestoreOptions restore_options(const Settings& settings) {

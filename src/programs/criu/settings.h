@@ -9,8 +9,15 @@
 
 namespace ferry::criu {
 
+// What CRIU's command does where nothing else is said.
+inline engine::CommonOptions default_options() {
+  engine::CommonOptions options;
+  options.file_validation = engine::FileValidation::build_id;
+  return options;
+}
+
 struct Settings {
-  engine::CommonOptions common;  // the shared part of both operations
+  engine::CommonOptions common = default_options();  // the shared part of both operations
   engine::DumpOptions dump;      // only its own fields are used here
   engine::RestoreOptions restore;
 
@@ -24,6 +31,9 @@ struct Settings {
   std::string address;
   std::uint16_t port = 0;
   int ps_socket = -1;        // a connection to or from a page server, in place of address and port
+  bool tls = false;          // page server and lazy-pages: connections are encrypted
+  // What CRIU takes where nothing else is said; its list of revoked certificates only if it is there.
+  engine::TlsFiles tls_files{"/etc/pki/CA/cacert.pem", "", "/etc/pki/criu/cert.pem", "/etc/pki/criu/private/key.pem"};
   bool page_server = false;  // dump, pre-dump: pages go to one.  lazy-pages: they come from one
   bool lazy_pages = false;
   int status_fd = -1;  // gets a zero byte when a server listens

@@ -286,8 +286,12 @@ Result<void> Hierarchy::read_below(const std::string& path, const std::vector<st
 
 Result<std::vector<std::string>> Hierarchy::children(const std::string& path) const {
   FERRY_TRY(const UniqueFd directory, sys::open_at(root_.get(), below_root(path), O_RDONLY | O_DIRECTORY));
-  FERRY_TRY(const auto names, sys::list_directory(directory.get(), "."));
+  FERRY_TRY(const struct stat own, sys::stat_fd(directory.get(), describe(path)));
   std::vector<std::string> out;
+  if (own.st_nlink == 2) {
+    return out;  // kernfs counts the directories in a directory (kernfs_refresh_inode in fs/kernfs/inode.c)
+  }
+  FERRY_TRY(const auto names, sys::list_directory(directory.get(), "."));
   for (const std::string& name : names) {
     struct stat st;
     if (::fstatat(directory.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode)) {

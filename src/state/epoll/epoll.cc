@@ -9,6 +9,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <map>
 #include <optional>
@@ -171,8 +172,7 @@ class EpollKind : public FileKind {
   static Result<void> resolve(const List& list, std::uint32_t id, const Tables& tables, DumpContext& context,
                               pb::EventpollFileEntry& entry) {
     std::map<int, std::uint32_t> position;  // of the next watch with the same number
-    pollfd self{list.ours, POLLIN, 0};
-    const bool quiet = ::poll(&self, 1, 0) == 0;
+    std::vector<int> targets;
     for (const EpollWatch& watch : list.watches) {
       FERRY_TRY(const std::uint32_t target, find(list, id, watch, position[watch.fd]++, tables, context));
       if (target == 0) {
@@ -189,11 +189,42 @@ class EpollKind : public FileKind {
       out.set_dev(watch.dev);
       out.set_inode(watch.inode);
       out.set_pos(watch.pos);
-      if (quiet && was_told(watch, context.files.ours(target))) {
-        out.set_ferry_told(true);
+      targets.push_back(context.files.ours(target));
+    }
+    if (!may_be_polled(list, targets)) {
+      return {};
+    }
+    pollfd self{list.ours, POLLIN, 0};
+    const bool quiet = ::poll(&self, 1, 0) == 0;
+    for (std::size_t i = 0; quiet && i < targets.size(); ++i) {
+      if (was_told(list.watches[i], targets[i])) {
+        entry.mutable_tfd(static_cast<int>(i))->set_ferry_told(true);
       }
     }
     return {};
+  }
+
+  // To poll is not only to look: what was ready and is not any more leaves the list, and a signalfd is ready for those
+  // only who have the signals (signalfd(2)), not for us.  So nobody polls without need, nor one that watches such.
+  static bool may_be_polled(const List& list, const std::vector<int>& targets) {
+    const bool useful = std::any_of(list.watches.begin(), list.watches.end(), [](const EpollWatch& watch) {
+      return (watch.events & (EPOLLET | EPOLLONESHOT)) != 0;
+    });
+    struct stat own {};
+    if (!useful || ::fstat(list.ours, &own) != 0) {
+      return false;
+    }
+    for (std::size_t i = 0; i < targets.size(); ++i) {
+      // All anonymous inodes have one number (fs/anon_inodes.c).
+      if (list.watches[i].inode != own.st_ino) {
+        continue;
+      }
+      const auto link = sys::read_link(fmt::format("/proc/self/fd/{}", targets[i]));
+      if (!link.has_value() || *link == "anon_inode:[signalfd]" || *link == "anon_inode:[eventpoll]") {
+        return false;
+      }
+    }
+    return true;
   }
 
   // Nothing waits to be fetched, and yet the file is ready: it was told of that, once.

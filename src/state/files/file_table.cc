@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "state/file_kind.h"
+#include "state/files/build_id.h"
 #include "state/files/names.h"
 #include "state/locks/locks.h"
 #include "state/nsids/nsids.h"
@@ -200,6 +201,10 @@ Result<std::uint32_t> FileTable::add_path(DumpContext& context, DumpTask& task, 
   FERRY_TRY(const int mount, sys::mount_of(ours));
   reg.set_mnt_id(mount);
   FERRY_CHECK(describe(context, task, ours, st, link, fmt::format("pid {}, {}", task.pid, link), reg));
+  if (S_ISREG(st.st_mode) && st.st_nlink != 0 && context.options.file_validation == FileValidation::build_id) {
+    FERRY_TRY(const auto build_id, files::read_build_id(ours));
+    reg.mutable_build_id()->Assign(build_id.begin(), build_id.end());
+  }
   id = entry.id();
   context.set.add(Name{Type::files, 0}, std::move(entry));
   return id;

@@ -179,12 +179,20 @@ Result<void> LostNames::make(const Object& object) {
       made_at[reg->name()] = made.path;
     }
     found_[reg->id()] = known;
-    if (const auto at = made_at.find(reg->name()); (reg->flags() & O_PATH) != 0 && at != made_at.end()) {
-      // O_NOFOLLOW, which a link needs, would mean the link of procfs if it were opened by its number.
-      FERRY_TRY(first_[reg->id()], sys::open(at->second, static_cast<int>(reg->flags())));
+    if (const auto at = made_at.find(reg->name()); at != made_at.end() && needs_its_name(*reg, known->get())) {
+      constexpr int kOnce = O_CREAT | O_EXCL | O_TRUNC;
+      FERRY_TRY(first_[reg->id()], sys::open(at->second, (static_cast<int>(reg->flags()) & ~kOnce) | O_NOCTTY));
     }
   }
   return {};
+}
+
+// O_NOFOLLOW, which a link needs and shm_open(3) asks for, would mean the link of procfs if a file were opened by its
+// number.
+bool LostNames::needs_its_name(const pb::RegFileEntry& reg, int made) {
+  struct stat st {};
+  return (reg.flags() & O_PATH) != 0 ||
+         ((reg.flags() & O_NOFOLLOW) != 0 && ::fstat(made, &st) == 0 && S_ISREG(st.st_mode));
 }
 
 // A file that open(2) made without a name can still be given one, so it is made the same way.

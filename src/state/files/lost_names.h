@@ -59,6 +59,7 @@ class LostNames {
   Result<void> make_all(const Inside* inside);
   Result<void> make_parents(const std::string& path);
   Result<void> make(const Object& object);
+  static bool needs_its_name(const pb::RegFileEntry& reg, int made);
   Result<void> make_temporary(const Object& object);
   Result<void> take_away(const Made& made);
 

@@ -5,9 +5,11 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <optional>
 
+#include "state/files/build_id.h"
 #include "sys/file.h"
 
 namespace ferry::state {
@@ -98,6 +100,12 @@ class RegularFile final : public FileKind {
     if (reg.has_size() && S_ISREG(st.st_mode) && static_cast<std::uint64_t>(st.st_size) != reg.size()) {
       return fail(Kind::corrupt, "{} has {} bytes, at the checkpoint it had {}: put the same file back", path,
                   st.st_size, reg.size());
+    }
+    if (reg.build_id_size() > 0 && options.file_validation == FileValidation::build_id && S_ISREG(st.st_mode)) {
+      FERRY_TRY(const auto now, files::read_build_id(fd));
+      if (!now.empty() && !std::equal(now.begin(), now.end(), reg.build_id().begin(), reg.build_id().end())) {
+        return fail(Kind::corrupt, "{} has another build-id than at the checkpoint: put the same file back", path);
+      }
     }
     return {};
   }

@@ -18,17 +18,17 @@ constexpr std::size_t kMostThreads = 4;
 
 }  // namespace
 
-void OptionsCollector::add(const pb::InetSkEntry& entry, int ours, bool connected, std::string subject) {
-  jobs_.push_back({entry.id(), ours, connected, std::move(subject)});
+void OptionsCollector::add(const pb::InetSkEntry& entry, int ours, const Networks::Place& network, bool connected,
+                           std::string subject) {
+  jobs_.push_back({entry.id(), ours, &network, connected, std::move(subject)});
 }
 
-Result<void> OptionsCollector::run(DumpContext& context, const std::map<std::uint32_t, pb::InetSkEntry*>& entries) {
+Result<void> OptionsCollector::run(const std::map<std::uint32_t, pb::InetSkEntry*>& entries) {
   if (jobs_.empty()) {
     return {};
   }
-  FERRY_TRY(const UniqueFd ns, sys::open_at(context.root().proc.get(), "ns/net", O_RDONLY));
   for (const Job& job : jobs_) {
-    FERRY_CHECK(more_.prepare(job.ours, ns.get(), job.subject));
+    FERRY_CHECK(more_.prepare(job.ours, *job.network, job.subject));
   }
   const std::size_t threads = std::clamp<std::size_t>(
       std::min<std::size_t>(jobs_.size() / kWorthAThread, std::thread::hardware_concurrency()), 1, kMostThreads);
@@ -59,7 +59,7 @@ Result<void> OptionsCollector::ask(const Job& job, pb::InetSkEntry& entry) const
   if (entry.has_tcp_opts()) {
     FERRY_CHECK(collect_tcp_options(job.ours, job.subject, *entry.mutable_tcp_opts()).during("{}", job.subject));
   }
-  return more_.collect(job.ours, job.connected, *entry.mutable_ferry_options());
+  return more_.collect(job.ours, *job.network, job.connected, *entry.mutable_ferry_options());
 }
 
 }  // namespace ferry::state::inet_socket

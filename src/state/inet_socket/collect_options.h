@@ -14,14 +14,15 @@ namespace ferry::state::inet_socket {
 class OptionsCollector {
  public:
   // `connected`: a TCP connection, or what is left of one.  The descriptor has to stay open until run().
-  void add(const pb::InetSkEntry& entry, int ours, bool connected, std::string subject);
+  void add(const pb::InetSkEntry& entry, int ours, const Networks::Place& network, bool connected, std::string subject);
   // Completes the entries, by their ids.
-  Result<void> run(DumpContext& context, const std::map<std::uint32_t, pb::InetSkEntry*>& entries);
+  Result<void> run(const std::map<std::uint32_t, pb::InetSkEntry*>& entries);
 
  private:
   struct Job {
     std::uint32_t id;
     int ours;
+    const Networks::Place* network;
     bool connected;
     std::string subject;
   };

@@ -43,9 +43,8 @@ Result<short> events(int fd, const std::string& subject) {
 }
 
 // getpeername(2) does not tell whom a socket is still connecting to.
-Result<void> collect_half_open(const FdProbe& probe, pb::InetSkEntry& entry) {
-  FERRY_TRY(const UniqueFd ns, sys::open_at(probe.task.proc.get(), "ns/net", O_RDONLY));
-  FERRY_TRY(const auto visit, sys::NetNamespaceVisit::enter(ns.get()));
+Result<void> collect_half_open(const FdProbe& probe, const Networks::Place& network, pb::InetSkEntry& entry) {
+  FERRY_TRY(const auto visit, sys::NetNamespaceVisit::enter(network.ns.get()));
   FERRY_TRY(auto netlink, sys::Netlink::open(NETLINK_SOCK_DIAG));
   FERRY_TRY(const auto found, sys::inet_diag(netlink, static_cast<std::uint8_t>(entry.family()), IPPROTO_TCP,
                                              1U << TCP_SYN_SENT));
@@ -64,13 +63,14 @@ Result<void> collect_half_open(const FdProbe& probe, pb::InetSkEntry& entry) {
 
 }  // namespace
 
-Result<void> TcpCollector::collect(const FdProbe& probe, DumpContext& context, pb::InetSkEntry& entry) {
+Result<void> TcpCollector::collect(const FdProbe& probe, DumpContext& context, const Networks::Place& network,
+                                   pb::InetSkEntry& entry) {
   const std::string subject = probe.subject();
   FERRY_TRY(const tcp_info now, info(probe.ours, subject));
   entry.set_state(now.tcpi_state);
   if (now.tcpi_state == TCP_LISTEN) {
     entry.set_backlog(now.tcpi_sacked);  // of a listener: the limit of its accept queue (sock_diag(7), idiag_wqueue)
-    listeners_.push_back({entry.id(), probe.ours, subject});
+    listeners_.push_back({entry.id(), probe.ours, &network, subject});
     return {};
   }
   FERRY_TRY(const short happened, events(probe.ours, subject));
@@ -89,7 +89,7 @@ Result<void> TcpCollector::collect(const FdProbe& probe, DumpContext& context, p
     return {};
   }
   if (now.tcpi_state == TCP_SYN_SENT) {
-    FERRY_CHECK(collect_half_open(probe, entry));
+    FERRY_CHECK(collect_half_open(probe, network, entry));
   } else if ((happened & POLLRDHUP) != 0 &&
              (now.tcpi_state == TCP_ESTABLISHED || now.tcpi_state == TCP_FIN_WAIT1 || now.tcpi_state == TCP_FIN_WAIT2)) {
     entry.set_shutdown(pb::SKSHUT_READ);  // by the program itself: the peer has sent no FIN
@@ -106,7 +106,7 @@ Result<void> TcpCollector::collect(const FdProbe& probe, DumpContext& context, p
                 "{}: an established TCP connection {} -> {}; --tcp-established keeps it, --tcp-close closes it", subject,
                 source.text(), peer.text());
   }
-  connections_.push_back({entry.id(), probe.ours, subject});
+  connections_.push_back({entry.id(), probe.ours, &network, subject});
   return {};
 }
 
@@ -115,11 +115,16 @@ Result<void> TcpCollector::finish(DumpContext& context, const std::map<std::uint
     return {};
   }
   if (context.options.tcp_established) {
-    std::vector<pb::InetSkEntry*> connected;
-    for (const Known& c : connections_) {
-      connected.push_back(entries.at(c.id));
+    std::map<const Networks::Place*, std::vector<pb::InetSkEntry*>> connected;
+    for (const Known& listener : listeners_) {
+      connected[listener.network];
     }
-    FERRY_CHECK(lock(context, connected));
+    for (const Known& c : connections_) {
+      connected[c.network].push_back(entries.at(c.id));
+    }
+    for (const auto& [network, connections] : connected) {
+      FERRY_CHECK(lock(context, *network, connections));
+    }
   }
   for (const Known& listener : listeners_) {
     FERRY_CHECK(check_listener(listener, context.options));
@@ -135,16 +140,15 @@ Result<void> TcpCollector::finish(DumpContext& context, const std::map<std::uint
   return {};
 }
 
-Result<void> TcpCollector::lock(DumpContext& context, const std::vector<pb::InetSkEntry*>& connections) {
+Result<void> TcpCollector::lock(DumpContext& context, const Networks::Place& network,
+                                const std::vector<pb::InetSkEntry*>& connections) {
   FERRY_TRY(const auto* inventory, context.set.one<pb::InventoryEntry>({image::Type::inventory}));
-  FERRY_TRY(const NamespaceIds namespaces, NamespaceIds::of(context.set));
-  FERRY_TRY(const UniqueFd ns, sys::open_at(context.root().proc.get(), "ns/net", O_RDONLY));
-  FERRY_TRY(const struct stat inode, sys::stat_fd(ns.get(), "ns/net"));
+  FERRY_TRY(const struct stat inode, sys::stat_fd(network.ns.get(), "network namespace"));
   network_lock::Request request;
   request.method = context.options.network_lock;
   request.id = inventory->dump_criu_run_id();
   // An external namespace is used by others as well, and goes on without this tree.
-  request.whole = namespaces.is_new(NsKind::net) &&
+  request.whole = network.id != namespace_of(inventory->root_ids(), NsKind::net) &&
                   !external_key(context.options, "net", fmt::format("{}", inode.st_ino)).has_value();
   if (!request.whole) {
     for (const pb::InetSkEntry* entry : connections) {
@@ -156,7 +160,8 @@ Result<void> TcpCollector::lock(DumpContext& context, const std::vector<pb::Inet
     }
   }
   const auto begin = std::chrono::steady_clock::now();
-  FERRY_TRY(lock_, network_lock::Lock::take(request, ns.get(), false));
+  FERRY_TRY(auto lock, network_lock::Lock::take(request, network.ns.get(), false));
+  locks_.add(std::move(lock));
   log::debug("  network lock: {} us",
              std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - begin).count());
   return {};
@@ -183,9 +188,9 @@ Result<void> TcpCollector::before_end() {
       repair.leave_on();
     }
   }
-  return lock_.keep();
+  return locks_.keep();
 }
 
-Result<void> TcpCollector::before_going_on() { return lock_.release(); }
+Result<void> TcpCollector::before_going_on() { return locks_.release(); }
 
 }  // namespace ferry::state::inet_socket

@@ -9,13 +9,14 @@
 #include "state/file_kind.h"
 #include "state/inet_socket/inet_socket.h"
 #include "state/network_lock/network_lock.h"
+#include "state/nsids/networks.h"
 
 namespace ferry::state::inet_socket {
 
 class TcpCollector {
  public:
   // Errors: unsupported for a connection that is neither to be kept (--tcp-established) nor closed (--tcp-close).
-  Result<void> collect(const FdProbe& probe, DumpContext& context, pb::InetSkEntry& entry);
+  Result<void> collect(const FdProbe& probe, DumpContext& context, const Networks::Place& network, pb::InetSkEntry& entry);
   // `entries`: all Internet sockets by their ids.
   Result<void> finish(DumpContext& context, const std::map<std::uint32_t, pb::InetSkEntry*>& entries);
   // The sockets are left in repair mode, so that they end without a word, and the lock stays.
@@ -26,13 +27,14 @@ class TcpCollector {
   struct Known {
     std::uint32_t id;
     int ours;  // lives as long as the FileTable
+    const Networks::Place* network;
     std::string subject;
   };
-  Result<void> lock(DumpContext& context, const std::vector<pb::InetSkEntry*>& connections);
+  Result<void> lock(DumpContext& context, const Networks::Place& network, const std::vector<pb::InetSkEntry*>& connections);
   static Result<void> check_listener(const Known& listener, const DumpOptions& options);
 
   std::vector<Known> listeners_, connections_;
-  network_lock::Lock lock_;
+  network_lock::Locks locks_;
 };
 
 }  // namespace ferry::state::inet_socket

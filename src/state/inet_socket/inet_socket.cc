@@ -10,10 +10,12 @@
 
 #include "base/log.h"
 #include "image/proto/inventory.pb.h"
+#include "state/dump_host.h"
 #include "state/inet_socket/collect_options.h"
 #include "state/inet_socket/collect_tcp.h"
 #include "state/inet_socket/datagrams.h"
 #include "state/inet_socket/membership.h"
+#include "state/nested/nested.h"
 #include "state/socket/more_options.h"
 #include "state/socket/options.h"
 #include "state/tcp/tcp.h"
@@ -42,7 +44,7 @@ class InetSocketKind : public FileKind {
 
   Result<void> collect(const FdProbe& probe, DumpContext& context, pb::FileEntry& out) override {
     const std::string subject = probe.subject();
-    FERRY_CHECK(socket::check_network_namespace(probe, context));
+    FERRY_TRY(const Networks::Place* const network, context.host.networks().of_socket(subject, probe.ours, context));
     pb::InetSkEntry& entry = *out.mutable_isk();
     FERRY_TRY(const int family, socket::get_int(probe.ours, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN"));
     FERRY_TRY(const int type, socket::get_int(probe.ours, SOL_SOCKET, SO_TYPE, "SO_TYPE"));
@@ -54,25 +56,23 @@ class InetSocketKind : public FileKind {
     entry.set_proto(static_cast<std::uint32_t>(protocol));
     entry.set_flags(probe.status_flags());
     entry.set_backlog(0);
-    if (probe.task.ids != nullptr && probe.task.ids->has_net_ns_id()) {
-      entry.set_ns_id(probe.task.ids->net_ns_id());
-    }
+    entry.set_ns_id(network->id);
     FERRY_CHECK(collect_fown(probe, context, *entry.mutable_fown()));
     FERRY_CHECK(collect_addresses(probe, entry));
     if (is_tcp(entry.proto())) {
       entry.mutable_tcp_opts();
-      FERRY_CHECK(tcp_.collect(probe, context, entry));
+      FERRY_CHECK(tcp_.collect(probe, context, *network, entry));
       const bool connected = entry.state() != TCP_LISTEN &&
                              (entry.state() != TCP_CLOSE || entry.dst_port() != 0 || entry.has_shutdown());
-      options_.add(entry, probe.ours, connected, subject);
+      options_.add(entry, probe.ours, *network, connected, subject);
       return {};
     }
     if (type != SOCK_DGRAM && type != SOCK_RAW) {
       return fail(Kind::unsupported, "{}: sockets of type {} and protocol {} cannot be carried over", subject, type,
                   protocol);
     }
-    options_.add(entry, probe.ours, false, subject);
-    FERRY_CHECK(memberships_.collect(probe.ours, probe.task.proc.get(), subject, entry));
+    options_.add(entry, probe.ours, *network, false, subject);
+    FERRY_CHECK(memberships_.collect(probe.ours, *network, subject, entry));
     return collect_datagrams(probe, context, entry);
   }
 
@@ -84,7 +84,7 @@ class InetSocketKind : public FileKind {
         entries[file.id()] = file.mutable_isk();
       }
     }
-    FERRY_CHECK(options_.run(context, entries));
+    FERRY_CHECK(options_.run(entries));
     return tcp_.finish(context, entries);
   }
   Result<void> before_end(DumpContext&) override { return tcp_.before_end(); }
@@ -98,13 +98,9 @@ class InetSocketKind : public FileKind {
     }
     const std::string subject = subject_of(entry);
     FERRY_TRY(const bool closed, comes_back_closed(entry, context));
-    FERRY_TRY(UniqueFd fd, context.inside.get<UniqueFd>([&]() -> Result<UniqueFd> {
-      UniqueFd made(::socket(static_cast<int>(entry.family()), static_cast<int>(entry.type()) | SOCK_CLOEXEC,
-                             static_cast<int>(entry.proto())));
-      if (!made) {
-        return sys_fail(fmt::format("socket(family {}, type {}, protocol {})", entry.family(), entry.type(), entry.proto()));
-      }
-      return made;
+    FERRY_TRY(Inside* const inside, context.nested.inside_network(context, entry.ns_id()));
+    FERRY_TRY(UniqueFd fd, inside->get<UniqueFd>([&] {
+      return socket::make(static_cast<int>(entry.family()), static_cast<int>(entry.type()), static_cast<int>(entry.proto()));
     }));
     FERRY_CHECK(socket::restore_plain_options(fd.get(), entry.opts(), subject));
     FERRY_CHECK(inet_socket::restore_ip_options(fd.get(), entry).during("{}", subject));
@@ -121,7 +117,7 @@ class InetSocketKind : public FileKind {
       if (inet_socket::is_connection(entry)) {
         FERRY_CHECK(connections_.begin(fd.get(), entry, subject));
       }
-      FERRY_CHECK(bind(fd.get(), source, entry, context));
+      FERRY_CHECK(bind(fd.get(), source, entry, *inside));
     }
     return fd;
   }
@@ -129,6 +125,7 @@ class InetSocketKind : public FileKind {
   Result<void> connect(const pb::FileEntry& file, int fd, RestoreContext& context) override {
     const pb::InetSkEntry& entry = file.isk();
     const std::string subject = subject_of(entry);
+    FERRY_TRY(Inside* const inside, context.nested.inside_network(context, entry.ns_id()));
     FERRY_TRY(const UniqueFd given, socket::inherited(entry.ino(), context.options));
     FERRY_TRY(const bool closed, comes_back_closed(entry, context));
     if (!given && closed) {
@@ -145,16 +142,16 @@ class InetSocketKind : public FileKind {
       tcp::Peers peers;
       FERRY_TRY(peers.local, Endpoint::from_image(entry.family(), entry.src_port(), entry.src_addr()));
       FERRY_TRY(peers.remote, Endpoint::from_image(entry.family(), entry.dst_port(), entry.dst_addr()));
-      FERRY_CHECK(add_scope(peers.local, entry, context));
-      FERRY_CHECK(add_scope(peers.remote, entry, context));
-      FERRY_CHECK(connections_.connect(fd, entry, peers, context.set, context.inside));
+      FERRY_CHECK(add_scope(peers.local, entry, *inside));
+      FERRY_CHECK(add_scope(peers.remote, entry, *inside));
+      FERRY_CHECK(connections_.connect(fd, entry, peers, context.set, *inside));
     } else if (!given && is_tcp(entry.proto()) && context.set.has({image::Type::tcp_stream, entry.ino()})) {
-      FERRY_CHECK(connections_.end(fd, entry, context.set, context.inside));
+      FERRY_CHECK(connections_.end(fd, entry, context.set, *inside));
     } else if (!given && entry.dst_port() != 0) {
-      FERRY_CHECK(inet_socket::restore_datagrams(fd, subject, entry, context.set, injector_, context.inside));
-      FERRY_CHECK(connect_datagrams(fd, entry, context));
+      FERRY_CHECK(inet_socket::restore_datagrams(fd, subject, entry, context.set, injector_, *inside));
+      FERRY_CHECK(connect_datagrams(fd, entry, *inside));
     } else if (!given) {
-      FERRY_CHECK(inet_socket::restore_datagrams(fd, subject, entry, context.set, injector_, context.inside));
+      FERRY_CHECK(inet_socket::restore_datagrams(fd, subject, entry, context.set, injector_, *inside));
       FERRY_CHECK(shut_down(fd, entry));
     }
     // bind(2) and listen(2) wanted it set; a connection does until it leaves repair mode.
@@ -162,7 +159,7 @@ class InetSocketKind : public FileKind {
       FERRY_CHECK(socket::set_int(fd, SOL_SOCKET, SO_REUSEADDR, entry.opts().reuseaddr() ? 1 : 0, "SO_REUSEADDR"));
     }
     if (!given) {
-      FERRY_CHECK(inet_socket::restore_memberships(fd, entry, subject, context.inside));
+      FERRY_CHECK(inet_socket::restore_memberships(fd, entry, subject, *inside));
       FERRY_CHECK(socket::restore_more(fd, entry.ferry_options(), false, subject));
       if (entry.opts().has_so_priority()) {  // IP_TOS has changed it
         FERRY_CHECK(socket::set_int(fd, SOL_SOCKET, SO_PRIORITY, static_cast<int>(entry.opts().so_priority()), "SO_PRIORITY"));
@@ -178,7 +175,8 @@ class InetSocketKind : public FileKind {
     if (!inet_socket::is_connection(entry)) {
       return {};
     }
-    FERRY_CHECK(connections_.resume(fd, entry, context.inside));
+    FERRY_TRY(Inside* const inside, context.nested.inside_network(context, entry.ns_id()));
+    FERRY_CHECK(connections_.resume(fd, entry, *inside));
     return entry.state() != TCP_SYN_SENT ? shut_down(fd, entry) : Result<void>();
   }
 
@@ -264,11 +262,11 @@ class InetSocketKind : public FileKind {
     return false;
   }
 
-  static Result<void> add_scope(Endpoint& endpoint, const pb::InetSkEntry& entry, RestoreContext& context) {
+  static Result<void> add_scope(Endpoint& endpoint, const pb::InetSkEntry& entry, Inside& inside) {
     if (entry.ifname().empty()) {
       return {};
     }
-    FERRY_TRY(endpoint.scope, context.inside.get<std::uint32_t>([&]() -> Result<std::uint32_t> {
+    FERRY_TRY(endpoint.scope, inside.get<std::uint32_t>([&]() -> Result<std::uint32_t> {
       const unsigned index = ::if_nametoindex(entry.ifname().c_str());
       if (index == 0) {
         return sys_fail(fmt::format("if_nametoindex({})", entry.ifname()));
@@ -278,8 +276,8 @@ class InetSocketKind : public FileKind {
     return {};
   }
 
-  static Result<void> bind(int fd, Endpoint source, const pb::InetSkEntry& entry, RestoreContext& context) {
-    FERRY_CHECK(add_scope(source, entry, context));
+  static Result<void> bind(int fd, Endpoint source, const pb::InetSkEntry& entry, Inside& inside) {
+    FERRY_CHECK(add_scope(source, entry, inside));
     const sockaddr_storage address = source.to_sockaddr();
     if (::bind(fd, reinterpret_cast<const sockaddr*>(&address), source.size()) != 0) {
       return sys_fail(fmt::format("bind({})", source.text()));
@@ -287,9 +285,9 @@ class InetSocketKind : public FileKind {
     return {};
   }
 
-  static Result<void> connect_datagrams(int fd, const pb::InetSkEntry& entry, RestoreContext& context) {
+  static Result<void> connect_datagrams(int fd, const pb::InetSkEntry& entry, Inside& inside) {
     FERRY_TRY(Endpoint peer, Endpoint::from_image(entry.family(), entry.dst_port(), entry.dst_addr()));
-    FERRY_CHECK(add_scope(peer, entry, context));
+    FERRY_CHECK(add_scope(peer, entry, inside));
     const sockaddr_storage address = peer.to_sockaddr();
     if (::connect(fd, reinterpret_cast<const sockaddr*>(&address), peer.size()) != 0) {
       return sys_fail(fmt::format("connect({} -> {})", subject_of(entry), peer.text()));

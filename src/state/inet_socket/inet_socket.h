@@ -48,7 +48,7 @@ struct Endpoint {
 // Whether a set has the entry as a TCP connection that goes on.
 bool is_connection(const pb::InetSkEntry& entry);
 // Keeps packets of the set's connections away until they are restored; nothing if it has none.
-Result<network_lock::Lock> lock_for_restore(RestoreContext& context);
+Result<network_lock::Locks> lock_for_restore(RestoreContext& context);
 // What a lock has to know of a connection.
 Result<network_lock::Connection> connection_of(const pb::InetSkEntry& entry);
 

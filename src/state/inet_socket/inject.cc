@@ -138,11 +138,13 @@ bool is_local(const Endpoint& endpoint) {
 }
 
 Result<void> Injector::send(const std::string& packet, const Endpoint& to, Inside& inside) {
-  return inside.run([&] { return send(packet, to); });
+  return inside.run([&] { return send(packet, to, raw_[&inside]); });
 }
 
-Result<void> Injector::send(const std::string& packet, const Endpoint& to) {
-  UniqueFd& raw = to.family == AF_INET ? raw4_ : raw6_;
+Result<void> Injector::send(const std::string& packet, const Endpoint& to) { return send(packet, to, raw_[nullptr]); }
+
+Result<void> Injector::send(const std::string& packet, const Endpoint& to, Raw& sockets) {
+  UniqueFd& raw = to.family == AF_INET ? sockets.raw4 : sockets.raw6;
   if (!raw) {
     // raw(7): this protocol implies that we write the IP header.
     raw = UniqueFd(::socket(to.family, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW));

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -40,13 +41,17 @@ bool is_local(const Endpoint& endpoint);
 
 class Injector {
  public:
-  // `to`: an address of the namespace that `inside` is in, always the same one.
+  // `to`: an address of the network namespace that `inside` is in.
   Result<void> send(const std::string& packet, const Endpoint& to, Inside& inside);
   // The same for the namespace of the calling thread.
   Result<void> send(const std::string& packet, const Endpoint& to);
 
  private:
-  UniqueFd raw4_, raw6_;
+  struct Raw {
+    UniqueFd raw4, raw6;
+  };
+  static Result<void> send(const std::string& packet, const Endpoint& to, Raw& raw);
+  std::map<const Inside*, Raw> raw_;  // by who is in the namespace; nullptr: the calling thread
 };
 
 }  // namespace ferry::state::inet_socket

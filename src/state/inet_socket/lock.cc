@@ -1,9 +1,11 @@
 #include <cstring>
+#include <map>
 
 #include "image/proto/inventory.pb.h"
 #include "image/proto/net.pb.h"
 #include "state/inet_socket/inet_socket.h"
 #include "state/inet_socket/inject.h"
+#include "state/nested/nested.h"
 #include "state/nsids/nsids.h"
 #include "state/tcp/tcp.h"
 #include "sys/file.h"
@@ -30,34 +32,42 @@ Result<network_lock::Connection> connection_of(const pb::InetSkEntry& entry) {
   return out;
 }
 
-Result<network_lock::Lock> lock_for_restore(RestoreContext& context) {
+Result<network_lock::Locks> lock_for_restore(RestoreContext& context) {
   FERRY_TRY(const auto* inventory, context.set.one<pb::InventoryEntry>({image::Type::inventory}));
-  network_lock::Request request;
+  FERRY_TRY(const NamespaceIds namespaces, NamespaceIds::of(context.set));
+  std::map<std::uint32_t, std::vector<network_lock::Connection>> connections;  // by network namespace
   for (const auto* file : context.set.list<pb::FileEntry>({image::Type::files})) {
     if (file->type() == pb::FD_INETSK && is_connection(file->isk())) {
       FERRY_TRY(auto connection, connection_of(file->isk()));
-      request.connections.push_back(connection);
+      const std::uint32_t ns = file->isk().has_ns_id() ? file->isk().ns_id() : namespaces.id(NsKind::net);
+      connections[ns].push_back(connection);
     }
   }
-  if (request.connections.empty() || context.options.tcp_close || inventory->tcp_close()) {
-    return network_lock::Lock();
+  network_lock::Locks out;
+  if (connections.empty() || context.options.tcp_close || inventory->tcp_close()) {
+    return out;
   }
-  FERRY_TRY(const NamespaceIds namespaces, NamespaceIds::of(context.set));
-  const auto about = context.set.list<pb::NetnsEntry>({image::Type::netns, namespaces.id(NsKind::net)});
-  const bool external = !about.empty() && about.front()->has_ext_key();
-  request.whole = namespaces.is_new(NsKind::net) && !external;
-  request.method = context.options.network_lock;
-  if (!request.whole && inventory->network_lock_method() <= static_cast<std::uint32_t>(NetworkLock::skip)) {
-    // What the dump has left is to be found and removed.
-    request.method = static_cast<NetworkLock>(inventory->network_lock_method());
+  for (auto& [id, theirs] : connections) {
+    network_lock::Request request;
+    request.connections = std::move(theirs);
+    const auto about = context.set.list<pb::NetnsEntry>({image::Type::netns, id});
+    const bool external = !about.empty() && about.front()->has_ext_key();
+    request.whole = id != 0 && id != namespace_of(inventory->root_ids(), NsKind::net) && !external;
+    request.method = context.options.network_lock;
+    if (!request.whole && inventory->network_lock_method() <= static_cast<std::uint32_t>(NetworkLock::skip)) {
+      // What the dump has left is to be found and removed.
+      request.method = static_cast<NetworkLock>(inventory->network_lock_method());
+    }
+    // Sets of CRIU before 4.0 have no id, and name their table by the root task's number.
+    request.id = inventory->dump_criu_run_id();
+    if (request.id.empty()) {
+      request.id = fmt::format("{}", context.root().ns_pid());
+    }
+    FERRY_TRY(const UniqueFd ns, context.nested.network(context, id));
+    FERRY_TRY(auto lock, network_lock::Lock::take(request, ns.get(), true));
+    out.add(std::move(lock));
   }
-  // Sets of CRIU before 4.0 have no id, and name their table by the root task's number.
-  request.id = inventory->dump_criu_run_id();
-  if (request.id.empty()) {
-    request.id = fmt::format("{}", context.root().ns_pid());
-  }
-  FERRY_TRY(const UniqueFd ns, sys::open(fmt::format("/proc/{}/ns/net", context.root().pid), 0));
-  return network_lock::Lock::take(request, ns.get(), true);
+  return out;
 }
 
 }  // namespace ferry::state::inet_socket

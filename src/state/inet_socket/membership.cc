@@ -7,8 +7,10 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <optional>
 
 #include "sys/file.h"
+#include "sys/net_namespace.h"
 
 namespace ferry::state::inet_socket {
 namespace {
@@ -116,16 +118,25 @@ std::vector<Group> parse_igmp6(std::string_view text) {
   return out;
 }
 
-Result<void> MembershipReader::collect(int fd, int proc, const std::string& subject, pb::InetSkEntry& out) {
-  if (!groups_) {
-    FERRY_TRY(const std::string igmp, sys::read_file_at(proc, "net/igmp"));
-    groups_ = parse_igmp(igmp);
-    if (const auto igmp6 = sys::read_file_at(proc, "net/igmp6"); igmp6.has_value()) {  // missing without IPv6
-      const auto more = parse_igmp6(*igmp6);
-      groups_->insert(groups_->end(), more.begin(), more.end());
-    }
+Result<std::vector<Group>> MembershipReader::groups_in(const Networks::Place& network) {
+  FERRY_TRY(const auto visit, sys::NetNamespaceVisit::enter(network.ns.get()));
+  FERRY_TRY(const std::string igmp, sys::read_file("/proc/thread-self/net/igmp"));
+  std::vector<Group> out = parse_igmp(igmp);
+  if (const auto igmp6 = sys::read_file("/proc/thread-self/net/igmp6"); igmp6.has_value()) {  // missing without IPv6
+    const auto more = parse_igmp6(*igmp6);
+    out.insert(out.end(), more.begin(), more.end());
   }
-  for (const Group& group : *groups_) {
+  return out;
+}
+
+Result<void> MembershipReader::collect(int fd, const Networks::Place& network, const std::string& subject,
+                                       pb::InetSkEntry& out) {
+  auto known = groups_.find(network.id);
+  if (known == groups_.end()) {
+    FERRY_TRY(auto groups, groups_in(network));
+    known = groups_.emplace(network.id, std::move(groups)).first;
+  }
+  for (const Group& group : known->second) {
     if (group.family == AF_INET6 && out.family() == AF_INET) {
       continue;
     }

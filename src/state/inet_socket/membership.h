@@ -1,12 +1,12 @@
 // Multicast groups that sockets have joined: ip(7), ipv6(7), RFC 3678.
 //
 // No call lists a socket's groups, but one tells the sources of a given group, and fails if it was not joined.
-// So every group that an interface listens to (/proc/PID/net/igmp and igmp6) is asked for.
+// So every group that an interface listens to (/proc/thread-self/net/igmp and igmp6) is asked for.
 #pragma once
 
 #include <array>
 #include <cstdint>
-#include <optional>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "image/proto/sockets.pb.h"
 #include "state/inside.h"
+#include "state/nsids/networks.h"
 
 namespace ferry::state::inet_socket {
 
@@ -31,11 +32,12 @@ std::vector<Group> parse_igmp6(std::string_view text);
 
 class MembershipReader {
  public:
-  // `proc`: /proc/PID of a task in the sockets' network namespace.
-  Result<void> collect(int fd, int proc, const std::string& subject, pb::InetSkEntry& out);
+  Result<void> collect(int fd, const Networks::Place& network, const std::string& subject, pb::InetSkEntry& out);
 
  private:
-  std::optional<std::vector<Group>> groups_;
+  static Result<std::vector<Group>> groups_in(const Networks::Place& network);
+
+  std::map<std::uint32_t, std::vector<Group>> groups_;  // by network namespace
 };
 
 Result<void> restore_memberships(int fd, const pb::InetSkEntry& entry, const std::string& subject, Inside& inside);

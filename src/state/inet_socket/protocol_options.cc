@@ -36,6 +36,8 @@ Result<void> put(int fd, int level, int option, int value, std::string_view name
   return socket::set_int(fd, level, option, value, name);
 }
 
+constexpr int kIcmpv6Filter = 1;  // ICMPV6_FILTER of <linux/icmpv6.h>, which cannot stand beside <linux/icmp.h>
+
 }  // namespace
 
 Result<void> collect_ip_options(int fd, pb::InetSkEntry& out) {
@@ -75,7 +77,7 @@ Result<void> collect_ip_options(int fd, pb::InetSkEntry& out) {
     } else {
       std::uint32_t filter[8] = {};
       socklen_t size = sizeof filter;
-      if (out.proto() == IPPROTO_ICMPV6 && ::getsockopt(fd, SOL_RAW, 1 /* ICMPV6_FILTER */, filter, &size) == 0) {
+      if (out.proto() == IPPROTO_ICMPV6 && ::getsockopt(fd, IPPROTO_ICMPV6, kIcmpv6Filter, filter, &size) == 0) {
         for (const std::uint32_t word : filter) {
           raw.add_icmpv_filter(word);
         }
@@ -111,8 +113,8 @@ Result<void> restore_ip_options(int fd, const pb::InetSkEntry& entry) {
   }
   if (raw.icmpv_filter_size() != 0) {
     const std::vector<std::uint32_t> words(raw.icmpv_filter().begin(), raw.icmpv_filter().end());
-    // ICMP_FILTER and ICMPV6_FILTER are both option 1 of SOL_RAW.
-    if (::setsockopt(fd, SOL_RAW, ICMP_FILTER, words.data(), static_cast<socklen_t>(words.size() * sizeof words[0])) != 0) {
+    const bool six = entry.family() == AF_INET6;
+    if (::setsockopt(fd, six ? int{IPPROTO_ICMPV6} : SOL_RAW, six ? kIcmpv6Filter : ICMP_FILTER, words.data(), static_cast<socklen_t>(words.size() * sizeof words[0])) != 0) {
       return sys_fail("setsockopt(ICMP_FILTER)");
     }
   }

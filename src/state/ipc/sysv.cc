@@ -1,6 +1,7 @@
 #include "state/ipc/sysv.h"
 
 #include <sys/ipc.h>
+#include <sys/mman.h>
 #include <sys/msg.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
@@ -69,6 +70,25 @@ Result<void> make(int sysctl, const char* kind, const pb::IpcDescEntry& desc, Ge
   return {};
 }
 
+// Whether the pages of a segment that is attached to be read are larger than `size`.  Nothing tells but that a mapping
+// cannot be divided within a page (mprotect(2), EINVAL).
+bool has_pages_above(void* attached, std::size_t size) {
+  if (::mprotect(attached, size, PROT_NONE) != 0) {
+    return true;
+  }
+  (void)::mprotect(attached, size, PROT_READ);
+  return false;
+}
+
+// The flags of shmget(2) that make such a segment; 0 for one of ordinary pages.
+std::uint32_t huge_page_flags(void* attached) {
+  constexpr std::uint32_t kLogOf2MiB = 21, kLogOf1GiB = 30, kShift = 26;  // SHM_HUGE_SHIFT of <linux/shm.h>
+  if (!has_pages_above(attached, 4096)) {
+    return 0;
+  }
+  return SHM_HUGETLB | (has_pages_above(attached, std::size_t{1} << kLogOf2MiB) ? kLogOf1GiB : kLogOf2MiB) << kShift;
+}
+
 union SemArgument {
   int value;
   semid_ds* status;
@@ -113,6 +133,9 @@ Result<std::vector<Segment>> read_segments() {
     segment.entry.set_size(status.shm_segsz);
     segment.entry.set_in_pagemaps(false);
     FERRY_TRY(const Attached attached, Attached::segment(static_cast<std::uint32_t>(id), true));
+    if (const std::uint32_t huge = huge_page_flags(attached.address()); huge != 0) {
+      segment.entry.set_hugetlb_flag(huge);
+    }
     segment.content.assign(static_cast<const char*>(attached.address()), status.shm_segsz);
     out.push_back(std::move(segment));
   }

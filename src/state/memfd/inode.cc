@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "state/memfd/memfd.h"
+#include "state/memfd/settled.h"
 #include "sys/file.h"
 
 namespace ferry::state::memfd {
@@ -36,6 +37,10 @@ bool is_zero(std::span<const std::byte> page) {
   return std::all_of(page.begin(), page.end(), [](std::byte b) { return b == std::byte{0}; });
 }
 
+bool is_anonymous(const pb::MemfdInodeEntry& inode) {
+  return (inode.name() == kAnonymous || inode.name() == kAnonymousHuge) && inode.size() != 0;
+}
+
 // MAP_SHARED | MAP_ANONYMOUS makes an object that no call can open, but its mapping can be (proc(5),
 // map_files).  A memfd would do as well, only that /proc/PID/maps would show another name.
 Result<UniqueFd> create_anonymous(std::uint64_t size, std::uint32_t huge) {
@@ -51,6 +56,19 @@ Result<UniqueFd> create_anonymous(std::uint64_t size, std::uint32_t huge) {
   return fd;
 }
 
+Result<void> set_attributes(const pb::MemfdInodeEntry& inode, int fd) {
+  if (::ftruncate(fd, static_cast<off_t>(inode.size())) != 0) {
+    return sys_fail(fmt::format("ftruncate(memfd {}, {})", inode.name(), inode.size()));
+  }
+  if (::fchown(fd, inode.uid(), inode.gid()) != 0) {
+    return sys_fail(fmt::format("fchown(memfd {}, {}, {})", inode.name(), inode.uid(), inode.gid()));
+  }
+  if (inode.has_mode() && ::fchmod(fd, inode.mode() & 07777) != 0) {
+    return sys_fail(fmt::format("fchmod(memfd {}, {:o})", inode.name(), inode.mode() & 07777));
+  }
+  return {};
+}
+
 Result<UniqueFd> create_named(const pb::MemfdInodeEntry& inode) {
   // Without MFD_ALLOW_SEALING the new file has exactly F_SEAL_SEAL.
   const bool sealable = inode.seals() != F_SEAL_SEAL;
@@ -59,16 +77,19 @@ Result<UniqueFd> create_named(const pb::MemfdInodeEntry& inode) {
   if (!fd) {
     return sys_fail(fmt::format("memfd_create({})", inode.name()));
   }
-  if (::ftruncate(fd.get(), static_cast<off_t>(inode.size())) != 0) {
-    return sys_fail(fmt::format("ftruncate(memfd {}, {})", inode.name(), inode.size()));
-  }
-  if (::fchown(fd.get(), inode.uid(), inode.gid()) != 0) {
-    return sys_fail(fmt::format("fchown(memfd {}, {}, {})", inode.name(), inode.uid(), inode.gid()));
-  }
-  if (inode.has_mode() && ::fchmod(fd.get(), inode.mode() & 07777) != 0) {
-    return sys_fail(fmt::format("fchmod(memfd {}, {:o})", inode.name(), inode.mode() & 07777));
-  }
+  FERRY_CHECK(set_attributes(inode, fd.get()));
   return fd;
+}
+
+// Without content and seals.
+Result<UniqueFd> create_file(const pb::MemfdInodeEntry& inode) {
+  return is_anonymous(inode) ? create_anonymous(inode.size(), inode.hugetlb_flag()) : create_named(inode);
+}
+
+// A shared mapping that is made later must not count as one that could become writable, so F_SEAL_FUTURE_WRITE
+// comes after the mappings; F_SEAL_SEAL would forbid the last one.
+Result<void> seal_before_mappings(const pb::MemfdInodeEntry& inode, int fd) {
+  return is_anonymous(inode) || (inode.seals() & kFutureWrite) != 0 ? Result<void>() : seal(inode, fd);
 }
 
 // hugetlbfs has no write(2).
@@ -217,20 +238,33 @@ Result<void> save_content(DumpContext& context, const pb::MemfdInodeEntry& inode
 }
 
 Result<UniqueFd> create(const pb::MemfdInodeEntry& inode, image::PageStore& pages) {
-  const bool anonymous = (inode.name() == kAnonymous || inode.name() == kAnonymousHuge) && inode.size() != 0;
-  FERRY_TRY(UniqueFd fd, anonymous ? create_anonymous(inode.size(), inode.hugetlb_flag()) : create_named(inode));
+  FERRY_TRY(UniqueFd fd, create_file(inode));
   FERRY_CHECK(fill(inode, fd.get(), pages).during("filling memory file {}", inode.name()));
-  // A shared mapping that is made later must not count as one that could become writable, so this seal comes
-  // first; F_SEAL_SEAL would forbid the last one.
-  if (!anonymous && (inode.seals() & kFutureWrite) == 0) {
-    FERRY_CHECK(seal(inode, fd.get()));
-  }
+  FERRY_CHECK(seal_before_mappings(inode, fd.get()));
   return fd;
+}
+
+bool can_settle(const pb::MemfdInodeEntry& inode) { return inode.hugetlb_flag() == 0 && inode.size() != 0; }
+
+Result<UniqueFd> create_empty(const pb::MemfdInodeEntry& inode) { return create_file(inode); }
+
+std::string settled_key(std::uint32_t shmid) { return fmt::format("memory-file[{}]", shmid); }
+
+Result<void> settle(const pb::MemfdInodeEntry& inode, int fd) {
+  FERRY_TRY(const std::string link, sys::read_link_at(AT_FDCWD, fmt::format("/proc/self/fd/{}", fd)));
+  if (!is_memfd(link) || name_of(link) != inode.name() || inode.hugetlb_flag() != 0) {
+    return fail(Kind::corrupt, "memory file {} was another one, {}, when its content was sent", inode.name(), name_of(link));
+  }
+  if (is_anonymous(inode)) {
+    return {};
+  }
+  FERRY_CHECK(set_attributes(inode, fd));
+  return seal_before_mappings(inode, fd);
 }
 
 Result<void> seal(const pb::MemfdInodeEntry& inode, int fd) {
   const std::uint32_t seals = inode.seals();
-  if (seals != 0 && seals != F_SEAL_SEAL && ::fcntl(fd, F_GET_SEALS) != static_cast<int>(seals) &&
+  if (seals != 0 && ::fcntl(fd, F_GET_SEALS) != static_cast<int>(seals) &&
       ::fcntl(fd, F_ADD_SEALS, seals) != 0) {
     return sys_fail(fmt::format("fcntl(memory file {}, F_ADD_SEALS, {:#x})", inode.name(), seals));
   }

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "state/memfd/inode.h"
+#include "state/memfd/settled.h"
 #include "sys/file.h"
 
 namespace ferry::state {
@@ -73,8 +74,7 @@ class MemfdKind : public FileKind {
       }
       auto known = files_.find(entry.inode_id());
       if (known == files_.end()) {
-        FERRY_TRY(auto pages, image::PageStore::open(context.set, context.options.images_dir));
-        FERRY_TRY(UniqueFd made, memfd::create(*inode, pages));
+        FERRY_TRY(UniqueFd made, make(*inode, context));
         known = files_.emplace(entry.inode_id(), std::move(made)).first;
       }
       FERRY_TRY(UniqueFd fd, sys::open(fmt::format("/proc/self/fd/{}", known->second.get()),
@@ -109,6 +109,19 @@ class MemfdKind : public FileKind {
       }
     }
     return false;
+  }
+
+  static Result<UniqueFd> make(const pb::MemfdInodeEntry& inode, const RestoreContext& context) {
+    const std::string key = memfd::settled_key(inode.shmid());
+    for (const InheritFd& given : context.options.inherit_fds) {
+      if (given.key == key) {
+        FERRY_TRY(UniqueFd settled, sys::duplicate(given.fd));
+        FERRY_CHECK(memfd::settle(inode, settled.get()));
+        return settled;
+      }
+    }
+    FERRY_TRY(auto pages, image::PageStore::open(context.set, context.options.images_dir));
+    return memfd::create(inode, pages);
   }
 
   std::map<std::uint32_t, UniqueFd> files_;  // checkpoint: by shmid; restore: by inode id

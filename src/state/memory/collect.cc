@@ -35,7 +35,6 @@ struct Refused {
 };
 constexpr Refused kRefused[] = {{"um", "memory that userfaultfd watches"},
                                 {"ss", "a shadow stack"},
-                                {"sl", "a sealed mapping (mseal)"},
                                 {"io", "memory of a device"},
                                 {"pf", "memory of a device"}};
 
@@ -54,8 +53,8 @@ class Collector {
   Result<void> run() {
     for (const sys::Mapping& m : task_.mappings) {
       if (m.name == "[uprobes]") {
-        return fail(Kind::unsupported, "{}: a debugger or tracing tool has uprobes in it; end that first",
-                    subject_of(task_, m));
+        FERRY_CHECK(skip_uprobes(m));
+        continue;
       }
       if (!is_kernel_mapping(m)) {
         for (const Refused& r : kRefused) {
@@ -71,6 +70,26 @@ class Collector {
   }
 
  private:
+  // Where the kernel puts the instructions that a breakpoint stands for.  It does so again at the next hit.
+  Result<void> skip_uprobes(const sys::Mapping& m) {
+    if (!context_.options.allow_uprobes) {
+      return fail(Kind::unsupported,
+                  "{}: a debugger or tracing tool has uprobes in it; end that first, or give --allow-uprobes if they are "
+                  "there at the restore as well",
+                  subject_of(task_, m));
+    }
+    pb::VmaEntry& vma = *task_.mm->add_vmas();
+    vma.set_start(m.start);
+    vma.set_end(m.end);
+    vma.set_pgoff(0);
+    vma.set_shmid(0);
+    vma.set_prot(static_cast<std::uint32_t>(m.prot));
+    vma.set_fd(-1);
+    vma.set_flags(MAP_PRIVATE | MAP_ANONYMOUS);
+    vma.set_status(kUprobes | kAnonPrivate);
+    return {};
+  }
+
   // Asynchronous write protection is only a way to look at a process, ours among others: what it holds is the
   // same with and without.  A process that does it to itself is refused for its descriptor.
   Result<void> check_protection(const sys::Mapping& m) {
@@ -116,6 +135,12 @@ class Collector {
     if (advice != 0) {
       vma.set_madv(advice);
     }
+    if (m.has_flag("sl") && !is_kernel_mapping(m)) {
+      vma.set_ferry_sealed(true);
+    }
+    if (m.has_flag("dp")) {
+      vma.set_ferry_droppable(true);
+    }
     if (m.has_flag("lf")) {
       vma.set_ferry_lock_on_fault(true);
     }
@@ -147,9 +172,6 @@ class Collector {
     const std::string range = fmt::format("map_files/{:x}-{:x}", m.start, m.end);
     if (m.name.starts_with("/SYSV") && m.deleted) {
       // ipc/shm.c: the inode number of a segment's file is its id.
-      if (m.has_flag("ht")) {
-        return fail(Kind::unsupported, "{}: a System V segment of huge pages cannot be carried over", subject_of(task_, m));
-      }
       vma.set_shmid(m.inode);
       vma.set_status(kRegular | kSysvIpc | kAnonShared);
       return {};

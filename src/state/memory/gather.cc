@@ -129,10 +129,11 @@ class Conveyor {
   std::thread thread_;
 };
 
-Gather::Gather(HostPid pid, int memory, Source source, image::PageSink& sink)
+Gather::Gather(HostPid pid, int memory, Source source, Reading reading, image::PageSink& sink)
     : pid_(pid),
       memory_(memory),
       source_(source),
+      reading_(reading),
       sink_(sink),
       conveyor_(std::make_unique<Conveyor>(sink)),
       buffer_(conveyor_->take()) {}
@@ -178,9 +179,11 @@ Result<void> Gather::read() {
     return {};
   }
   const iovec local{buffer_->bytes.data() + buffer_->used, size};
-  const ssize_t n = ::process_vm_readv(pid_.value, &local, 1, remote_.data(), remote_.size(), 0);
+  const ssize_t n = reading_ == Reading::sharing
+                        ? -1
+                        : ::process_vm_readv(pid_.value, &local, 1, remote_.data(), remote_.size(), 0);
   if (n != static_cast<ssize_t>(size)) {
-    // A range that the program itself may not read (PROT_NONE): range by range, past its protection.
+    // Or a range that the program itself may not read (PROT_NONE): range by range, past its protection.
     std::size_t at = buffer_->used;
     for (const iovec& range : remote_) {
       FERRY_CHECK(read_one(range, at));
@@ -195,13 +198,16 @@ Result<void> Gather::read() {
 Result<void> Gather::read_one(const iovec& range, std::size_t at) {
   const auto into = std::span(buffer_->bytes).subspan(at, range.iov_len);
   const auto start = reinterpret_cast<std::uint64_t>(range.iov_base);
-  auto whole = sys::read_memory(pid_, start, into, memory_);
+  const auto read = [&](std::uint64_t from, std::span<std::byte> to) {
+    return reading_ == Reading::sharing ? read_sharing(memory_, from, to) : sys::read_memory(pid_, from, to, memory_);
+  };
+  auto whole = read(start, into);
   if (whole.has_value() || source_ == Source::stopped) {
     return whole;
   }
   for (std::uint64_t done = 0; done < range.iov_len; done += image::kPageSize) {
     const auto page = into.subspan(static_cast<std::size_t>(done), image::kPageSize);
-    if (!sys::read_memory(pid_, start + done, page, memory_).has_value()) {
+    if (!read(start + done, page).has_value()) {
       std::fill(page.begin(), page.end(), std::byte{0});
       lost_.push_back({start + done, start + done + image::kPageSize});
     }

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/ids.h"
 #include "image/page_sink.h"
+#include "state/memory/read_pages.h"
 #include "sys/pagemap.h"
 
 namespace ferry::state::memory {
@@ -22,7 +23,7 @@ class Gather {
   // A running process may give up a page before it is read: the sink gets zeros for it, and lost() names it.
   enum class Source : std::uint8_t { stopped, running };
   // `memory`: an open /proc/PID/mem, which goes past the protection that the program gave its memory.
-  Gather(HostPid pid, int memory, Source source, image::PageSink& sink);
+  Gather(HostPid pid, int memory, Source source, Reading reading, image::PageSink& sink);
   ~Gather();
   Gather(const Gather&) = delete;
   Gather& operator=(const Gather&) = delete;
@@ -40,6 +41,7 @@ class Gather {
   HostPid pid_;
   int memory_;
   Source source_;
+  Reading reading_;
   image::PageSink& sink_;
   std::unique_ptr<Conveyor> conveyor_;
   std::unique_ptr<PageBuffer> buffer_;

@@ -337,6 +337,44 @@ LIVE_TEST(MappingKinds, HugePages) {
   static_cast<char*>(two)[0] = 'n';
 }
 
+LIVE_TEST(MappingKinds, SysvSegmentOfHugePages) {
+  std::ofstream("/proc/sys/vm/nr_overcommit_hugepages") << 16;
+  ASSERT_EQ(::unshare(0x08000000 /* CLONE_NEWIPC */), 0);
+  const std::size_t huge = std::size_t{2} << 20;
+  const int id = ::shmget(IPC_PRIVATE, 2 * huge, IPC_CREAT | SHM_HUGETLB | 0600);
+  void* at = id < 0 ? MAP_FAILED : ::shmat(id, nullptr, 0);
+  if (at == MAP_FAILED) {
+    GTEST_SKIP() << "no huge pages";
+  }
+  static_cast<char*>(at)[huge + 9] = 's';
+  checkpoint_here();
+  EXPECT_EQ(static_cast<char*>(at)[huge + 9], 's');
+  EXPECT_NE(flags_of(at).find(" ht "), std::string::npos);
+  shmid_ds info{};
+  ASSERT_EQ(::shmctl(id, IPC_STAT, &info), 0);
+  EXPECT_EQ(info.shm_segsz, 2 * huge);
+  EXPECT_EQ(info.shm_nattch, 1U);
+}
+
+LIVE_TEST(MappingKinds, SharedMemoryMovedAndCut) {
+  char* at = map(8, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS);
+  for (std::size_t i = 0; i < 8; ++i) {
+    at[i * kPage] = static_cast<char>('0' + i);
+  }
+  char* room = map(16, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS);
+  auto* moved = static_cast<char*>(::mremap(at + 4 * kPage, 2 * kPage, 2 * kPage, MREMAP_MAYMOVE | MREMAP_FIXED, room + 4 * kPage));
+  ASSERT_EQ(moved, room + 4 * kPage);
+  // mremap(2) with an old size of 0 makes another mapping of the same pages.
+  auto* twin = static_cast<char*>(::mremap(moved, 0, 2 * kPage, MREMAP_MAYMOVE));
+  ASSERT_NE(twin, MAP_FAILED);
+  checkpoint_here();
+  EXPECT_EQ(moved[0], '4');
+  EXPECT_EQ(twin[kPage], '5');
+  EXPECT_EQ(at[7 * kPage], '7');
+  moved[1] = 'm';
+  EXPECT_EQ(twin[1], 'm');
+}
+
 LIVE_TEST(MappingKinds, ProtectionKeys) {
   const int key = ::pkey_alloc(0, 0);
   if (key < 0) {
@@ -352,13 +390,34 @@ LIVE_TEST(MappingKinds, ProtectionKeys) {
   EXPECT_EQ(::pkey_free(key), 0);
 }
 
-LIVE_TEST_WITH(MappingKinds, SealedMappingsAreRefused, {.refused = "a sealed mapping (mseal)"}) {
-  char* at = map(2, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
-  if (::syscall(462 /* mseal */, at, 2 * kPage, 0UL) != 0) {
+LIVE_TEST(MappingKinds, SealedMappingsStaySealed) {
+  char* at = map(4, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+  at[kPage] = 's';
+  if (::syscall(462 /* mseal */, at + kPage, 2 * kPage, 0UL) != 0) {
     GTEST_SKIP() << "no mseal";
   }
   checkpoint_here();
-  EXPECT_EQ(at[0], 0);
+  EXPECT_EQ(at[kPage], 's');
+  at[2 * kPage] = 'w';
+  EXPECT_EQ(::munmap(at + kPage, kPage), -1);
+  EXPECT_EQ(::mprotect(at + 2 * kPage, kPage, PROT_READ), -1);
+  EXPECT_EQ(::munmap(at, kPage), 0);
+  EXPECT_EQ(::munmap(at + 3 * kPage, kPage), 0);
+  EXPECT_NE(flags_of(at + kPage).find(" sl "), std::string::npos);
+}
+
+LIVE_TEST(MappingKinds, DroppableMemory) {
+  constexpr int kDroppable = 8;  // MAP_DROPPABLE, Linux 6.11
+  char* at = map(2, PROT_READ | PROT_WRITE, kDroppable | MAP_ANONYMOUS);
+  if (at == nullptr) {
+    GTEST_SKIP() << "no MAP_DROPPABLE";
+  }
+  at[0] = 'd';
+  checkpoint_here();
+  EXPECT_TRUE(at[0] == 'd' || at[0] == 0) << "it may be dropped, but is never something else";
+  EXPECT_NE(flags_of(at).find(" dp "), std::string::npos);
+  at[kPage] = 'w';
+  EXPECT_EQ(at[kPage], 'w');
 }
 
 LIVE_TEST(MappingKinds, AHoleAtTheBottomAndManyPieces) {

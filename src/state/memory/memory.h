@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "base/error.h"
@@ -12,11 +13,10 @@
 #include "state/dump.h"
 #include "state/file_kind.h"
 #include "state/restore.h"
+#include "sys/pagemap.h"
 #include "tracee/batch.h"
 
 namespace ferry::state::memory {
-
-class Staged;  // staged.h
 
 // CRIU's status bits of a mapping (docs/images.md).
 enum Status : std::uint32_t {
@@ -45,8 +45,9 @@ Answers ask(DumpTask& task, tracee::Batch& batch);
 // mm-PID: every mapping, exe, auxv, the borders of code, data, stack, arguments.
 // Errors: unsupported, by mapping.
 Result<void> collect(DumpTask& task, DumpContext& context);
-// Pages of private memory into pages-N.img.  Adds to the report's page counts.
-Result<void> save_pages(DumpTask& task, DumpContext& context, DumpReport& report);
+// Pages of private memory into pages-N.img.  Adds to the report's page counts.  `reading`: read_pages.h.
+enum class Reading : std::uint8_t;
+Result<void> save_pages(DumpTask& task, DumpContext& context, Reading reading, DumpReport& report);
 
 // --- restore
 
@@ -66,10 +67,12 @@ Result<std::uint64_t> find_hole(const RestoreContext& context, const std::vector
 // Empties the skeleton but for the area and the kernel's mappings.  To be run once, in the root
 // skeleton, before anything is cloned from it.
 void add_clearing(tracee::Batch& batch, const tracee::Area& area, const KernelMappings& kernel);
+// Which parts of a mapping are there already, readable and writable.
+using InPlace = std::function<std::vector<sys::PageRange>(const pb::VmaEntry&)>;
 // Moves vvar and vDSO to where the task wants them, by way of `park` if they would overlap, and makes
-// all its mappings but those that are `staged`.  `kernel` is updated.  Errors: unsupported if this kernel's vDSO is another one.
+// all its mappings but what is `in_place`.  `kernel` is updated.  Errors: unsupported if this kernel's vDSO is another one.
 Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMappings& kernel, std::uint64_t park,
-                          tracee::Batch& batch, const Staged* staged = nullptr);
+                          tracee::Batch& batch, const InPlace& in_place = {});
 // Writes the pages from outside; the value is their number.
 Result<std::uint64_t> fill(RestoreTask& task, image::PageStore& pages);
 Result<std::uint64_t> fill(RestoreTask& task, const std::vector<image::Extent>& extents);

@@ -34,7 +34,7 @@ Kept kept(const pb::VmaEntry& vma) {
   if ((vma.status() & kVdso) != 0) {
     return Kept::everything;
   }
-  const bool own = (vma.status() & kRegular) != 0 && (vma.status() & (kVvar | kGuard)) == 0 && (vma.flags() & MAP_PRIVATE) != 0;
+  const bool own = (vma.status() & kRegular) != 0 && (vma.status() & (kVvar | kGuard | kUprobes)) == 0 && (vma.flags() & MAP_PRIVATE) != 0;
   return own ? Kept::own_pages : Kept::nothing;
 }
 

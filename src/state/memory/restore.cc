@@ -14,7 +14,6 @@
 #include "state/memory/pages.h"
 #include "state/memory/room.h"
 #include "state/memory/segments.h"
-#include "state/memory/staged.h"
 #include "sys/file.h"
 #include "sys/memory.h"
 
@@ -22,6 +21,8 @@ namespace ferry::state::memory {
 namespace {
 
 constexpr std::uint64_t kPage = 4096;
+constexpr std::uint32_t kDroppable = 8;               // MAP_DROPPABLE, Linux 6.11
+constexpr long kMseal = 462;                          // mseal(2), Linux 6.10
 constexpr int kInstallGuard = 102;                    // MADV_GUARD_INSTALL, Linux 6.13; older headers lack it
 constexpr std::uint64_t kWorthAThread = 16U << 20;    // bytes
 constexpr std::size_t kChunk = 16U << 20;             // of a pages file mapped at a time
@@ -31,7 +32,7 @@ struct Range {
 };
 
 bool is_mapped_anew(const pb::VmaEntry& vma) {
-  return (vma.status() & (kVdso | kVvar | kVsyscall | kGuard | kAioRing)) == 0;
+  return (vma.status() & (kVdso | kVvar | kVsyscall | kGuard | kAioRing | kUprobes)) == 0;
 }
 
 Result<void> check(const pb::MmEntry& mm) {
@@ -177,7 +178,7 @@ void add_clearing(tracee::Batch& batch, const tracee::Area& area, const KernelMa
 }
 
 Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMappings& kernel, std::uint64_t park,
-                          tracee::Batch& batch, const Staged* staged) {
+                          tracee::Batch& batch, const InPlace& in_place) {
   FERRY_CHECK(move_kernel_mappings(*task.mm, kernel, park, batch));
   Segments segments(task, context);
   std::uint64_t fetched_file = 0;  // shmid + 1 of the file that `fetched` holds
@@ -192,13 +193,16 @@ Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMapp
     if (!is_mapped_anew(vma)) {
       continue;
     }
-    if ((vma.status() & kRegular) == 0 || (vma.status() & (kSocket | kShadowStack | kUprobes)) != 0) {
+    if ((vma.status() & kRegular) == 0 || (vma.status() & (kSocket | kShadowStack)) != 0) {
       return fail(Kind::unsupported, "mapping {:x}-{:x} of pid {} is of a kind (status {:#x}) that cannot be restored",
                   vma.start(), vma.end(), task.ns_pid(), vma.status());
     }
     const std::uint64_t size = vma.end() - vma.start();
     // MAP_LOCKED would fault everything in at once; mlock comes last.
-    const std::uint32_t flags = (vma.flags() & ~std::uint32_t{MAP_LOCKED}) | MAP_FIXED_NOREPLACE;
+    std::uint32_t flags = (vma.flags() & ~std::uint32_t{MAP_LOCKED}) | MAP_FIXED_NOREPLACE;
+    if (vma.ferry_droppable()) {
+      flags = (flags & ~std::uint32_t{MAP_TYPE}) | kDroppable;
+    }
     if ((vma.status() & kSysvIpc) != 0) {
       FERRY_CHECK(segments.add(vma, batch));
       continue;
@@ -216,7 +220,7 @@ Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMapp
       }
       batch.must("mmap(file)", SYS_mmap,
                  {vma.start(), size, first_prot, flags & ~std::uint32_t{MAP_ANONYMOUS}, fetched, vma.pgoff()});
-    } else if (const auto there = staged == nullptr ? std::vector<sys::PageRange>() : staged->in_place(vma); !there.empty()) {
+    } else if (const auto there = in_place ? in_place(vma) : std::vector<sys::PageRange>(); !there.empty()) {
       for (const sys::PageRange& gap : without({{vma.start(), vma.end()}}, there)) {
         batch.must("mmap(anonymous)", SYS_mmap,
                    {gap.start, gap.end - gap.start, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0});
@@ -436,6 +440,14 @@ Result<void> finish(RestoreTask& task, RestoreContext& context, tracee::Batch& b
   for (const pb::VmaEntry& vma : mm.vmas()) {
     if ((vma.status() & kGuard) != 0) {
       batch.must("madvise(MADV_GUARD_INSTALL)", SYS_madvise, {vma.start(), vma.end() - vma.start(), kInstallGuard});
+    }
+  }
+  for (const pb::VmaEntry& vma : mm.vmas()) {
+    if ((vma.status() & kUprobes) != 0 && !context.options.allow_uprobes) {
+      return fail(Kind::unsupported, "pid {} had uprobes in it; give --allow-uprobes if they are still there", task.ns_pid());
+    }
+    if (vma.ferry_sealed()) {
+      batch.must("mseal", kMseal, {vma.start(), vma.end() - vma.start(), 0});
     }
   }
   std::vector<std::uint64_t> auxv(mm.ferry_auxv().begin(), mm.ferry_auxv().end());

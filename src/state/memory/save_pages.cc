@@ -107,7 +107,8 @@ std::vector<Piece> pieces_of(const Increment::Parts& parts, const pb::MmEntry& m
 }
 
 // Straight into the sink's memory if it has some to give.
-Result<void> copy_out(DumpTask& task, const std::vector<Piece>& all, std::uint64_t bytes, image::PageSink& sink) {
+Result<void> copy_out(DumpTask& task, const std::vector<Piece>& all, std::uint64_t bytes, Reading reading,
+                      image::PageSink& sink) {
   if (const std::span<std::byte> room = sink.claim(bytes); !room.empty()) {
     std::vector<sys::PageRange> ranges;
     ranges.reserve(all.size());
@@ -117,9 +118,9 @@ Result<void> copy_out(DumpTask& task, const std::vector<Piece>& all, std::uint64
         ranges.push_back({piece.start, piece.end});
       }
     }
-    return read_pages(task, std::move(ranges), room);
+    return read_pages(task, std::move(ranges), reading, room);
   }
-  Gather gather(task.pid, task.process.memory(), Gather::Source::stopped, sink);
+  Gather gather(task.pid, task.process.memory(), Gather::Source::stopped, reading, sink);
   for (const Piece& piece : all) {
     FERRY_CHECK(gather.add(piece.start, piece.end, piece.flags));
   }
@@ -128,7 +129,7 @@ Result<void> copy_out(DumpTask& task, const std::vector<Piece>& all, std::uint64
 
 }  // namespace
 
-Result<void> save_pages(DumpTask& task, DumpContext& context, DumpReport& report) {
+Result<void> save_pages(DumpTask& task, DumpContext& context, Reading reading, DumpReport& report) {
   FERRY_TRY(const UniqueFd pagemap, sys::open_at(task.proc.get(), "pagemap", O_RDONLY));
   const image::Name name{image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid.value)};
   FERRY_TRY(const auto writer, context.open_pages(name));
@@ -146,7 +147,7 @@ Result<void> save_pages(DumpTask& task, DumpContext& context, DumpReport& report
       report.pages_skipped_parent += count;
     }
   }
-  FERRY_CHECK(copy_out(task, pieces, pages * image::kPageSize, *writer));
+  FERRY_CHECK(copy_out(task, pieces, pages * image::kPageSize, reading, *writer));
   report.pages_written += pages;
   add_guards(parts.guards, *task.mm);
   return writer->finish();

@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <future>
+#include <thread>
 
 #include "base/log.h"
 #include "state/interrupted/interrupted.h"
@@ -22,6 +24,45 @@ namespace ferry::state::memory {
 namespace {
 
 constexpr std::chrono::seconds kStopTime{5};
+constexpr std::uint64_t kPartSize = 64U << 20;  // bytes whose scan takes longer than to start a thread
+constexpr std::uint64_t kMostParts = 4;
+
+// The mappings in a few parts of the same size, for a thread each; one that is large goes into several.
+std::vector<std::vector<sys::Mapping>> divide(const std::vector<sys::Mapping>& mappings) {
+  std::uint64_t total = 0;
+  for (const sys::Mapping& m : mappings) {
+    total += kept(m) == Kept::own_pages ? m.end - m.start : 0;
+  }
+  // One processor is left to whoever saves the rest of the tree meanwhile.
+  const std::uint64_t processors = std::max(std::thread::hardware_concurrency(), 2U) - 1;
+  const std::uint64_t parts = std::min<std::uint64_t>({total / kPartSize, kMostParts, processors});
+  if (parts < 2) {
+    return {};
+  }
+  // Whole huge pages stay together.
+  constexpr std::uint64_t kHuge = 2U << 20;
+  const std::uint64_t size = (total / parts + kHuge - 1) / kHuge * kHuge;
+  std::vector<std::vector<sys::Mapping>> out(1);
+  std::uint64_t filled = 0;
+  for (sys::Mapping rest : mappings) {
+    const std::uint64_t end = rest.end;
+    while (kept(rest) == Kept::own_pages && filled + (end - rest.start) > size && out.size() < parts) {
+      sys::Mapping piece = rest;
+      piece.end = std::min(end, (rest.start + size - filled) / kHuge * kHuge);
+      if (piece.end > piece.start) {
+        out.back().push_back(piece);
+        rest.start = piece.end;
+      }
+      out.emplace_back();
+      filled = 0;
+    }
+    filled += kept(rest) == Kept::own_pages ? end - rest.start : 0;
+    if (rest.start < end) {
+      out.back().push_back(std::move(rest));
+    }
+  }
+  return out;
+}
 
 Result<UniqueFd> fetch(HostPid pid, int fd) {
   const UniqueFd pidfd{static_cast<int>(::syscall(SYS_pidfd_open, pid.value, 0))};
@@ -115,19 +156,27 @@ Result<Scan> Tracker::scan(Then then) {
 }
 
 Result<Scan> Tracker::scan(Then then, const std::vector<sys::Mapping>& mappings) {
-  // Opened for every scan: an open pagemap stays with the address space of its time, also after execve(2).
-  FERRY_TRY(const UniqueFd pagemap, sys::open_at(proc_.get(), "pagemap", O_RDONLY));
   Scan out;
-  for (const sys::Mapping& m : mappings) {
-    switch (kept(m)) {
-      case Kept::nothing:
-        break;
-      case Kept::everything:
-        FERRY_CHECK(add_kept(Kept::everything, backing(m), pagemap.get(), m.start, m.end, out.written));
-        break;
-      case Kept::own_pages:
-        FERRY_CHECK(scan_mapping(pagemap.get(), m, then, out));
-        break;
+  // Marking pages is the kernel's work for one thread at a time, and done while the process runs.
+  const auto parts = then == Then::leave ? divide(mappings) : std::vector<std::vector<sys::Mapping>>();
+  if (parts.size() < 2) {
+    FERRY_CHECK(scan_all(mappings, then, out));
+  } else {
+    std::vector<Scan> scans(parts.size());
+    std::vector<std::future<Result<void>>> others;
+    for (std::size_t i = 1; i < parts.size(); ++i) {
+      others.push_back(std::async(std::launch::async, [&, i] { return scan_all(parts[i], then, scans[i]); }));
+    }
+    auto done = scan_all(parts.front(), then, scans.front());
+    for (auto& other : others) {
+      auto theirs = other.get();
+      done = done.has_value() ? std::move(theirs) : std::move(done);
+    }
+    FERRY_CHECK(std::move(done));
+    for (const Scan& scan : scans) {
+      out.written.insert(out.written.end(), scan.written.begin(), scan.written.end());
+      out.unchanged.insert(out.unchanged.end(), scan.unchanged.begin(), scan.unchanged.end());
+      out.guards.insert(out.guards.end(), scan.guards.begin(), scan.guards.end());
     }
   }
   tidy(out.written);
@@ -145,6 +194,24 @@ Result<Scan> Tracker::scan(Then then, const std::vector<sys::Mapping>& mappings)
     FERRY_TRY(doubtful_, buffers_of_devices(pid_, proc_.get(), mappings));
   }
   return out;
+}
+
+Result<void> Tracker::scan_all(const std::vector<sys::Mapping>& mappings, Then then, Scan& out) {
+  // Opened for every scan: an open pagemap stays with the address space of its time, also after execve(2).
+  FERRY_TRY(const UniqueFd pagemap, sys::open_at(proc_.get(), "pagemap", O_RDONLY));
+  for (const sys::Mapping& m : mappings) {
+    switch (kept(m)) {
+      case Kept::nothing:
+        break;
+      case Kept::everything:
+        FERRY_CHECK(add_kept(Kept::everything, backing(m), pagemap.get(), m.start, m.end, out.written));
+        break;
+      case Kept::own_pages:
+        FERRY_CHECK(scan_mapping(pagemap.get(), m, then, out));
+        break;
+    }
+  }
+  return {};
 }
 
 Result<void> Tracker::scan_mapping(int pagemap, const sys::Mapping& m, Then then, Scan& out) {

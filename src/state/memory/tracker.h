@@ -77,6 +77,7 @@ class Tracker {
 
  private:
   Tracker() = default;
+  Result<void> scan_all(const std::vector<sys::Mapping>& mappings, Then then, Scan& out);
   Result<void> scan_mapping(int pagemap, const sys::Mapping& mapping, Then then, Scan& out);
   // Of pages of a private file mapping that are not present: those that have content of their own.
   Result<void> add_absent(int pagemap, const std::vector<sys::PageRange>& absent, Scan& out) const;

@@ -74,6 +74,7 @@ Result<void> Nested::check_single(const image::Set& set) {
 }
 
 Result<void> Nested::make(RestoreContext& context) {
+  FERRY_CHECK(hold_own_network(context));
   for (const NsKind kind : kMadeHere) {
     FERRY_TRY(const auto ids, new_namespaces(context.set, kind));
     for (const std::uint32_t id : ids) {
@@ -104,6 +105,29 @@ Result<Inside*> Nested::inside(RestoreContext& context, NsKind kind, std::uint32
     inside = std::move(fresh);
   }
   return inside.get();
+}
+
+Result<Inside*> Nested::inside_network(RestoreContext& context, std::uint32_t id) {
+  if (id != 0 && id != namespace_of(*context.root().ids, NsKind::net) && fd(NsKind::net, id) < 0) {
+    return fail(Kind::unsupported, "a socket of the set is in network namespace {}, which no task of the set lives in and no image describes",
+                id);
+  }
+  return inside(context, NsKind::net, id);
+}
+
+Result<UniqueFd> Nested::network(RestoreContext& context, std::uint32_t id) const {
+  const int held = fd(NsKind::net, id);
+  return held >= 0 ? sys::duplicate(held) : sys::open(fmt::format("/proc/{}/ns/net", context.root().pid), O_RDONLY);
+}
+
+Result<void> Nested::hold_own_network(RestoreContext& context) {
+  FERRY_TRY(const NamespaceIds ids, NamespaceIds::of(context.set));
+  if (!ids.is_new(NsKind::net)) {
+    return {};
+  }
+  FERRY_TRY(UniqueFd own, sys::open("/proc/self/ns/net", O_RDONLY));
+  put(NsKind::net, ids.dumper[static_cast<std::size_t>(NsKind::net)], std::move(own));
+  return {};
 }
 
 Result<Inside*> Nested::inside_of_mount(RestoreContext& context, std::int64_t mount_id) {

@@ -36,6 +36,13 @@ class Nested {
   Result<Inside*> inside(RestoreContext& context, NsKind kind, std::uint32_t id);
   // Threads that stand in an old root are no good any more.
   void forget_insides() { insides_.clear(); }
+  // For a socket, which may be in a network namespace that no task lives in, the dumper's among them.
+  // Errors: unsupported, for a namespace that is not there.
+  Result<Inside*> inside_network(RestoreContext& context, std::uint32_t id);
+  // A descriptor of such a namespace.
+  Result<UniqueFd> network(RestoreContext& context, std::uint32_t id) const;
+  // Where sockets of the dumper's network namespace come back, if the tree has one of its own: ours.
+  Result<void> hold_own_network(RestoreContext& context);
   // The same by the number of a mount of the set.
   Result<Inside*> inside_of_mount(RestoreContext& context, std::int64_t mount_id);
 

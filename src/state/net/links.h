@@ -25,8 +25,8 @@ struct NamespaceNumber {
   int number = 0;
 };
 
-// Inside the network namespace.  Errors: unsupported, naming the interface that has no way back.
-Result<std::vector<pb::NetDeviceEntry>> collect_links(const DumpOptions& options,
+// Inside the network namespace with that number.  Errors: unsupported, naming the interface that has no way back.
+Result<std::vector<pb::NetDeviceEntry>> collect_links(const DumpContext& context, std::uint32_t network,
                                                       const std::vector<NamespaceNumber>& numbers);
 // Whether its other end or lower link is in another network namespace.
 bool has_peer_elsewhere(const pb::NetDeviceEntry& device);

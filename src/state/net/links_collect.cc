@@ -12,6 +12,7 @@
 #include "state/net/links.h"
 #include "state/net/message.h"
 #include "state/nsids/nsids.h"
+#include "state/tun/tun.h"
 #include "sys/netlink.h"
 
 namespace ferry::state::net {
@@ -30,11 +31,15 @@ std::uint8_t number8(const std::vector<Attribute>& data, std::uint16_t type) {
   return value_as<std::uint8_t>(find(data, type)).value_or(0);
 }
 
-Result<void> describe_tun(const std::vector<Attribute>& data, pb::NetDeviceEntry& out) {
-  if (number8(data, IFLA_TUN_PERSIST) == 0) {
+// `context`, `network`: where its queues are known.
+Result<void> describe_tun(const std::vector<Attribute>& data, const DumpContext& context, std::uint32_t network,
+                          pb::NetDeviceEntry& out) {
+  const bool persistent = number8(data, IFLA_TUN_PERSIST) != 0;
+  const int queue = tun::queue_of(context, network, out.name());
+  if (!persistent && queue < 0) {
     return fail(Kind::unsupported,
-                "interface {} lives only as long as the descriptor of /dev/net/tun that made it (it is not persistent), "
-                "and cannot be carried",
+                "interface {} lives only as long as a descriptor of /dev/net/tun (it is not persistent), and nobody in the tree "
+                "has one that is attached to it",
                 out.name());
   }
   pb::TunLinkEntry& tun = *out.mutable_tun();
@@ -42,11 +47,15 @@ Result<void> describe_tun(const std::vector<Attribute>& data, pb::NetDeviceEntry
   flags |= number8(data, IFLA_TUN_PI) != 0 ? 0U : std::uint32_t{IFF_NO_PI};
   flags |= number8(data, IFLA_TUN_VNET_HDR) != 0 ? std::uint32_t{IFF_VNET_HDR} : 0U;
   flags |= number8(data, IFLA_TUN_MULTI_QUEUE) != 0 ? std::uint32_t{IFF_MULTI_QUEUE} : 0U;
-  tun.set_flags(flags | IFF_PERSIST);
+  tun.set_flags(flags | (persistent ? std::uint32_t{IFF_PERSIST} : 0U));
   tun.set_owner(value_as<std::int32_t>(find(data, IFLA_TUN_OWNER)).value_or(-1));
   tun.set_group(value_as<std::int32_t>(find(data, IFLA_TUN_GROUP)).value_or(-1));
-  tun.set_vnethdr(0);
-  tun.set_sndbuf(0);
+  tun::Device device;
+  if (queue >= 0) {
+    FERRY_TRY(device, tun::look_at(queue, fmt::format("interface {}", out.name())));
+  }
+  tun.set_vnethdr(device.header_size);
+  tun.set_sndbuf(device.send_buffer);
   return {};
 }
 
@@ -71,7 +80,9 @@ Result<void> find_peer(const std::string& kind, const std::vector<Attribute>& at
   return {};
 }
 
-Result<pb::NetDeviceEntry> describe(Bytes body, const DumpOptions& options, const std::vector<NamespaceNumber>& numbers) {
+Result<pb::NetDeviceEntry> describe(Bytes body, const DumpContext& context, std::uint32_t network,
+                                    const std::vector<NamespaceNumber>& numbers) {
+  const DumpOptions& options = context.options;
   const auto head = head_of<ifinfomsg>(body);
   if (!head.has_value()) {
     return fail(Kind::corrupt, "a link is cut off");
@@ -116,7 +127,7 @@ Result<pb::NetDeviceEntry> describe(Bytes body, const DumpOptions& options, cons
     out.mutable_macvlan()->set_flags(value_as<std::uint16_t>(find(data, IFLA_MACVLAN_FLAGS)).value_or(0));
   } else if (kind == "tun") {
     out.set_type(pb::NDTYPE_TUN);
-    FERRY_CHECK(describe_tun(data, out));
+    FERRY_CHECK(describe_tun(data, context, network, out));
   } else if (kind == "bond" || kind == "team" || kind == "wireguard" || kind == "openvswitch" || kind == "vxlan") {
     return fail(Kind::unsupported, "interface {} is of kind {}, which cannot be carried", out.name(), kind);
   }
@@ -133,14 +144,14 @@ Result<pb::NetDeviceEntry> describe(Bytes body, const DumpOptions& options, cons
 
 }  // namespace
 
-Result<std::vector<pb::NetDeviceEntry>> collect_links(const DumpOptions& options,
+Result<std::vector<pb::NetDeviceEntry>> collect_links(const DumpContext& context, std::uint32_t network,
                                                       const std::vector<NamespaceNumber>& numbers) {
   FERRY_TRY(sys::Netlink netlink, sys::Netlink::open(NETLINK_ROUTE));
   const ifinfomsg all{};
   std::vector<pb::NetDeviceEntry> out;
   FERRY_CHECK(netlink.request(RTM_GETLINK, NLM_F_DUMP, std::as_bytes(std::span(&all, 1)), "links",
                               [&](Bytes body) -> Result<void> {
-                                FERRY_TRY(auto device, describe(body, options, numbers));
+                                FERRY_TRY(auto device, describe(body, context, network, numbers));
                                 out.push_back(std::move(device));
                                 return {};
                               }));

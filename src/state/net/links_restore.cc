@@ -147,8 +147,12 @@ Result<void> make_tun(const pb::NetDeviceEntry& device, int dev) {
   }
   if ((device.tun().owner() >= 0 && ::ioctl(file.get(), TUNSETOWNER, device.tun().owner()) != 0) ||
       (device.tun().group() >= 0 && ::ioctl(file.get(), TUNSETGROUP, device.tun().group()) != 0) ||
-      ::ioctl(file.get(), TUNSETPERSIST, 1) != 0) {
+      ::ioctl(file.get(), TUNSETPERSIST, 1) != 0) {  // until its own descriptors are there (state/tun)
     return sys_fail(fmt::format("ioctl(TUNSETPERSIST {})", device.name()));
+  }
+  const int header = static_cast<int>(device.tun().vnethdr());
+  if (header > 0 && ::ioctl(file.get(), TUNSETVNETHDRSZ, &header) != 0) {
+    return sys_fail(fmt::format("ioctl(TUNSETVNETHDRSZ {})", device.name()));
   }
   Message message(number_head(device));
   put_common(message, device, (device.tun().flags() & IFF_TAP) != 0);

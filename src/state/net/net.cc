@@ -65,8 +65,33 @@ Result<void> join_external(RestoreContext& context, const std::string& key) {
               key);
 }
 
-Result<void> collect_whole(DumpContext& context, const TreeNamespace& ns, const std::map<std::uint32_t, int>& others) {
-  FERRY_TRY(Inside* const inside, context.host.inside_of(ns.task->pid));
+// One namespace of a checkpoint.
+struct Found {
+  std::uint32_t id = 0;
+  UniqueFd ns;
+  DumpTask* task = nullptr;  // nullptr: only sockets are in it
+
+  [[nodiscard]] std::string subject() const {
+    return fmt::format("network namespace of {}", task != nullptr ? task->subject() : "sockets alone");
+  }
+};
+
+Result<std::vector<Found>> find_all(DumpContext& context) {
+  std::vector<Found> out;
+  for (const TreeNamespace& ns : tree_namespaces(context, NsKind::net)) {
+    FERRY_TRY(UniqueFd fd, sys::open_at(ns.task->proc.get(), "ns/net", O_RDONLY));
+    out.push_back({ns.id, std::move(fd), ns.task});
+  }
+  for (const Networks::Place* place : context.host.networks().without_tasks()) {
+    FERRY_TRY(UniqueFd fd, sys::duplicate(place->ns.get()));
+    out.push_back({place->id, std::move(fd), nullptr});
+  }
+  return out;
+}
+
+Result<void> collect_whole(DumpContext& context, const Found& ns, const std::map<std::uint32_t, int>& others) {
+  FERRY_TRY(Inside* const inside, ns.task != nullptr ? context.host.inside_of(ns.task->pid)
+                                                     : context.host.inside_network(context.root().pid, ns.ns.get()));
   FERRY_TRY(const UniqueFd sysctl, open_sysctl());
   std::vector<pb::NetDeviceEntry> devices;
   pb::NetnsEntry entry;
@@ -77,7 +102,7 @@ Result<void> collect_whole(DumpContext& context, const TreeNamespace& ns, const 
       known.set_target_ns_id(number.id);
       known.set_netnsid_value(number.number);
     }
-    FERRY_TRY(devices, collect_links(context.options, numbers));
+    FERRY_TRY(devices, collect_links(context, ns.id, numbers));
     FERRY_CHECK(save_sysctls(sysctl.get(), entry));
     for (pb::NetDeviceEntry& device : devices) {
       if (device.type() == pb::NDTYPE_VETH && !device.has_peer_nsid() && device.peer_ifindex() != device.ifindex() &&
@@ -89,9 +114,8 @@ Result<void> collect_whole(DumpContext& context, const TreeNamespace& ns, const 
     FERRY_CHECK(save_tables(context.set, ns.id, entry));
     return save_connections(context.set, ns.id);
   };
-  FERRY_CHECK(inside->run(look).during("network namespace of {}", ns.task->subject()));
-  FERRY_TRY(const UniqueFd fd, sys::open_at(ns.task->proc.get(), "ns/net", O_RDONLY));
-  FERRY_CHECK(save_firewall(context.set, ns.id, fd.get(), *inside).during("network namespace of {}", ns.task->subject()));
+  FERRY_CHECK(inside->run(look).during("{}", ns.subject()));
+  FERRY_CHECK(save_firewall(context.set, ns.id, ns.ns.get(), *inside).during("{}", ns.subject()));
   for (pb::NetDeviceEntry& device : devices) {
     context.set.add({image::Type::netdev, ns.id}, std::move(device));
   }
@@ -158,27 +182,25 @@ Result<void> restore_whole(RestoreContext& context, std::vector<Whole>& all) {
 }  // namespace
 
 Result<void> collect(DumpContext& context) {
-  const auto namespaces = tree_namespaces(context, NsKind::net);
-  std::map<std::uint32_t, UniqueFd> fds;
-  for (const TreeNamespace& ns : namespaces) {
-    FERRY_TRY(UniqueFd fd, sys::open_at(ns.task->proc.get(), "ns/net", O_RDONLY));
-    fds.emplace(ns.id, std::move(fd));
-  }
-  for (const TreeNamespace& ns : namespaces) {
-    FERRY_TRY(const std::uint64_t inode, namespace_inode(ns.task->pid, "net"));
-    if (const auto key = external_key(context.options, "net", std::to_string(inode))) {
+  FERRY_TRY(const std::vector<Found> namespaces, find_all(context));
+  for (const Found& ns : namespaces) {
+    FERRY_TRY(const struct stat st, sys::stat_fd(ns.ns.get(), ns.subject()));
+    if (const auto key = external_key(context.options, "net", std::to_string(st.st_ino))) {
       pb::NetnsEntry entry;
       entry.set_ext_key(*key);
       context.set.add({image::Type::netns, ns.id}, std::move(entry));
       continue;
     }
     if (context.options.empty_net_namespace) {
+      if (ns.task == nullptr) {  // nothing else in the set says that there is one
+        context.set.add({image::Type::netns, ns.id}, pb::NetnsEntry());
+      }
       continue;
     }
     std::map<std::uint32_t, int> others;
-    for (const auto& [id, fd] : fds) {
-      if (id != ns.id) {
-        others.emplace(id, fd.get());
+    for (const Found& other : namespaces) {
+      if (other.id != ns.id) {
+        others.emplace(other.id, other.ns.get());
       }
     }
     FERRY_CHECK(collect_whole(context, ns, others));

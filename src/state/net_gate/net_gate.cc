@@ -21,6 +21,7 @@ using sys::NftTransaction;
 using Verdict = NftRule::Verdict;
 
 constexpr const char* kShut = "ferry-shut";
+constexpr const char* kBolts = "bolts";  // the chain that all of its hooks lead to: empty, and everything passes
 constexpr const char* kWithheld = "ferry-withheld";
 constexpr const char* kArriving = "arriving";  // its chain, and the one where whatever comes waits
 constexpr const char* kWaiting = "waiting";
@@ -55,17 +56,30 @@ constexpr Chain kChains[] = {{NFPROTO_INET, "prerouting", NF_INET_PRE_ROUTING},
                              {NFPROTO_INET, "postrouting", NF_INET_POST_ROUTING},
                              {NFPROTO_ARP, "input", NF_ARP_IN},
                              {NFPROTO_ARP, "output", NF_ARP_OUT}};
+constexpr std::uint8_t kFamilies[] = {NFPROTO_INET, NFPROTO_ARP};
 
 void add_bolts(NftTransaction& to, std::uint8_t family, const char* chain) {
   to.add_rule(family, kShut, chain, NftRule().mark_is(kOwnMark).then(Verdict::accept));
   to.add_rule(family, kShut, chain, NftRule().then(Verdict::drop));
 }
 
-// There afterwards, with whatever rules they have.
-void make_chains(NftTransaction& to) {
+// There afterwards, with the bolts as they are.
+void hang_in(NftTransaction& to) {
+  for (const std::uint8_t family : kFamilies) {
+    to.add_table(family, kShut, false);
+    to.add_inner_chain(family, kShut, kBolts);
+  }
   for (const Chain& c : kChains) {
-    to.add_table(c.family, kShut, false);
     to.add_chain(c.family, kShut, c.name, c.hook, kFirst, Verdict::accept);
+    to.flush_chain(c.family, kShut, c.name);
+    to.add_rule(c.family, kShut, c.name, NftRule().then_chain(kBolts));
+  }
+}
+
+void bolt(NftTransaction& to) {
+  for (const std::uint8_t family : kFamilies) {
+    to.flush_chain(family, kShut, kBolts);
+    add_bolts(to, family, kBolts);
   }
 }
 
@@ -76,21 +90,34 @@ void remove(NftTransaction& to, std::uint8_t family) {
 
 }  // namespace
 
-Result<void> prepare(int ns) {
+Result<Gate> Gate::hang(int ns) {
   NftTransaction t;
-  make_chains(t);
-  FERRY_CHECK(commit(ns, t, "preparing to shut a network namespace"));
-  return {};
+  hang_in(t);
+  Gate out;
+  FERRY_TRY(out.nft_, commit(ns, t, "preparing to shut a network namespace"));
+  return out;
 }
 
-Result<Nftables> shut(int ns) {
+Result<void> Gate::shut() {
   NftTransaction t;
-  make_chains(t);
-  for (const Chain& c : kChains) {
-    t.flush_chain(c.family, kShut, c.name);
-    add_bolts(t, c.family, c.name);
+  bolt(t);
+  return nft_.commit(t, "shutting a network namespace");
+}
+
+Result<void> Gate::let_pass() {
+  NftTransaction t;
+  for (const std::uint8_t family : kFamilies) {
+    t.flush_chain(family, kShut, kBolts);
   }
-  return commit(ns, t, "shutting a network namespace");
+  return nft_.commit(t, "letting everything pass");
+}
+
+Result<void> shut(int ns) {
+  NftTransaction t;
+  hang_in(t);
+  bolt(t);
+  FERRY_CHECK(commit(ns, t, "shutting a network namespace"));
+  return {};
 }
 
 Result<void> shut_device(int ns, std::string_view interface) {
@@ -102,15 +129,6 @@ Result<void> shut_device(int ns, std::string_view interface) {
   add_bolts(t, NFPROTO_NETDEV, chain.c_str());
   FERRY_CHECK(commit(ns, t, fmt::format("shutting interface {}", interface)));
   return {};
-}
-
-Result<Nftables> let_pass(int ns) {
-  NftTransaction t;
-  make_chains(t);
-  for (const Chain& c : kChains) {
-    t.flush_chain(c.family, kShut, c.name);
-  }
-  return commit(ns, t, "letting everything pass");
 }
 
 Result<void> open(int ns) {

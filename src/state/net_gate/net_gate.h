@@ -21,17 +21,25 @@ namespace ferry::state::net_gate {
 // Nothing comes in, nothing goes out: IPv4, IPv6 and ARP.  To be called before an interface moves in; then not
 // one frame with its address leaves.  Lasts until open() or the end of the namespace, whoever ends before.
 // May be called again.
+Result<void> shut(int ns);
+// Ahead of time for what has to take none: the kernel needs milliseconds to hang in a table or to take it down, and
+// microseconds to change its rules.
 //
-// The value is the socket that did it.  To close it takes milliseconds, because the kernel then waits until
-// nobody uses the old rules any more (nft_rcv_nl_event in net/netfilter/nf_tables_api.c): keep it until nothing
-// is frozen.
-Result<sys::Nftables> shut(int ns);
-// Ahead of shut(), which then costs a tenth: the kernel needs milliseconds to hang in a table or to take it
-// down, and microseconds to change its rules.  Everything passes.
-Result<void> prepare(int ns);
-// What shut() did is undone at once, but for shut_device(); the empty tables stay until open().  The value is as
-// of shut().
-Result<sys::Nftables> let_pass(int ns);
+// To destroy it takes milliseconds, because the kernel then waits until nobody uses the old rules any more
+// (nft_rcv_nl_event in net/netfilter/nf_tables_api.c): keep it until nothing is frozen.  The tables stay until open().
+class Gate {
+ public:
+  Gate() = default;
+  // Open or shut as it was before.
+  static Result<Gate> hang(int ns);
+  [[nodiscard]] explicit operator bool() const { return static_cast<bool>(nft_); }
+  Result<void> shut();
+  // All but what shut_device() holds back.
+  Result<void> let_pass();
+
+ private:
+  sys::Nftables nft_;
+};
 // The same for what programs send by packet sockets, which pass by those tables, once the interface is there
 // (Linux 5.16: netdev egress).  Errors: unsupported on older kernels.
 Result<void> shut_device(int ns, std::string_view interface);

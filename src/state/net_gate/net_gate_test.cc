@@ -99,16 +99,30 @@ TEST(NetGate, LetsNothingThroughUntilItIsOpened) {
 
 TEST(NetGate, IsShutAndLetsPassQuicklyOnceItIsPrepared) {
   in_new_world([](const World& world) {
-    EXPECT_OK(prepare(world.ns.get()));
+    auto gate = Gate::hang(world.ns.get());
+    ASSERT_TRUE(gate.has_value()) << gate.error().message();
     world.send("through");
     EXPECT_EQ(world.receive(kSoon), "through");
-    EXPECT_OK(shut(world.ns.get()));
+    EXPECT_OK(gate->shut());
     world.send("lost");
     EXPECT_EQ(world.receive(kNever), "nothing");
-    EXPECT_OK(let_pass(world.ns.get()));
+    EXPECT_OK(gate->let_pass());
     world.send("through again");
     EXPECT_EQ(world.receive(kSoon), "through again");
     EXPECT_OK(open(world.ns.get()));
+  });
+}
+
+TEST(NetGate, StaysShutWhenItIsHungAgain) {
+  in_new_world([](const World& world) {
+    EXPECT_OK(shut(world.ns.get()));
+    auto gate = Gate::hang(world.ns.get());
+    ASSERT_TRUE(gate.has_value()) << gate.error().message();
+    world.send("lost");
+    EXPECT_EQ(world.receive(kNever), "nothing");
+    EXPECT_OK(gate->let_pass());
+    world.send("through");
+    EXPECT_EQ(world.receive(kSoon), "through");
   });
 }
 

@@ -6,6 +6,8 @@
 
 #include <cerrno>
 
+#include "state/dump_host.h"
+#include "state/nested/nested.h"
 #include "state/socket/more_options.h"
 #include "state/socket/options.h"
 #include "sys/file.h"
@@ -31,7 +33,7 @@ class NetlinkSocketKind : public FileKind {
 
   Result<void> collect(const FdProbe& probe, DumpContext& context, pb::FileEntry& out) override {
     const std::string subject = probe.subject();
-    FERRY_CHECK(socket::check_network_namespace(probe, context));
+    FERRY_TRY(const Networks::Place* const network, context.host.networks().of_socket(subject, probe.ours, context));
     FERRY_CHECK(check_queue(probe));
     FERRY_TRY(const int protocol, socket::get_int(probe.ours, SOL_SOCKET, SO_PROTOCOL, "SO_PROTOCOL"));
     pb::NetlinkSkEntry& entry = *out.mutable_nlsk();
@@ -39,9 +41,7 @@ class NetlinkSocketKind : public FileKind {
     entry.set_ino(static_cast<std::uint32_t>(probe.stat.st_ino));
     entry.set_protocol(static_cast<std::uint32_t>(protocol));
     entry.set_flags(probe.status_flags());
-    if (probe.task.ids != nullptr && probe.task.ids->has_net_ns_id()) {
-      entry.set_ns_id(probe.task.ids->net_ns_id());
-    }
+    entry.set_ns_id(network->id);
     sockaddr_nl own{}, peer{};
     socklen_t size = sizeof own;
     if (::getsockname(probe.ours, reinterpret_cast<sockaddr*>(&own), &size) != 0) {
@@ -61,16 +61,16 @@ class NetlinkSocketKind : public FileKind {
     FERRY_CHECK(collect_groups(probe, entry));
     FERRY_TRY(const int type, socket::get_int(probe.ours, SOL_SOCKET, SO_TYPE, "SO_TYPE"));
     entry.set_ferry_type(static_cast<std::uint32_t>(type));
-    FERRY_TRY(const UniqueFd ns, sys::open_at(context.root().proc.get(), "ns/net", O_RDONLY));
-    FERRY_CHECK(more_.prepare(probe.ours, ns.get(), subject));
-    FERRY_CHECK(more_.collect(probe.ours, false, *entry.mutable_ferry_options()));
+    FERRY_CHECK(more_.prepare(probe.ours, *network, subject));
+    FERRY_CHECK(more_.collect(probe.ours, *network, false, *entry.mutable_ferry_options()));
     FERRY_CHECK(collect_fown(probe, context, *entry.mutable_fown()));
     return socket::collect_options(probe.ours, subject, *entry.mutable_opts());
   }
 
   Result<UniqueFd> open(const pb::FileEntry& file, RestoreContext& context) override {
     const pb::NetlinkSkEntry& entry = file.nlsk();
-    FERRY_TRY(UniqueFd fd, context.inside.get<UniqueFd>([&]() -> Result<UniqueFd> {
+    FERRY_TRY(Inside* const inside, context.nested.inside_network(context, entry.ns_id()));
+    FERRY_TRY(UniqueFd fd, inside->get<UniqueFd>([&]() -> Result<UniqueFd> {
       const int type = entry.has_ferry_type() ? static_cast<int>(entry.ferry_type()) : SOCK_RAW;
       UniqueFd made(::socket(AF_NETLINK, type | SOCK_CLOEXEC, static_cast<int>(entry.protocol())));
       if (!made) {
@@ -78,10 +78,7 @@ class NetlinkSocketKind : public FileKind {
       }
       return made;
     }));
-    if (entry.groups_size() > 1) {
-      return fail(Kind::unsupported, "netlink socket {} is a member of groups above 32", entry.ino());
-    }
-    const std::uint32_t groups = entry.groups_size() == 1 ? entry.groups(0) : 0;
+    const std::uint32_t groups = entry.groups_size() >= 1 ? entry.groups(0) : 0;
     if (entry.portid() != 0 || groups != 0) {
       sockaddr_nl own{};
       own.nl_family = AF_NETLINK;
@@ -101,8 +98,13 @@ class NetlinkSocketKind : public FileKind {
       }
     }
     FERRY_CHECK(socket::restore_options(fd.get(), entry.opts(), fmt::format("netlink socket {}", entry.ino())));
+    for (int group = 32; group < 32 * entry.groups_size(); ++group) {  // sets of CRIU have all words here
+      if ((entry.groups(group / 32) >> group % 32 & 1) != 0) {
+        FERRY_CHECK(join(fd.get(), static_cast<std::uint32_t>(group) + 1));
+      }
+    }
     for (const std::uint32_t group : entry.ferry_more_groups()) {
-      FERRY_CHECK(socket::set_int(fd.get(), SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, static_cast<int>(group), "NETLINK_ADD_MEMBERSHIP"));
+      FERRY_CHECK(join(fd.get(), group));
     }
     FERRY_CHECK(socket::restore_more(fd.get(), entry.ferry_options(), false, fmt::format("netlink socket {}", entry.ino())));
     FERRY_CHECK(restore_status_flags(fd.get(), entry.flags()));
@@ -124,6 +126,10 @@ class NetlinkSocketKind : public FileKind {
       return sys_fail(fmt::format("recv({}, MSG_PEEK)", probe.subject()));
     }
     return {};
+  }
+
+  static Result<void> join(int fd, std::uint32_t group) {
+    return socket::set_int(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, static_cast<int>(group), "NETLINK_ADD_MEMBERSHIP");
   }
 
   // getsockname(2) shows the first 32 groups only (netlink(7), NETLINK_LIST_MEMBERSHIPS).

@@ -179,4 +179,28 @@ Result<void> Lock::release() {
 
 void Lock::leave() { state_.reset(); }
 
+Result<void> Locks::keep() {
+  for (Lock& lock : locks_) {
+    FERRY_CHECK(lock.keep());
+  }
+  return {};
+}
+
+Result<void> Locks::release() {
+  Result<void> outcome;
+  for (Lock& lock : locks_) {
+    Result<void> done = lock.release();
+    if (outcome.has_value()) {
+      outcome = std::move(done);
+    }
+  }
+  return outcome;
+}
+
+void Locks::leave() {
+  for (Lock& lock : locks_) {
+    lock.leave();
+  }
+}
+
 }  // namespace ferry::state::network_lock

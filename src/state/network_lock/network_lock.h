@@ -62,4 +62,17 @@ class Lock {
   std::unique_ptr<State> state_;
 };
 
+// One for each network namespace that has connections.
+class Locks {
+ public:
+  void add(Lock lock) { locks_.push_back(std::move(lock)); }
+  Result<void> keep();
+  // All of them, whatever happens; the first error.
+  Result<void> release();
+  void leave();
+
+ private:
+  std::vector<Lock> locks_;
+};
+
 }  // namespace ferry::state::network_lock

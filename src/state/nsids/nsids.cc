@@ -288,6 +288,14 @@ Result<std::vector<std::uint32_t>> new_namespaces(const image::Set& set, NsKind 
       }
     }
   }
+  if (kind == NsKind::net) {  // those that only sockets are in (networks.h)
+    for (const image::Name& name : set.names(image::Type::netns)) {
+      const auto id = static_cast<std::uint32_t>(name.id);
+      if (id != own && std::find(out.begin(), out.end(), id) == out.end()) {
+        out.push_back(id);
+      }
+    }
+  }
   return out;
 }
 

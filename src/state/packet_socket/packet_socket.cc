@@ -14,6 +14,8 @@
 #include <vector>
 
 #include "base/log.h"
+#include "state/dump_host.h"
+#include "state/nested/nested.h"
 #include "state/socket/more_options.h"
 #include "state/socket/options.h"
 #include "sys/file.h"
@@ -47,7 +49,7 @@ class PacketSocketKind : public FileKind {
 
   Result<void> collect(const FdProbe& probe, DumpContext& context, pb::FileEntry& out) override {
     const std::string subject = probe.subject();
-    FERRY_CHECK(socket::check_network_namespace(probe, context));
+    FERRY_TRY(const Networks::Place* const network, context.host.networks().of_socket(subject, probe.ours, context));
     pb::PacketSockEntry& entry = *out.mutable_psk();
     FERRY_TRY(const int type, socket::get_int(probe.ours, SOL_SOCKET, SO_TYPE, "SO_TYPE"));
     if (type != SOCK_RAW && type != SOCK_DGRAM) {
@@ -56,9 +58,7 @@ class PacketSocketKind : public FileKind {
     entry.set_id(out.id());
     entry.set_type(static_cast<std::uint32_t>(type));
     entry.set_flags(probe.status_flags());
-    if (probe.task.ids != nullptr && probe.task.ids->has_net_ns_id()) {
-      entry.set_ns_id(probe.task.ids->net_ns_id());
-    }
+    entry.set_ns_id(network->id);
     sockaddr_ll own{};
     socklen_t size = sizeof own;
     if (::getsockname(probe.ours, reinterpret_cast<sockaddr*>(&own), &size) != 0) {
@@ -66,8 +66,7 @@ class PacketSocketKind : public FileKind {
     }
     entry.set_protocol(own.sll_protocol);
     entry.set_ifindex(static_cast<std::uint32_t>(own.sll_ifindex));
-    FERRY_TRY(const UniqueFd ns, sys::open_at(context.root().proc.get(), "ns/net", O_RDONLY));
-    FERRY_TRY(const Diag diag, look_at(ns.get(), static_cast<std::uint32_t>(probe.stat.st_ino), subject));
+    FERRY_TRY(const Diag diag, look_at(network->ns.get(), static_cast<std::uint32_t>(probe.stat.st_ino), subject));
     if (diag.rings) {
       return fail(Kind::unsupported, "{}: a packet socket with a ring that is shared with the kernel cannot be carried over",
                   subject);
@@ -89,8 +88,8 @@ class PacketSocketKind : public FileKind {
     FERRY_CHECK(collect_fanout(probe, entry));
     warn_of_queue(probe);
     FERRY_CHECK(collect_fown(probe, context, *entry.mutable_fown()));
-    FERRY_CHECK(more_.prepare(probe.ours, ns.get(), subject));
-    FERRY_CHECK(more_.collect(probe.ours, false, *entry.mutable_ferry_options()));
+    FERRY_CHECK(more_.prepare(probe.ours, *network, subject));
+    FERRY_CHECK(more_.collect(probe.ours, *network, false, *entry.mutable_ferry_options()));
     return socket::collect_options(probe.ours, subject, *entry.mutable_opts());
   }
 
@@ -101,7 +100,8 @@ class PacketSocketKind : public FileKind {
       return fail(Kind::unsupported, "{} has a ring that is shared with the kernel, which ferry does not make", subject);
     }
     // Without a protocol it receives nothing until it is bound.
-    FERRY_TRY(UniqueFd fd, context.inside.get<UniqueFd>([&]() -> Result<UniqueFd> {
+    FERRY_TRY(Inside* const inside, context.nested.inside_network(context, entry.ns_id()));
+    FERRY_TRY(UniqueFd fd, inside->get<UniqueFd>([&]() -> Result<UniqueFd> {
       UniqueFd made(::socket(AF_PACKET, static_cast<int>(entry.type()) | SOCK_CLOEXEC, 0));
       if (!made) {
         return sys_fail(fmt::format("socket(AF_PACKET, type {})", entry.type()));

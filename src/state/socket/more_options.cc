@@ -229,25 +229,22 @@ const Option* find(int level, int name) {
 
 }  // namespace
 
-Result<std::tuple<int, int, int>> MoreOptionsReader::sort_of(int fd) {
+Result<MoreOptionsReader::Sort> MoreOptionsReader::sort_of(int fd, const Networks::Place& network) {
   FERRY_TRY(const int family, get_int(fd, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN"));
   FERRY_TRY(const int type, get_int(fd, SOL_SOCKET, SO_TYPE, "SO_TYPE"));
   FERRY_TRY(const int protocol, get_int(fd, SOL_SOCKET, SO_PROTOCOL, "SO_PROTOCOL"));
-  return Sort(family, type, protocol);
+  return Sort(network.id, family, type, protocol);
 }
 
-Result<void> MoreOptionsReader::prepare(int fd, int ns, const std::string& subject) {
-  FERRY_TRY(const Sort sort, sort_of(fd));
+Result<void> MoreOptionsReader::prepare(int fd, const Networks::Place& network, const std::string& subject) {
+  FERRY_TRY(const Sort sort, sort_of(fd, network));
   const auto [at, fresh] = fresh_.try_emplace(sort);
   if (!fresh) {
     return {};
   }
-  const auto [family, type, protocol] = sort;
-  FERRY_TRY(const auto visit, sys::NetNamespaceVisit::enter(ns));
-  const UniqueFd made(::socket(family, type | SOCK_CLOEXEC, protocol));
-  if (!made) {
-    return sys_fail(fmt::format("socket(family {}, type {}, protocol {}), to compare {} with", family, type, protocol, subject));
-  }
+  const auto [id, family, type, protocol] = sort;
+  FERRY_TRY(const auto visit, sys::NetNamespaceVisit::enter(network.ns.get()));
+  FERRY_TRY(const UniqueFd made, make(family, type, protocol).during("comparing {} with a new one", subject));
   for (const auto& table : tables(family, type, protocol)) {
     for (const Option& o : table) {
       at->second.push_back(value_of(made.get(), o));
@@ -256,9 +253,9 @@ Result<void> MoreOptionsReader::prepare(int fd, int ns, const std::string& subje
   return {};
 }
 
-Result<void> MoreOptionsReader::collect(int fd, bool connected, MoreOptions& out) const {
-  FERRY_TRY(const Sort sort, sort_of(fd));
-  const auto [family, type, protocol] = sort;
+Result<void> MoreOptionsReader::collect(int fd, const Networks::Place& network, bool connected, MoreOptions& out) const {
+  FERRY_TRY(const Sort sort, sort_of(fd, network));
+  const auto [id, family, type, protocol] = sort;
   const std::vector<std::string>& fresh = fresh_.at(sort);
   std::size_t at = 0;
   for (const auto& table : tables(family, type, protocol)) {

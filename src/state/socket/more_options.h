@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "image/proto/sockets.pb.h"
+#include "state/nsids/networks.h"
 
 namespace ferry::state::socket {
 
@@ -20,16 +21,16 @@ using MoreOptions = google::protobuf::RepeatedPtrField<pb::FerrySocketOption>;
 
 class MoreOptionsReader {
  public:
-  // Looks at a new socket of the same kind, which the values are compared with; once for each kind.
-  // `ns`: a descriptor of the socket's network namespace.
-  Result<void> prepare(int fd, int ns, const std::string& subject);
+  // Looks at a new socket of the same kind in the same namespace, whose parameters (sysctl net.*) it begins with and
+  // which the values are compared with; once for each kind.
+  Result<void> prepare(int fd, const Networks::Place& network, const std::string& subject);
   // `connected`: a TCP connection, of which some options show what the kernel has made of them.
   // Of a kind that was prepared; may be called by several threads.
-  Result<void> collect(int fd, bool connected, MoreOptions& out) const;
+  Result<void> collect(int fd, const Networks::Place& network, bool connected, MoreOptions& out) const;
 
  private:
-  static Result<std::tuple<int, int, int>> sort_of(int fd);
-  using Sort = std::tuple<int, int, int>;  // family, type, protocol
+  using Sort = std::tuple<std::uint32_t, int, int, int>;  // network namespace, family, type, protocol
+  static Result<Sort> sort_of(int fd, const Networks::Place& network);
   std::map<Sort, std::vector<std::string>> fresh_;  // by position in the table
 };
 

@@ -4,11 +4,16 @@
 #include <linux/filter.h>
 #include <linux/sockios.h>
 #include <net/if.h>
+#include <netinet/in.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
+#include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <tuple>
 #include <vector>
 
@@ -88,6 +93,27 @@ Result<void> restore_buffers(int fd, const pb::SkOptsEntry& entry, const std::st
     return set_int(fd, SOL_SOCKET, kBufLock, static_cast<int>(entry.so_buf_lock()), "SO_BUF_LOCK");
   }
   return {};
+}
+
+// As a member of the first group that may.  A thread's own call, where the C library's would change all of them.
+Result<UniqueFd> make_ping(int family, int protocol) {
+  constexpr std::uint32_t kKeep = ~0U;  // setresgid(2): leave it
+  FERRY_TRY(const std::string range, sys::read_file("/proc/sys/net/ipv4/ping_group_range"));
+  const auto group = static_cast<std::uint32_t>(std::strtoul(range.c_str(), nullptr, 10));
+  const int dumpable = ::prctl(PR_GET_DUMPABLE);
+  const auto own = static_cast<std::uint32_t>(::getegid());
+  ::syscall(SYS_setresgid, kKeep, group, kKeep);
+  UniqueFd made(::socket(family, SOCK_DGRAM | SOCK_CLOEXEC, protocol));
+  const int error = errno;
+  const bool back = ::syscall(SYS_setresgid, kKeep, own, kKeep) == 0;
+  ::prctl(PR_SET_DUMPABLE, dumpable);  // a change of the group has taken it away (prctl(2))
+  if (!made) {
+    return sys_fail(error, fmt::format("socket(family {}, SOCK_DGRAM, protocol {}) as group {}", family, protocol, group));
+  }
+  if (!back) {
+    return sys_fail("setresgid(own group)");
+  }
+  return made;
 }
 
 }  // namespace
@@ -243,20 +269,15 @@ Result<void> restore_filter(int fd, const pb::SkOptsEntry& entry, const std::str
   return {};
 }
 
-Result<void> check_network_namespace(const FdProbe& probe, DumpContext& context) {
-  // sockios.h: a descriptor of the socket's network namespace (Linux 4.10).
-  const UniqueFd theirs(::ioctl(probe.ours, SIOCGSKNS));
-  if (!theirs) {
-    return sys_fail(fmt::format("ioctl({}, SIOCGSKNS)", probe.subject()));
+Result<UniqueFd> make(int family, int type, int protocol) {
+  UniqueFd made(::socket(family, type | SOCK_CLOEXEC, protocol));
+  if (!made && errno == EACCES && type == SOCK_DGRAM && (protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6)) {
+    return make_ping(family, protocol);
   }
-  FERRY_TRY(const struct stat socket, sys::stat_fd(theirs.get(), probe.subject()));
-  FERRY_TRY(const UniqueFd root, sys::open_at(context.root().proc.get(), "ns/net", O_RDONLY));
-  FERRY_TRY(const struct stat tree, sys::stat_fd(root.get(), "ns/net"));
-  if (socket.st_ino != tree.st_ino) {
-    return fail(Kind::unsupported, "{}: this socket is of another network namespace (net:[{}]) than the tree (net:[{}])",
-                probe.subject(), socket.st_ino, tree.st_ino);
+  if (!made) {
+    return sys_fail(fmt::format("socket(family {}, type {}, protocol {})", family, type, protocol));
   }
-  return {};
+  return made;
 }
 
 Result<UniqueFd> inherited(std::uint32_t inode, const RestoreOptions& options) {

@@ -1,4 +1,4 @@
-// What sockets of all families have in common: SOL_SOCKET options (socket(7)), network namespace.
+// What sockets of all families have in common: SOL_SOCKET options (socket(7)).
 #pragma once
 
 #include <string>
@@ -24,8 +24,9 @@ Result<void> restore_filter(int fd, const pb::SkOptsEntry& entry, const std::str
 Result<int> get_int(int fd, int level, int option, std::string_view what);
 Result<void> set_int(int fd, int level, int option, int value, std::string_view what);
 
-// Errors: unsupported if the socket is of another network namespace than the root task.
-Result<void> check_network_namespace(const FdProbe& probe, DumpContext& context);
+// socket(2) with SOCK_CLOEXEC, in the network namespace of the calling thread.  A ping socket is had even where our
+// own groups may not have one (icmp(7), ping_group_range).
+Result<UniqueFd> make(int family, int type, int protocol);
 
 // A copy of the inherited descriptor with key "socket:[INODE]"; empty if the caller gave none.
 Result<UniqueFd> inherited(std::uint32_t inode, const RestoreOptions& options);

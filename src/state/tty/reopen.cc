@@ -41,7 +41,7 @@ Result<const pb::TtyInfoEntry*> info_of(std::uint32_t id, const image::Set& set)
 
 Result<const pb::TtyInfoEntry*> session_terminal(std::uint32_t sid, const image::Set& set) {
   for (const auto* info : set.list<pb::TtyInfoEntry>({image::Type::tty_info})) {
-    if (info->type() == pb::TTYTYPE_PTY && (info->id() & 1) == 0 && info->sid() == sid) {
+    if (info->type() != pb::TTYTYPE_CTTY && (info->id() & 1) == 0 && info->sid() == sid) {
       return info;
     }
   }

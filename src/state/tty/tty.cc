@@ -13,6 +13,7 @@
 #include "state/tty/controlling.h"
 #include "state/tty/data.h"
 #include "state/tty/described.h"
+#include "state/tty/device.h"
 #include "state/tty/pty.h"
 #include "state/tty/reopen.h"
 #include "state/tty/termios.h"
@@ -29,7 +30,7 @@ constexpr std::uint32_t kHungUpIndex = 1U << 20;  // and above: terminals withou
 // tty-info.img numbers terminals "index << 1 | master"; the one behind /dev/tty has this index.
 constexpr std::uint32_t kCurrentTtyIndex = 1006;
 
-enum class Role { master, slave, hung_up, current, other };
+enum class Role { master, slave, current, device };
 
 Role role_of(dev_t rdev) {
   if (rdev == makedev(kAlternateMajor, kPtmxMinor)) {
@@ -38,7 +39,7 @@ Role role_of(dev_t rdev) {
   if (rdev == makedev(kAlternateMajor, kCurrentTtyMinor)) {
     return Role::current;
   }
-  return tty::is_slave_device(rdev) ? Role::slave : Role::other;
+  return tty::is_slave_device(rdev) ? Role::slave : Role::device;
 }
 
 class TtyKind : public FileKind {
@@ -55,10 +56,6 @@ class TtyKind : public FileKind {
 
   Result<void> collect(const FdProbe& probe, DumpContext& context, pb::FileEntry& out) override {
     const Role role = role_of(probe.stat.st_rdev);
-    if (role == Role::other) {
-      return fail(Kind::unsupported, "{}: a terminal that is a device of this host cannot be carried over",
-                  probe.subject());
-    }
     pb::TtyFileEntry& entry = *out.mutable_tty();
     entry.set_id(out.id());
     entry.set_flags(probe.status_flags());
@@ -69,7 +66,8 @@ class TtyKind : public FileKind {
               context.files.add_path(context, probe.task, probe.ours, probe.link, probe.status_flags()));
     entry.set_regf_id(path);
     FERRY_CHECK(collect_fown(probe, context, *entry.mutable_fown()));
-    FERRY_TRY(const std::uint32_t info, collect_info(probe, role, context));
+    FERRY_TRY(const std::uint32_t info,
+              role == Role::device ? devices_.collect(probe, context) : collect_info(probe, role, context));
     entry.set_tty_info_id(info);
     return {};
   }
@@ -91,9 +89,16 @@ class TtyKind : public FileKind {
     const int flags = static_cast<int>(entry.flags());
     if (info->type() == pb::TTYTYPE_CTTY) {
       FERRY_TRY(const pb::TtyInfoEntry* actual, tty::session_terminal(info->sid(), context.set));
+      if (tty::is_device(*actual)) {
+        FERRY_TRY(const UniqueFd device, tty::open_device_again(*actual, context, O_RDWR));
+        return tty::open_current(context.inside, device.get(), flags);
+      }
       FERRY_TRY(const Pair* pair, pair_of(*actual, entry, context));
       FERRY_TRY(const UniqueFd slave, open_slave_of(*pair, O_RDWR));
       return tty::open_current(context.inside, slave.get(), flags);
+    }
+    if (tty::is_device(*info)) {
+      return tty::open_device(*info, entry, context);
     }
     if (info->type() != pb::TTYTYPE_PTY || !info->has_pty()) {
       return fail(Kind::unsupported, "terminal {} is of a kind ({}) that ferry cannot restore", info->id(),
@@ -140,7 +145,7 @@ class TtyKind : public FileKind {
       return {};
     }
     for (const auto* info : context.set.list<pb::TtyInfoEntry>({image::Type::tty_info})) {
-      if (info->type() != pb::TTYTYPE_PTY || (info->id() & 1) != 0 || info->sid() == 0 ||
+      if ((info->type() != pb::TTYTYPE_PTY && !tty::is_device(*info)) || (info->id() & 1) != 0 || info->sid() == 0 ||
           info->sid() != task.entry->pid()) {
         continue;
       }
@@ -287,7 +292,7 @@ class TtyKind : public FileKind {
       }
       const Known* master = nullptr;
       std::uint32_t master_id = 0;
-      bool open = false;
+      bool open = devices_.has(task->stat.tty_nr);
       for (const auto& [id, known] : known_) {
         open |= known.role == Role::slave && known.tty_nr == task->stat.tty_nr;
         if (known.role == Role::master && slave_number(id >> 1) == task->stat.tty_nr) {
@@ -380,6 +385,7 @@ class TtyKind : public FileKind {
   }
 
   std::map<std::uint32_t, Known> known_;  // checkpoint, by the id in tty-info.img
+  tty::Devices devices_;                  // checkpoint
   int hung_up_ = 0;                       // checkpoint
   std::map<std::uint32_t, Pair> pairs_;   // restore, by index
   std::vector<UniqueFd> held_;            // restore: until the batch that fetches them has run

@@ -18,6 +18,7 @@
 #include "state/unix_socket/unix_socket.h"
 #include "state/userns/userns.h"
 #include "sys/file.h"
+#include "sys/net_namespace.h"
 
 namespace ferry::state::unix_socket {
 namespace {
@@ -81,31 +82,38 @@ bool is_external(const DumpOptions& options, std::uint32_t inode) {
 
 }  // namespace
 
-Result<void> Collector::connect_netlink(DumpContext& context) {
-  if (netlink_) {
-    return {};
+// sock_diag(7) answers for the network namespace that its own socket was made in.
+Result<Collector::Asked*> Collector::asked_in(const Networks::Place& network, DumpContext& context) {
+  if (const auto found = asked_.find(network.id); found != asked_.end()) {
+    return &found->second;
   }
-  // sock_diag(7) answers for the network namespace that its own socket was made in.
-  FERRY_TRY(netlink_, context.host.inside().get<sys::Netlink>([] { return sys::Netlink::open(NETLINK_SOCK_DIAG); }));
-  return {};
+  const auto open = [&]() -> Result<sys::Netlink> {
+    if (network.of_root) {
+      return context.host.inside().get<sys::Netlink>([] { return sys::Netlink::open(NETLINK_SOCK_DIAG); });
+    }
+    FERRY_TRY(const auto visit, sys::NetNamespaceVisit::enter(network.ns.get()));
+    return sys::Netlink::open(NETLINK_SOCK_DIAG);
+  };
+  FERRY_TRY(sys::Netlink netlink, open());
+  return &asked_.emplace(network.id, Asked{std::move(netlink), 0, {}}).first->second;
 }
 
-Result<sys::UnixDiag> Collector::diag_of(std::uint32_t inode) {
-  if (known_.size() == kAskForAll) {
-    FERRY_TRY(diags_, sys::all_unix_diags(*netlink_));
+Result<sys::UnixDiag> Collector::diag_of(std::uint32_t inode, const Networks::Place& network, DumpContext& context) {
+  FERRY_TRY(Asked* const asked, asked_in(network, context));
+  if (asked->times++ == kAskForAll) {
+    FERRY_TRY(asked->all, sys::all_unix_diags(asked->netlink));
   }
-  if (const auto found = diags_.find(inode); found != diags_.end()) {
+  if (const auto found = asked->all.find(inode); found != asked->all.end()) {
     return std::move(found->second);
   }
-  return sys::unix_diag(*netlink_, inode);
+  return sys::unix_diag(asked->netlink, inode);
 }
 
 Result<void> Collector::collect(const FdProbe& probe, DumpContext& context, pb::FileEntry& out) {
   const std::string subject = probe.subject();
-  FERRY_CHECK(socket::check_network_namespace(probe, context));
-  FERRY_CHECK(connect_netlink(context));
+  FERRY_TRY(const Networks::Place* const network, context.host.networks().of_socket(subject, probe.ours, context));
   const auto inode = static_cast<std::uint32_t>(probe.stat.st_ino);
-  FERRY_TRY(sys::UnixDiag diag, diag_of(inode).during("{}", subject));
+  FERRY_TRY(sys::UnixDiag diag, diag_of(inode, *network, context).during("{}", subject));
   pb::UnixSkEntry& entry = *out.mutable_usk();
   entry.set_id(out.id());
   entry.set_ino(inode);
@@ -121,9 +129,7 @@ Result<void> Collector::collect(const FdProbe& probe, DumpContext& context, pb::
   if (diag.shutdown != 0) {
     entry.set_shutdown(static_cast<pb::SkShutdown>(diag.shutdown));
   }
-  if (probe.task.ids != nullptr && probe.task.ids->has_net_ns_id()) {
-    entry.set_ns_id(probe.task.ids->net_ns_id());
-  }
+  entry.set_ns_id(network->id);
   FERRY_CHECK(collect_fown(probe, context, *entry.mutable_fown()));
   FERRY_CHECK(socket::collect_options(probe.ours, subject, *entry.mutable_opts()));
   FERRY_CHECK(collect_memories(probe.ours, diag.state, context, subject, entry));

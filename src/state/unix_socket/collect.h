@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "state/file_kind.h"
+#include "state/nsids/networks.h"
 #include "sys/sock_diag.h"
 
 namespace ferry::state::unix_socket {
@@ -29,8 +30,14 @@ class Collector {
     sys::UnixDiag diag;
   };
 
-  Result<void> connect_netlink(DumpContext& context);
-  Result<sys::UnixDiag> diag_of(std::uint32_t inode);
+  // What was learned of one network namespace.
+  struct Asked {
+    sys::Netlink netlink;
+    std::size_t times = 0;
+    std::map<std::uint32_t, sys::UnixDiag> all;  // by inode, if there are many sockets
+  };
+  Result<Asked*> asked_in(const Networks::Place& network, DumpContext& context);
+  Result<sys::UnixDiag> diag_of(std::uint32_t inode, const Networks::Place& network, DumpContext& context);
   Result<void> collect_name(const FdProbe& probe, pb::UnixSkEntry& entry) const;
   Result<void> collect_path(const FdProbe& probe, const std::string& path, pb::UnixSkEntry& entry) const;
   Result<void> collect_peer(const Known& known, DumpContext& context);
@@ -39,8 +46,7 @@ class Collector {
   Result<void> check_pending(const Known& listener) const;
   Result<pb::UnixSkEntry*> entry_of(const Known& known) const;
 
-  std::optional<sys::Netlink> netlink_;
-  std::map<std::uint32_t, sys::UnixDiag> diags_;        // by inode, if there are many sockets
+  std::map<std::uint32_t, Asked> asked_;                // by network namespace
   std::vector<Known> known_;
   std::map<std::uint32_t, pb::UnixSkEntry*> entries_;   // by id, once all are in the set
   std::map<std::uint32_t, std::size_t> by_inode_;       // in known_

@@ -1,6 +1,9 @@
 #include "state/unix_socket/on_behalf.h"
+#include "state/nested/nested.h"
+#include "state/nsids/nsids.h"
 #include "state/userns/userns.h"
 
+#include <sched.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -46,9 +49,10 @@ void become_root(const Caller& caller, tracee::Batch& batch) {
 
 // The same with the thread that stands in the tree's namespaces: system calls of one thread, where the C
 // library's functions would change all of them (nptl(7)).
-Result<void> in_our_place(const Caller& caller, RestoreContext& context, const std::function<Result<void>()>& work) {
+Result<void> in_our_place(const Caller& caller, std::uint32_t network, RestoreContext& context, const std::function<Result<void>()>& work) {
   const userns::Owner owner = userns::outside(context, {caller.uid, caller.gid});
-  return context.inside.run([&]() -> Result<void> {
+  FERRY_TRY(Inside* const inside, context.nested.inside_network(context, network));
+  return inside->run([&]() -> Result<void> {
     const int dumpable = ::prctl(PR_GET_DUMPABLE);
     ::syscall(SYS_setresgid, kKeep, owner.gid, kKeep);
     ::syscall(SYS_setresuid, kKeep, owner.uid, kKeep);
@@ -62,6 +66,32 @@ Result<void> in_our_place(const Caller& caller, RestoreContext& context, const s
   });
 }
 
+// To the network namespace of a socket, if a skeleton is not there already, and back.
+struct Visit {
+  UniqueFd there, home;
+  bool forbidden = false;
+
+  static Result<Visit> of(const RestoreTask* task, std::uint32_t network, RestoreContext& context) {
+    Visit out;
+    if (task == nullptr || network == 0 || namespace_of(*task->ids, NsKind::net) == network) {
+      return out;
+    }
+    FERRY_TRY(const NamespaceIds ids, NamespaceIds::of(context.set));
+    // setns(2) takes privileges over the namespace, which root of a user namespace has not over the dumper's.
+    out.forbidden = ids.is_new(NsKind::user) && ids.dumper[static_cast<std::size_t>(NsKind::net)] == network;
+    FERRY_TRY(out.there, context.nested.network(context, network));
+    FERRY_TRY(out.home, context.nested.network(context, namespace_of(*task->ids, NsKind::net)));
+    return out;
+  }
+  static void go(const RestoreTask* task, const UniqueFd& ns, tracee::Batch& batch) {
+    if (ns) {
+      const auto fd = batch.must("fetching a network namespace", SYS_pidfd_getfd, {task->controller_pidfd, ns.get(), 0});
+      batch.must("setns", SYS_setns, {fd, CLONE_NEWNET});
+      batch.must("closing a namespace", SYS_close, {fd});
+    }
+  }
+};
+
 }  // namespace
 
 std::optional<Caller> caller_of_peer(const pb::UnixSkEntry& entry) {
@@ -71,12 +101,16 @@ std::optional<Caller> caller_of_peer(const pb::UnixSkEntry& entry) {
   return Caller{entry.ferry_peer_pid(), entry.ferry_peer_uid(), entry.ferry_peer_gid()};
 }
 
-Result<std::vector<OnBehalf::Pair>> OnBehalf::pairs(const Caller& caller, int type, std::size_t count,
-                                                    RestoreContext& context) {
+Result<std::vector<OnBehalf::Pair>> OnBehalf::pairs(const Caller& caller, int type, std::uint32_t network,
+                                                    std::size_t count, RestoreContext& context) {
   std::vector<Pair> out;
   RestoreTask* task = task_of(caller, context);
+  FERRY_TRY(Visit visit, Visit::of(task, network, context));
+  if (visit.forbidden) {
+    task = nullptr;
+  }
   if (task == nullptr) {
-    FERRY_CHECK(in_our_place(caller, context, [&]() -> Result<void> {
+    FERRY_CHECK(in_our_place(caller, network, context, [&]() -> Result<void> {
       for (std::size_t i = 0; i < count; ++i) {
         int fds[2];
         if (::socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, fds) != 0) {
@@ -96,12 +130,14 @@ Result<std::vector<OnBehalf::Pair>> OnBehalf::pairs(const Caller& caller, int ty
     const std::size_t now = std::min(count - out.size(), kPairsPerBatch);
     tracee::Batch make;
     std::vector<tracee::Data> rooms;
+    visit.go(task, visit.there, make);
     become(caller, make);
     for (std::size_t i = 0; i < now; ++i) {
       rooms.push_back(make.room(2 * sizeof(int)));
       make.must("socketpair", SYS_socketpair, {AF_UNIX, type | SOCK_CLOEXEC, 0, rooms.back()});
     }
     become_root(caller, make);
+    visit.go(task, visit.home, make);
     FERRY_TRY(const auto replies, task->process.run(task->leader(), make));
     tracee::Batch close;
     for (const tracee::Data room : rooms) {
@@ -125,7 +161,7 @@ Result<std::vector<OnBehalf::Pair>> OnBehalf::pairs(const Caller& caller, int ty
 Result<void> OnBehalf::listen(const Caller& caller, int socket, int backlog, RestoreContext& context) {
   RestoreTask* task = task_of(caller, context);
   if (task == nullptr) {
-    return in_our_place(caller, context, [&]() -> Result<void> {
+    return in_our_place(caller, 0, context, [&]() -> Result<void> {
       if (::listen(socket, backlog) != 0) {
         return sys_fail("listen");
       }
@@ -143,11 +179,11 @@ Result<void> OnBehalf::listen(const Caller& caller, int socket, int backlog, Res
 }
 
 Result<void> OnBehalf::connect(const Caller& caller, int socket, const sockaddr* address, socklen_t size,
-                               const std::string& directory, RestoreContext& context) {
+                               int directory, RestoreContext& context) {
   RestoreTask* task = task_of(caller, context);
   if (task == nullptr) {
-    return in_our_place(caller, context, [&]() -> Result<void> {
-      if (::chdir(directory.c_str()) != 0 || ::connect(socket, address, size) != 0) {
+    return in_our_place(caller, 0, context, [&]() -> Result<void> {
+      if ((directory >= 0 && ::fchdir(directory) != 0) || ::connect(socket, address, size) != 0) {
         return sys_fail("connect");
       }
       return {};
@@ -157,7 +193,11 @@ Result<void> OnBehalf::connect(const Caller& caller, int socket, const sockaddr*
   const auto at = batch.bytes(std::as_bytes(std::span(reinterpret_cast<const char*>(address), size)));
   const auto fd = batch.must("fetching a socket", SYS_pidfd_getfd, {task->controller_pidfd, socket, 0});
   // Its own directory comes later (state/files/fs.h); the right to search this one is root's.
-  batch.must("chdir", SYS_chdir, {batch.string(directory)});
+  if (directory >= 0) {
+    const auto start = batch.must("fetching a directory", SYS_pidfd_getfd, {task->controller_pidfd, directory, 0});
+    batch.must("fchdir", SYS_fchdir, {start});
+    batch.must("closing a directory", SYS_close, {start});
+  }
   become(caller, batch);
   batch.may(SYS_setfsuid, {0});  // the file may be closed to that user by now; brings root's right to files back
   batch.must("connect", SYS_connect, {fd, at, size});

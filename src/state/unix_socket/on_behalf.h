@@ -31,11 +31,13 @@ class OnBehalf {
  public:
   using Pair = std::pair<UniqueFd, UniqueFd>;
   // `count` pairs at once, because each call of a skeleton costs a stop.
-  static Result<std::vector<Pair>> pairs(const Caller& caller, int type, std::size_t count, RestoreContext& context);
+  // `network`: the number of the network namespace that they are in.
+  static Result<std::vector<Pair>> pairs(const Caller& caller, int type, std::uint32_t network, std::size_t count,
+                                         RestoreContext& context);
   static Result<void> listen(const Caller& caller, int socket, int backlog, RestoreContext& context);
-  // `directory`: what a relative name counts from.
+  // `directory`: a descriptor of what a relative name counts from; -1: the address is no path.
   static Result<void> connect(const Caller& caller, int socket, const sockaddr* address, socklen_t size,
-                              const std::string& directory, RestoreContext& context);
+                              int directory, RestoreContext& context);
 };
 
 }  // namespace ferry::state::unix_socket

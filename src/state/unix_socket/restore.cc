@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "state/leftovers.h"
+#include "state/nested/nested.h"
 #include "state/socket/options.h"
 #include "state/unix_socket/name.h"
 #include "state/unix_socket/queue.h"
@@ -64,9 +65,9 @@ void Restorer::index(const image::Set& set) {
       continue;
     }
     if (entry.type() == SOCK_DGRAM) {
-      datagram_names_.emplace(entry.name(), &entry);
+      datagram_names_.emplace(name_in(entry, entry.name()), &entry);
     } else if (entry.state() == kListen) {
-      listeners_.emplace(std::pair(entry.type(), entry.name()), &entry);
+      listeners_.emplace(std::pair(entry.type(), name_in(entry, entry.name())), &entry);
     }
   }
   for (const image::Entry& e : set.entries({image::Type::sk_queues})) {
@@ -77,7 +78,7 @@ void Restorer::index(const image::Set& set) {
     const pb::UnixSkEntry* other = partner(*entry);
     const bool first = other == nullptr || inode < other->ino();
     if (caller && first && made_as_pair(*entry)) {
-      ++pairs_wanted_[{*caller, static_cast<int>(entry->type())}];
+      ++pairs_wanted_[pair_kind(*caller, *entry)];
     }
   }
   for (const image::Name& name : set.names(image::Type::ids)) {
@@ -91,6 +92,14 @@ void Restorer::index(const image::Set& set) {
       }
     }
   }
+}
+
+Restorer::Name Restorer::name_in(const pb::UnixSkEntry& place, const std::string& name) {
+  return {is_path(name) ? 0 : place.ns_id(), name};
+}
+
+Restorer::PairKind Restorer::pair_kind(const Caller& caller, const pb::UnixSkEntry& entry) {
+  return {caller, static_cast<int>(entry.type()), entry.ns_id()};
 }
 
 // By socketpair(2), and not by connect(2) and accept(2).
@@ -117,7 +126,7 @@ const pb::UnixSkEntry* Restorer::accepted_from(const pb::UnixSkEntry& entry) con
   if (entry.name().empty() || entry.type() == SOCK_DGRAM || entry.state() != kEstablished) {
     return nullptr;
   }
-  const auto found = listeners_.find({entry.type(), entry.name()});
+  const auto found = listeners_.find({entry.type(), name_in(entry, entry.name())});
   return found == listeners_.end() ? nullptr : found->second;
 }
 
@@ -167,7 +176,8 @@ Result<OnBehalf::Pair> Restorer::make_pair(const pb::UnixSkEntry& entry, const p
     caller = caller_of_peer(*other);
   }
   if (!caller) {  // a set of CRIU
-    return context.inside.get<OnBehalf::Pair>([&]() -> Result<OnBehalf::Pair> {
+    FERRY_TRY(Inside* const inside, context.nested.inside_network(context, entry.ns_id()));
+    return inside->get<OnBehalf::Pair>([&]() -> Result<OnBehalf::Pair> {
       int fds[2];
       if (::socketpair(AF_UNIX, static_cast<int>(entry.type()) | SOCK_CLOEXEC, 0, fds) != 0) {
         return sys_fail("socketpair");
@@ -175,11 +185,11 @@ Result<OnBehalf::Pair> Restorer::make_pair(const pb::UnixSkEntry& entry, const p
       return OnBehalf::Pair(UniqueFd(fds[0]), UniqueFd(fds[1]));
     });
   }
-  const std::pair key(*caller, static_cast<int>(entry.type()));
+  const PairKind key = pair_kind(*caller, entry);
   auto& ready = prepared_[key];
   if (ready.empty()) {
     const std::size_t wanted = std::max<std::size_t>(std::exchange(pairs_wanted_[key], 1), 1);
-    FERRY_TRY(ready, OnBehalf::pairs(*caller, key.second, wanted, context));
+    FERRY_TRY(ready, OnBehalf::pairs(*caller, static_cast<int>(entry.type()), entry.ns_id(), wanted, context));
   }
   OnBehalf::Pair made = std::move(ready.back());
   ready.pop_back();
@@ -198,7 +208,9 @@ Result<UniqueFd> Restorer::open_pair(const pb::UnixSkEntry& entry, const pb::Uni
   UniqueFd mine, theirs;
   if (listener != nullptr) {
     FERRY_TRY(const int listening, context.files.get(listener->id()));
-    FERRY_TRY(UniqueFd client, context.inside.get<UniqueFd>([&]() -> Result<UniqueFd> {
+    // The accepted one is in the network namespace of the one that connects.
+    FERRY_TRY(Inside* const inside, context.nested.inside_network(context, entry.ns_id()));
+    FERRY_TRY(UniqueFd client, inside->get<UniqueFd>([&]() -> Result<UniqueFd> {
       UniqueFd made(::socket(AF_UNIX, type, 0));
       if (!made) {
         return sys_fail("socket(AF_UNIX)");
@@ -234,7 +246,8 @@ Result<UniqueFd> Restorer::open_pair(const pb::UnixSkEntry& entry, const pb::Uni
 }
 
 Result<UniqueFd> Restorer::open_single(const pb::UnixSkEntry& entry, RestoreContext& context) {
-  FERRY_TRY(UniqueFd fd, context.inside.get<UniqueFd>([&]() -> Result<UniqueFd> {
+  FERRY_TRY(Inside* const inside, context.nested.inside_network(context, entry.ns_id()));
+  FERRY_TRY(UniqueFd fd, inside->get<UniqueFd>([&]() -> Result<UniqueFd> {
     UniqueFd made(::socket(AF_UNIX, static_cast<int>(entry.type()) | SOCK_CLOEXEC, 0));
     if (!made) {
       return sys_fail("socket(AF_UNIX)");
@@ -289,7 +302,8 @@ Result<void> Restorer::bind(const pb::UnixSkEntry& entry, int fd, RestoreContext
   }
   FERRY_TRY(const Address address, address_of(entry.name()));
   const auto* generic = reinterpret_cast<const sockaddr*>(&address.data);
-  return context.inside.run([&]() -> Result<void> {
+  FERRY_TRY(Inside* const inside, context.nested.inside_of_mount(context, entry.mnt_id()));
+  return inside->run([&]() -> Result<void> {
     if (!is_path(entry.name())) {
       if (::bind(fd, generic, address.size) != 0) {
         return sys_fail(fmt::format("bind(abstract name {})", entry.name().substr(1)));
@@ -321,13 +335,31 @@ Result<void> Restorer::bind(const pb::UnixSkEntry& entry, int fd, RestoreContext
       if (::rename(path.c_str(), aside.c_str()) != 0) {
         return sys_fail(fmt::format("rename({})", path));
       }
-      aliases_[entry.ino()] = {entry.name_dir(), aside};
+      aliases_[entry.ino()] = {entry.name_dir(), aside, entry.mnt_id()};
     }
     if (moved && ::rename((aside + "-other").c_str(), path.c_str()) != 0) {
       return sys_fail(fmt::format("rename({}-other)", aside));
     }
     return {};
   });
+}
+
+// From its own directory, which whoever connects gets by descriptor: it may have another mount namespace.
+static Result<void> connect_on_behalf(const Caller& caller, int fd, const std::string& name, const std::string& directory,
+                                      Inside& inside, RestoreContext& context) {
+  UniqueFd start;
+  std::string rest = name;
+  if (is_path(name)) {
+    std::string parent = directory;
+    if (name.front() == '/') {
+      const std::size_t slash = std::string(name.c_str()).rfind('/');
+      parent = slash == 0 ? "/" : name.substr(0, slash);
+      rest = name.substr(slash + 1);
+    }
+    FERRY_TRY(start, inside.get<UniqueFd>([&] { return sys::open(parent, O_PATH | O_DIRECTORY); }));
+  }
+  FERRY_TRY(const Address address, address_of(rest));
+  return OnBehalf::connect(caller, fd, reinterpret_cast<const sockaddr*>(&address.data), address.size, start.get(), context);
 }
 
 Result<void> Restorer::connect_by_name(const pb::UnixSkEntry& to, int fd, const std::optional<Caller>& caller,
@@ -337,11 +369,12 @@ Result<void> Restorer::connect_by_name(const pb::UnixSkEntry& to, int fd, const 
   FERRY_TRY(const Address address, address_of(name));
   const auto* generic = reinterpret_cast<const sockaddr*>(&address.data);
   const std::string directory = is_path(name) && !to.name_dir().empty() ? to.name_dir() : "/";
+  FERRY_TRY(Inside* const inside, context.nested.inside_of_mount(context, to.mnt_id()));
   if (caller && to.type() != SOCK_DGRAM) {
-    return OnBehalf::connect(*caller, fd, generic, address.size, directory, context)
+    return connect_on_behalf(*caller, fd, name, directory, *inside, context)
         .during("connecting to {}", is_path(name) ? name.c_str() : "an abstract name");
   }
-  return context.inside.run([&]() -> Result<void> {
+  return inside->run([&]() -> Result<void> {
     FERRY_CHECK(enter_directory(directory));
     if (::connect(fd, generic, address.size) != 0) {
       return sys_fail(fmt::format("connect({})", is_path(name) ? name.c_str() : "an abstract name"));
@@ -423,7 +456,8 @@ Result<void> Restorer::tidy(RestoreContext& context) {
   auto aliases = std::move(aliases_);
   aliases_.clear();
   for (const auto& [inode, alias] : aliases) {
-    auto gone = context.inside.run([&, &a = alias]() -> Result<void> {
+    FERRY_TRY(Inside* const inside, context.nested.inside_of_mount(context, alias.mount));
+    auto gone = inside->run([&, &a = alias]() -> Result<void> {
       FERRY_CHECK(enter_directory(a.directory));
       if (::unlink(a.path.c_str()) != 0) {
         return sys_fail(fmt::format("unlink({})", a.path));

@@ -4,6 +4,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "state/file_kind.h"
@@ -46,18 +47,24 @@ class Restorer {
 
   bool indexed_ = false;
   std::map<std::uint32_t, const pb::UnixSkEntry*> by_inode_;
-  std::map<std::string, const pb::UnixSkEntry*> datagram_names_;
-  std::map<std::pair<std::uint32_t, std::string>, const pb::UnixSkEntry*> listeners_;  // by type and name
+  // Abstract names count within a network namespace; of others that number is 0 (unix(7)).
+  using Name = std::pair<std::uint32_t, std::string>;
+  static Name name_in(const pb::UnixSkEntry& place, const std::string& name);
+  std::map<Name, const pb::UnixSkEntry*> datagram_names_;
+  std::map<std::pair<std::uint32_t, Name>, const pb::UnixSkEntry*> listeners_;  // by type and name
   std::map<std::uint32_t, std::vector<const image::Entry*>> queues_;                   // by file id
   std::map<std::uint32_t, std::uint32_t> owners_;  // by file id: the pid of a process that has it
-  std::map<std::pair<Caller, int>, std::vector<OnBehalf::Pair>> prepared_;  // pairs nobody has taken yet
-  std::map<std::pair<Caller, int>, std::size_t> pairs_wanted_;
+  using PairKind = std::tuple<Caller, int, std::uint32_t>;  // whose, type, network namespace
+  static PairKind pair_kind(const Caller& caller, const pb::UnixSkEntry& entry);
+  std::map<PairKind, std::vector<OnBehalf::Pair>> prepared_;  // pairs nobody has taken yet
+  std::map<PairKind, std::size_t> pairs_wanted_;
   std::map<std::uint32_t, UniqueFd> halves_;       // by inode: made with its partner, not asked for yet
   std::map<std::uint32_t, UniqueFd> closed_ends_;  // by the inode whose partner the tree has closed
   std::map<std::uint32_t, UniqueFd> senders_;      // helpers, by the inode they send to
-  std::map<std::string, UniqueFd> dead_senders_;   // by the name of the socket that they stand for
+  std::map<Name, UniqueFd> dead_senders_;          // by the name of the socket that they stand for
   struct Alias {
     std::string directory, path;
+    std::int64_t mount = 0;
   };
   std::map<std::uint32_t, Alias> aliases_;  // by inode: where a deleted socket's file is for now
   std::set<std::uint32_t> delivered_;

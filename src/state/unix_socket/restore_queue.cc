@@ -2,6 +2,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "state/nested/nested.h"
 #include "state/socket/options.h"
 #include "state/unix_socket/name.h"
 #include "state/unix_socket/queue.h"
@@ -14,8 +15,9 @@ namespace {
 
 constexpr std::uint32_t kNoInode = 0xffffffff;  // and below: of sockets that stand in for closed ones
 
-Result<UniqueFd> datagram_socket(RestoreContext& context) {
-  return context.inside.get<UniqueFd>([]() -> Result<UniqueFd> {
+Result<UniqueFd> datagram_socket(std::uint32_t network, RestoreContext& context) {
+  FERRY_TRY(Inside* const inside, context.nested.inside_network(context, network));
+  return inside->get<UniqueFd>([]() -> Result<UniqueFd> {
     UniqueFd made(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
     if (!made) {
       return sys_fail("socket(AF_UNIX)");
@@ -70,28 +72,30 @@ Result<void> Restorer::deliver(const pb::UnixSkEntry& entry, int fd, const pb::S
   FERRY_TRY(const Address address, address_of(alias == aliases_.end() ? entry.name() : alias->second.path));
   message.to = reinterpret_cast<const sockaddr*>(&address.data);
   message.to_size = address.size;
-  return context.inside.run([&]() -> Result<void> {
+  FERRY_TRY(Inside* const inside, context.nested.inside_of_mount(context, entry.mnt_id()));
+  return inside->run([&]() -> Result<void> {
     FERRY_CHECK(enter_directory(entry.name_dir()));
     return send(sender, message, false, subject_of(entry));
   });
 }
 
 Result<int> Restorer::sender_named(const std::string& name, const pb::UnixSkEntry& to, RestoreContext& context) {
-  if (const auto living = datagram_names_.find(name); living != datagram_names_.end()) {
+  if (const auto living = datagram_names_.find(name_in(to, name)); living != datagram_names_.end()) {
     return context.files.get(living->second->id());
   }
-  if (const auto known = dead_senders_.find(name); known != dead_senders_.end()) {
+  if (const auto known = dead_senders_.find(name_in(to, name)); known != dead_senders_.end()) {
     return known->second.get();
   }
   // The message remembers the socket, so it may be closed and its name be gone by the time of the reading.
-  FERRY_TRY(UniqueFd made, datagram_socket(context));
+  FERRY_TRY(UniqueFd made, datagram_socket(to.ns_id(), context));
   pb::UnixSkEntry stand_in;
   stand_in.set_name(name);
   stand_in.set_name_dir(to.name_dir());
+  stand_in.set_mnt_id(to.mnt_id());
   stand_in.set_deleted(true);
   stand_in.set_ino(kNoInode - static_cast<std::uint32_t>(dead_senders_.size()));
   FERRY_CHECK(bind(stand_in, made.get(), context).during("standing in for the closed socket {}", name.c_str()));
-  return dead_senders_.emplace(name, std::move(made)).first->second.get();
+  return dead_senders_.emplace(name_in(to, name), std::move(made)).first->second.get();
 }
 
 // Whom the data comes from: the partner, be it closed later, or a helper that knows the name.
@@ -107,7 +111,7 @@ Result<int> Restorer::sender_for(const pb::UnixSkEntry& entry, int fd, RestoreCo
   } else if (const auto helper = senders_.find(entry.ino()); helper != senders_.end()) {
     return helper->second.get();
   } else if (entry.type() == SOCK_DGRAM && !entry.name().empty()) {
-    FERRY_TRY(UniqueFd made, datagram_socket(context));
+    FERRY_TRY(UniqueFd made, datagram_socket(entry.ns_id(), context));
     FERRY_CHECK(connect_by_name(entry, made.get(), std::nullopt, context));
     sender = made.get();
     senders_[entry.ino()] = std::move(made);
