@@ -30,7 +30,6 @@
 #include "state/ipc/ipc.h"
 #include "state/limits/limits.h"
 #include "state/memory/memory.h"
-#include "state/memory/read_pages.h"
 #include "state/memory/relatives.h"
 #include "state/mount/mount.h"
 #include "state/net/net.h"
@@ -284,15 +283,15 @@ Result<void> CheckpointStory::save_memory() {
   const auto begin = Clock::now();
   FERRY_CHECK(join_memory());
   FERRY_CHECK(succession_.track_all(tasks_));
-  const auto relatives = state::memory::relatives_in(tasks_);
-  for (auto& task : tasks_) {
+  const auto readings = state::memory::readings_of(tasks_);
+  for (std::size_t i = 0; i < tasks_.size(); ++i) {
+    const auto& task = tasks_[i];
     if (task->zombie) {
       continue;
     }
     FERRY_TRY(const bool kept, keeper_.memory(*task, set_).during("saving the memory of pid {}", task->pid));
     if (!kept) {
-      const auto reading = relatives.contains(task.get()) ? state::memory::Reading::sharing : state::memory::Reading::fast;
-      FERRY_CHECK(state::memory::save_pages(*task, context_, reading, report_).during("saving the memory of pid {}", task->pid));
+      FERRY_CHECK(state::memory::save_pages(*task, context_, readings[i], report_).during("saving the memory of pid {}", task->pid));
     }
   }
   report_.memdump_us = micros(Clock::now() - begin);

@@ -11,6 +11,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "base/zeros.h"
+
 namespace ferry::migrate {
 namespace {
 
@@ -30,10 +32,6 @@ BlockSum sum_of(std::span<const std::byte> block) {
   static_assert(sizeof canonical == sizeof out);
   std::memcpy(out.data(), &canonical, sizeof out);
   return out;
-}
-
-bool all_zeros(std::span<const std::byte> block) {
-  return block.empty() || (block[0] == std::byte{0} && std::memcmp(block.data(), block.data() + 1, block.size() - 1) == 0);
 }
 
 // Calls `see` with every block of a file, in order; one that lies in a hole is not read.

@@ -236,11 +236,11 @@ Result<void> HandOver::serve_rest() {
 }
 
 Result<Verdict> HandOver::ask_until_known(const Error& broken) {
+  book_.doubt();  // before it is said: who reads the one and asks for the other finds it
   fmt::print(stderr, "ferry: {}; it is not known whether {} took the container, so it stays frozen here while ferry asks\n",
              broken.message(), record_.destination);
   const auto begin = std::chrono::steady_clock::now();
   bool said = false;
-  book_.doubt();
   for (;;) {
     const auto answer = ask(record_.rsh, record_.destination, record_.move);
     if (answer) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/zeros.h"
 #include "image/page_store.h"
 
 namespace ferry::migrate {
@@ -20,11 +21,6 @@ struct FreeContext {
   void operator()(ZSTD_CCtx* context) const { ZSTD_freeCCtx(context); }
   void operator()(ZSTD_DCtx* context) const { ZSTD_freeDCtx(context); }
 };
-
-bool is_zero(const std::byte* page) {
-  // Compared with itself one byte further on: all bytes are equal, and the first is zero.
-  return *page == std::byte{} && std::memcmp(page, page + 1, kPageSize - 1) == 0;
-}
 
 }  // namespace
 
@@ -60,7 +56,7 @@ void PageBatch::add_run(std::uint64_t vaddr, bool zero) {
 void PageBatch::keep(std::uint64_t vaddr, std::uint64_t bytes) {
   for (std::uint64_t at = 0; at < bytes; at += kPageSize) {
     const std::byte* page = content_.data() + read_;
-    const bool zero = is_zero(page);
+    const bool zero = all_zeros({page, kPageSize});
     add_run(vaddr + at, zero);
     if (!zero) {
       if (read_ != filled_) {

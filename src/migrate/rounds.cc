@@ -3,6 +3,7 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <list>
 #include <map>
 #include <utility>
 
@@ -14,6 +15,7 @@
 #include "migrate/message.pb.h"
 #include "state/memory/lazy.h"
 #include "state/memory/pages.h"
+#include "state/memory/relatives.h"
 #include "sys/file.h"
 #include "sys/memory.h"
 #include "sys/proc.h"
@@ -25,6 +27,10 @@ using Clock = std::chrono::steady_clock;
 using image::kPageSize;
 
 constexpr std::chrono::minutes kAnswerLimit(10);
+// While catching up new connections wait: for a destination that answers, as long as a client hardly notices, and for
+// one that does not, no longer than until the first of them is given up.
+constexpr std::chrono::seconds kCatchUpAnswerLimit(10);
+constexpr double kCatchUpLimitMs = 50;
 constexpr int kMostOfCatchingUp = 3;          // rounds
 constexpr std::uint64_t kLittle = 512 << 10;  // bytes: sending them takes less time than one more round would
 
@@ -43,9 +49,13 @@ Result<NsPid> innermost_number(HostPid pid) {
   return NsPid(status.ns_tgid.back());
 }
 
+Result<sys::Stat> stat_of(HostPid pid) {
+  FERRY_TRY(const auto text, sys::read_file(fmt::format("/proc/{}/stat", pid)));
+  return sys::parse_stat(text);
+}
+
 bool is_a_zombie(HostPid pid) {
-  const auto text = sys::read_file(fmt::format("/proc/{}/stat", pid));
-  const auto stat = text.has_value() ? sys::parse_stat(*text) : Result<sys::Stat>(fail(Kind::gone, "pid {}", pid));
+  const auto stat = stat_of(pid);
   return !stat.has_value() || stat->state == 'Z' || stat->state == 'X';
 }
 
@@ -76,25 +86,26 @@ Result<Rounds> Rounds::watch(Link& control, PageStreams& streams, HostPid root, 
 }
 
 // A move must not take the container over its limit of memory: processes that were forked from one another keep the
-// pages that they share while these are read.  Where a program lies is drawn anew by every execve(2).
+// pages that they share while these are read.
 void Rounds::spare_relatives() {
-  std::map<std::pair<std::uint64_t, std::uint64_t>, Watched*> first_of;
+  std::list<sys::Stat> stats;
+  std::vector<const sys::Stat*> processes;
+  std::vector<Watched*> theirs;
   for (auto& [pid, watched] : watched_) {
-    const auto text = sys::read_file(fmt::format("/proc/{}/stat", pid));
-    const auto stat = text.has_value() ? sys::parse_stat(*text) : Result<sys::Stat>(tl::unexpect, text.error());
-    if (!stat.has_value()) {
-      continue;  // it has ended
+    if (auto stat = stat_of(pid); stat.has_value()) {  // or it has ended
+      processes.push_back(&stats.emplace_back(std::move(*stat)));
+      theirs.push_back(&watched);
     }
-    const auto [at, alone] = first_of.emplace(std::pair(stat->start_stack, stat->start_code), &watched);
-    if (!alone) {
-      at->second->reading = watched.reading = state::memory::Reading::sharing;
-    }
+  }
+  const auto readings = state::memory::readings_of(processes);
+  for (std::size_t i = 0; i < theirs.size(); ++i) {
+    theirs[i]->reading = readings[i];
   }
 }
 
-Result<void> Rounds::await_done(std::string_view what) {
+Result<void> Rounds::await_done(std::string_view what, std::chrono::milliseconds patience) {
   wire::Message answer;
-  FERRY_CHECK(control_->receive(answer, kAnswerLimit));
+  FERRY_CHECK(control_->receive(answer, patience));
   if (answer.has_refused()) {
     return fail(Kind::os, "{}: {}", control_->peer(), answer.refused().reason());
   }
@@ -144,7 +155,7 @@ Result<Round> Rounds::round(Progress* progress) {
   message.mutable_round()->set_dirty_pages(out.dirty / kPageSize);
   message.mutable_round()->set_mark(mark);
   FERRY_CHECK(control_->send(message));
-  FERRY_CHECK(await_done("the pages have arrived"));
+  FERRY_CHECK(await_done("the pages have arrived", progress != nullptr ? std::chrono::milliseconds(kAnswerLimit) : kCatchUpAnswerLimit));
   out.bytes = streams_->content_bytes() - content_before;
   out.wire = streams_->wire_bytes() - wire_before;
   out.ms = ms_since(begin);
@@ -190,7 +201,7 @@ Result<void> Rounds::postpone(PostCopySupply& supply) {
     }
     FERRY_CHECK(control_->send(message));
     // To drop a gigabyte takes longer than a pause is allowed to.
-    FERRY_CHECK(await_done("stale pages are gone"));
+    FERRY_CHECK(await_done("stale pages are gone", kAnswerLimit));
   }
   return {};
 }
@@ -251,7 +262,8 @@ Result<void> Rounds::catch_up() {
   if (watched_.empty() || supply_ != nullptr) {
     return {};
   }
-  for (int i = 0; i < kMostOfCatchingUp; ++i) {
+  const auto begin = Clock::now();
+  for (int i = 0; i < kMostOfCatchingUp && ms_since(begin) < kCatchUpLimitMs; ++i) {
     FERRY_TRY(const Round last, round(nullptr));
     rounds_.push_back(last);
     log::debug("catching up: {} KiB written, {} KiB sent, {:.1f} ms", last.dirty >> 10, last.bytes >> 10, last.ms);
@@ -284,17 +296,20 @@ Result<void> Rounds::begin_last(std::span<const std::unique_ptr<state::DumpTask>
   content_before_ = streams_->content_bytes();
   wire_before_ = streams_->wire_bytes();
   rounds_.emplace_back();
-  for (const auto& task : tasks) {
+  const auto readings = state::memory::readings_of(tasks);
+  for (std::size_t i = 0; i < tasks.size(); ++i) {
+    const auto& task = tasks[i];
     if (task->zombie || !skeletons_.contains(task->ns_pid)) {
       continue;
     }
     LastLook look;
+    look.reading = readings[i];
     FERRY_TRY(look.scan, last_scan(*task).during("finding what pid {} has written", task->pid));
     FERRY_TRY(UniqueFd opened, sys::duplicate(task->process.memory()));
     look.memory = std::make_shared<const UniqueFd>(std::move(opened));
     rounds_.back().dirty += state::memory::count_pages(look.scan.written) * kPageSize;
     if (supply_ == nullptr) {
-      streams_->add(pagemap_of(task->ns_pid), task->pid, look.memory, look.scan.written);
+      streams_->add(pagemap_of(task->ns_pid), task->pid, look.memory, look.scan.written, look.reading);
     }
     looks_.insert_or_assign(task->pid, std::move(look));
   }
@@ -306,7 +321,7 @@ Result<bool> Rounds::last(state::DumpTask& task, image::Set& set) {
   if (found == looks_.end()) {
     return false;
   }
-  const auto& [scan, memory] = found->second;
+  const auto& [scan, memory, reading] = found->second;
   state::memory::add_guards(scan.guards, *task.mm);
   std::vector<sys::PageRange> now = scan.written;
   std::vector<sys::PageRange> later;
@@ -316,7 +331,7 @@ Result<bool> Rounds::last(state::DumpTask& task, image::Set& set) {
     now = state::memory::without(scan.written, can_wait);
     supply_->offer(task.ns_pid, task.pid, memory);
     postponed_bytes_ += state::memory::count_pages(later) * kPageSize;
-    streams_->add(pagemap_of(task.ns_pid), task.pid, memory, now);
+    streams_->add(pagemap_of(task.ns_pid), task.pid, memory, now, reading);
   }
   std::vector<sys::PageRange> there = now;
   there.insert(there.end(), scan.unchanged.begin(), scan.unchanged.end());

@@ -91,7 +91,7 @@ class Rounds {
       : control_(&control), streams_(&streams), skeletons_(std::move(skeletons)) {}
   // `progress`: nullptr to show nothing.
   Result<Round> round(Progress* progress);
-  Result<void> await_done(std::string_view what);
+  Result<void> await_done(std::string_view what, std::chrono::milliseconds patience);
   void spare_relatives();
   // Since the last round, in every watched process.
   std::map<NsPid, std::vector<sys::PageRange>> written_since();
@@ -99,6 +99,7 @@ class Rounds {
   struct LastLook {
     state::memory::Scan scan;
     std::shared_ptr<const UniqueFd> memory;  // /proc/PID/mem
+    state::memory::Reading reading;
   };
   Result<state::memory::Scan> last_scan(const state::DumpTask& task);
 

@@ -14,6 +14,7 @@
 #include <cstring>
 
 #include "base/log.h"
+#include "base/zeros.h"
 #include "engine/list_tree.h"
 #include "image/page_store.h"
 #include "image/proto/file_kinds.pb.h"
@@ -31,10 +32,6 @@ using image::kPageSize;
 constexpr std::size_t kChunk = 1U << 20;
 
 double ms_since(Clock::time_point begin) { return std::chrono::duration<double, std::milli>(Clock::now() - begin).count(); }
-
-bool is_zero(std::span<const std::byte> page) {
-  return page[0] == std::byte{0} && std::memcmp(page.data(), page.data() + 1, page.size() - 1) == 0;
-}
 
 // As much as there is; what a truncation has taken away meanwhile is zeros.
 Result<void> read_chunk(int fd, std::span<std::byte> into, std::uint64_t at) {
@@ -100,7 +97,7 @@ Result<UniqueFd> open_wanted(const std::string& path, const std::set<std::uint32
 }  // namespace
 
 bool PageSums::differs(std::uint64_t page, std::span<const std::byte> content) {
-  if (is_zero(content)) {
+  if (all_zeros(content)) {
     return differs_from_zeros(page);
   }
   const XXH128_hash_t hash = XXH3_128bits(content.data(), content.size());

@@ -13,7 +13,7 @@ import signal
 import time
 
 import ferrylab
-from ferrylab import wait_until
+from ferrylab import processes, wait_until
 from support import deadline
 from test_moves import MoveCase, kill_with_guard, state_of
 
@@ -314,6 +314,20 @@ class Faults(MoveCase):
                 os.kill(entry["pid"], signal.SIGCONT)
                 move.wait(60)
                 home = self.assert_one_life(self.NAME, True)
+
+    def test_a_destination_that_stands_still_right_before_the_freeze(self):
+        """New connections are held back by then: not for as long as it takes until somebody notices."""
+        self.start(self.NAME)
+        self.gaps = 0
+        move, entry = self.move_that_stops(self.NAME, "source:freeze", *self.OPTIONS)
+        there = self.entry(self.h2, self.NAME)
+        os.kill(there["pid"], signal.SIGSTOP)
+        self.addCleanup(processes.Process.of(there["pid"]).kill, signal.SIGCONT)
+        os.kill(entry["pid"], signal.SIGCONT)
+        self.assertEqual(move.wait(30), 1)
+        self.assertTrue(self.counts_on(self.NAME, self.h1), self.said(self.NAME)[-600:])
+        os.kill(there["pid"], signal.SIGCONT)
+        self.assertIs(self.assert_one_life(self.NAME, False), self.h1)
 
     # ---- a disk that is full on the destination ----
 

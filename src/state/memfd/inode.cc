@@ -13,6 +13,7 @@
 #include <cstring>
 #include <vector>
 
+#include "base/zeros.h"
 #include "state/memfd/memfd.h"
 #include "state/memfd/settled.h"
 #include "sys/file.h"
@@ -31,10 +32,6 @@ std::string name_of(std::string_view link) {
     link.remove_suffix(kDeleted.size());
   }
   return std::string(link.starts_with(kPrefix) ? link.substr(kPrefix.size()) : link);
-}
-
-bool is_zero(std::span<const std::byte> page) {
-  return std::all_of(page.begin(), page.end(), [](std::byte b) { return b == std::byte{0}; });
 }
 
 bool is_anonymous(const pb::MemfdInodeEntry& inode) {
@@ -225,7 +222,7 @@ Result<void> save_content(DumpContext& context, const pb::MemfdInodeEntry& inode
       FERRY_CHECK(sys::pread_exactly(fd, buffer.data(), take, static_cast<std::uint64_t>(data), inode.name()));
       for (std::size_t i = 0; i < pages; ++i) {
         const auto page = std::span<const std::byte>(buffer).subspan(i * image::kPageSize, image::kPageSize);
-        if (!is_zero(page)) {
+        if (!all_zeros(page)) {
           writer->describe(static_cast<std::uint64_t>(data) + i * image::kPageSize, 1, image::kPresent);
           FERRY_CHECK(writer->append(page));
         }

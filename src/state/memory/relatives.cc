@@ -1,27 +1,29 @@
 #include "state/memory/relatives.h"
 
+#include <algorithm>
+#include <cstdint>
+#include <iterator>
 #include <map>
-#include <tuple>
+#include <utility>
 
 namespace ferry::state::memory {
 
-std::set<const DumpTask*> relatives_in(const std::vector<std::unique_ptr<DumpTask>>& tasks) {
-  using Borders = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t>;
-  std::map<Borders, const DumpTask*> first_of;
-  std::set<const DumpTask*> out;
-  for (const auto& task : tasks) {
-    if (task->mm == nullptr) {
-      continue;
-    }
-    const pb::MmEntry& mm = *task->mm;
-    const auto [at, alone] = first_of.emplace(
-        Borders{mm.mm_start_stack(), mm.mm_arg_start(), mm.mm_start_code(), mm.mm_start_brk()}, task.get());
+std::vector<Reading> readings_of(std::span<const sys::Stat* const> processes) {
+  std::map<std::pair<std::uint64_t, std::uint64_t>, std::size_t> first_of;
+  std::vector<Reading> out(processes.size(), Reading::fast);
+  for (std::size_t i = 0; i < processes.size(); ++i) {
+    const auto [at, alone] = first_of.emplace(std::pair(processes[i]->start_stack, processes[i]->start_code), i);
     if (!alone) {
-      out.insert(at->second);
-      out.insert(task.get());
+      out[at->second] = out[i] = Reading::sharing;
     }
   }
   return out;
+}
+
+std::vector<Reading> readings_of(std::span<const std::unique_ptr<DumpTask>> tasks) {
+  std::vector<const sys::Stat*> processes;
+  std::transform(tasks.begin(), tasks.end(), std::back_inserter(processes), [](const auto& task) { return &task->stat; });
+  return readings_of(processes);
 }
 
 }  // namespace ferry::state::memory
