@@ -185,6 +185,10 @@ class Host:
         self.daemons[name] = Process.of(child.pid)
         self.lab.save()
 
+    def owns(self, pid):
+        """Whether the process was started in this host or lives in it."""
+        return processes.belongs(pid, self.mark, self.cgroup, processes.namespace(self.keeper.pid, "mnt"))
+
     def destroy(self):
         """Kills everything that lives in this host and removes what it had, also when only the
         record of it is left."""

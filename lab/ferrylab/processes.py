@@ -76,13 +76,20 @@ def _read(path):
         return b""
 
 
-def belonging(mark, cgroup, mount_namespace):
-    """Living processes that carry the mark in their environment, live in the cgroup (a path such as
+def belongs(pid, mark, cgroup, mount_namespace):
+    """Whether it carries the mark in its environment, lives in the cgroup (a path such as
     /ferry-lab-x-h1) or in the mount namespace.  Three ways because none is enough alone: programs
     in containers have another environment, sshd overwrites its own, and a namespace's identity may
     be reused once all its processes are gone."""
-    wanted = f"{MARK}={mark}".encode()
     inside = cgroup.encode() + b"/"
+    return (f"{MARK}={mark}".encode() in _read(f"/proc/{pid}/environ").split(b"\0")
+            or any((line.split(b":", 2)[-1] + b"/").startswith(inside)
+                   for line in _read(f"/proc/{pid}/cgroup").splitlines())
+            or (mount_namespace is not None and namespace(pid, "mnt") == mount_namespace))
+
+
+def belonging(mark, cgroup, mount_namespace):
+    """Living processes of which that is so."""
     found = []
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
@@ -91,10 +98,7 @@ def belonging(mark, cgroup, mount_namespace):
         process = Process.of(pid)
         if process is None or not process.alive():
             continue
-        if (wanted in _read(f"/proc/{pid}/environ").split(b"\0")
-                or any((line.split(b":", 2)[-1] + b"/").startswith(inside)
-                       for line in _read(f"/proc/{pid}/cgroup").splitlines())
-                or (mount_namespace is not None and namespace(pid, "mnt") == mount_namespace)):
+        if belongs(pid, mark, cgroup, mount_namespace):
             found.append(process)
     return found
 

@@ -99,7 +99,7 @@ class Interrupted(LabCase):
             shot = False
             while dump.poll() is None and not shot:
                 if is_held(pid):
-                    for process in programs(engine, "swrk"):
+                    for process in programs(self.h1, engine, "swrk"):
                         process.kill()
                         shot = True
                 time.sleep(0.001)

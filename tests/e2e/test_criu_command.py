@@ -196,7 +196,7 @@ class CriuCommand(CriuCase):
             shot = False
             while dump.poll() is None and not shot:
                 if is_held(pid):
-                    for process in programs(engine, "dump"):
+                    for process in programs(self.h1, engine, "dump"):
                         process.kill()
                         shot = True
             if dump.wait(60) != 0 and shot:

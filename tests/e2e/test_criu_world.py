@@ -108,6 +108,7 @@ class CriuWorld(CriuCase):
         self.dump(pid, "--leave-running", "--cgroup-dump-controller", "cpu")
         shown = self.h1.run(["ferry", "image", "show", self.images]).stdout
         self.assertNotIn("pids.max", shown)
+        self.wait_for_lines(len(self.counted()) + 2)  # it has gone on
         self.dump(pid, "--cgroup-props", '"pids":\n  - "strategy": "merge"\n  - "properties": ["pids.current"]')
         self.reaped(pid)
         shown = self.h1.run(["ferry", "image", "show", self.images]).stdout

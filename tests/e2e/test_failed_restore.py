@@ -270,11 +270,11 @@ class FailedRestore(LabCase):
             shots += 1
         for delay in range(12):
             restore = self.h1.popen(["criu", "restore", "--images-dir", self.images, "--restore-detached", "--file-locks"])
-            wait_until(lambda: programs(engine, "restore") or restore.poll() is not None, 10, "criu to start", 0.0005)
+            wait_until(lambda: programs(self.h1, engine, "restore") or restore.poll() is not None, 10, "criu to start", 0.0005)
             deadline_ns = time.monotonic_ns() + delay * 2_000_000
             while time.monotonic_ns() < deadline_ns and restore.poll() is None:
                 pass
-            for process in programs(engine, "restore"):
+            for process in programs(self.h1, engine, "restore"):
                 process.kill()
             if restore.wait(20) == 0:
                 self.end_tree()

@@ -39,8 +39,8 @@ while True:
 """
 
 
-def keepers():
-    return [int(n) for n in os.listdir("/proc") if n.isdigit() and is_keeper(n)]
+def keepers(host):
+    return [int(n) for n in os.listdir("/proc") if n.isdigit() and is_keeper(n) and host.owns(int(n))]
 
 
 def is_keeper(pid):
@@ -63,10 +63,10 @@ class PreDump(LabCase):
         for path in (self.asked, self.told):
             with open(path, "w", encoding="ascii"):
                 pass
-        self.known_keepers = set(keepers())
+        self.known_keepers = set(keepers(self.h1))
 
     def new_keepers(self):
-        return [pid for pid in keepers() if pid not in self.known_keepers]
+        return [pid for pid in keepers(self.h1) if pid not in self.known_keepers]
 
     def start(self):
         child = self.h1.popen(["/usr/bin/python3", "-c", PROGRAM, self.asked, self.told], stdin=subprocess.DEVNULL,

@@ -5,8 +5,9 @@ import os
 from ferrylab import processes
 
 
-def programs(path, argument=None):
-    """Processes whose program is the file at path, if given with that first argument."""
+def programs(host, path, argument=None):
+    """Processes of the host whose program is the file at path, if given with that first argument.  Other labs run the
+    same programs at the same time."""
     found = []
     for name in os.listdir("/proc"):
         if not name.isdigit():
@@ -20,7 +21,7 @@ def programs(path, argument=None):
             continue
         if argument is None or (len(arguments) > 1 and arguments[1] == argument.encode()):
             process = processes.Process.of(int(name))
-            if process is not None:
+            if process is not None and host.owns(process.pid):
                 found.append(process)
     return found
 
