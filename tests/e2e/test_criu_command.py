@@ -34,6 +34,16 @@ class CriuCommand(CriuCase):
         before = self.counted()
         self.assert_seamless(self.wait_for_lines(len(before) + 5))
 
+    @deadline(120)
+    def test_dumps_on_the_heels_of_one_another(self):
+        """Each finds calls that the one before has interrupted, and whose time is over at any moment."""
+        pid = self.start()
+        self.wait_for_lines(3)
+        for _ in range(60):
+            self.dump(pid, "--leave-running")
+        before = self.counted()
+        self.assert_seamless(self.wait_for_lines(len(before) + 5))
+
     # ---- bad ----
 
     def test_shell_job(self):

@@ -42,7 +42,8 @@ Result<void> wait_for(tracee::Thread& thread, tracee::Stop::Why why, int request
   }
 }
 
-Result<void> go_on_to_entry(tracee::Thread& thread) {
+// Of a call: its entry, or its exit.
+Result<void> go_on_to_border(tracee::Thread& thread) {
   FERRY_CHECK(thread.resume(PTRACE_SYSCALL));
   return wait_for(thread, tracee::Stop::Why::syscall, PTRACE_SYSCALL);
 }
@@ -69,14 +70,21 @@ Result<std::string> sleeping_place(HostPid pid, HostPid tid) {
   return sys_fail(ETIMEDOUT, fmt::format("task {} neither slept nor stopped", tid));
 }
 
-// Lets the thread into its restart_syscall(2) and takes it out again, never as far as user mode.
+// Lets the thread into its restart_syscall(2) and takes it out again, never as far as user mode: its time may be over
+// meanwhile.
 Result<std::uint32_t> find_call(DumpTask& task, DumpThread& seen) {
   tracee::Thread& thread = task.thread(seen);
   FERRY_CHECK(thread.set_options(PTRACE_O_TRACESYSGOOD));
-  FERRY_CHECK(go_on_to_entry(thread));
-  FERRY_CHECK(thread.resume(PTRACE_CONT));
+  FERRY_CHECK(go_on_to_border(thread));
+  FERRY_CHECK(thread.resume(PTRACE_SYSCALL));
   FERRY_TRY(const std::string place, sleeping_place(task.pid, seen.tid));
+  if (!place.empty()) {
+    FERRY_CHECK(thread.interrupt());
+  }
+  FERRY_CHECK(wait_for(thread, tracee::Stop::Why::syscall, PTRACE_SYSCALL));
+  // The stop at the exit has taken our interruption away (ptrace_stop in kernel/signal.c), so once more.
   FERRY_CHECK(thread.interrupt());
+  FERRY_CHECK(thread.resume(PTRACE_CONT));
   FERRY_CHECK(wait_for(thread, tracee::Stop::Why::interrupt, PTRACE_CONT));
   FERRY_TRY(seen.registers, thread.registers());
   const std::uint32_t call = call_behind(place, seen.registers.rdi);
@@ -109,7 +117,7 @@ Result<std::int64_t> interrupted_call(tracee::Thread& thread, tracee::Registers 
   FERRY_TRY(const std::uint64_t mask, thread.signal_mask());
   FERRY_CHECK(thread.set_signal_mask(kEverything));
   FERRY_CHECK(thread.set_registers(regs));
-  FERRY_CHECK(go_on_to_entry(thread));
+  FERRY_CHECK(go_on_to_border(thread));
   FERRY_CHECK(thread.interrupt());
   // Without a stop at the exit: any trap clears one that is pending (ptrace_stop in kernel/signal.c), and
   // the thread would go on to user mode with the raw result.
