@@ -320,13 +320,13 @@ class Faults(MoveCase):
         self.start(self.NAME)
         self.gaps = 0
         move, entry = self.move_that_stops(self.NAME, "source:freeze", *self.OPTIONS)
-        there = self.entry(self.h2, self.NAME)
-        os.kill(there["pid"], signal.SIGSTOP)
-        self.addCleanup(processes.Process.of(there["pid"]).kill, signal.SIGCONT)
+        there = processes.Process.of(self.entry(self.h2, self.NAME)["pid"])
+        there.kill(signal.SIGSTOP)
+        self.addCleanup(there.kill, signal.SIGCONT)
         os.kill(entry["pid"], signal.SIGCONT)
         self.assertEqual(move.wait(30), 1)
         self.assertTrue(self.counts_on(self.NAME, self.h1), self.said(self.NAME)[-600:])
-        os.kill(there["pid"], signal.SIGCONT)
+        there.kill(signal.SIGCONT)
         self.assertIs(self.assert_one_life(self.NAME, False), self.h1)
 
     # ---- a disk that is full on the destination ----
@@ -357,9 +357,10 @@ class Faults(MoveCase):
         self.h2.run(["chattr", "+i", moves])
         with self.cleaned_by(lambda: self.h2.run(["chattr", "-i", moves])):
             os.kill(entry["pid"], signal.SIGCONT)
+            wait_until(lambda: [m["state"] for m in self.ps(self.h1) if m["container"] == self.NAME and "ended" not in m] == ["doubt"],
+                       20, "the source to be in doubt")
             wait_until(lambda: "stays frozen" in self.said(self.NAME), 20, "the source to say that it waits")
             self.assertFalse(self.counts_on(self.NAME, self.h1))
-            self.assertEqual([m["state"] for m in self.ps(self.h1) if m["container"] == self.NAME and "ended" not in m], ["doubt"])
         self.assertEqual(move.wait(40), 1)
         self.resolve_everywhere(self.NAME)
         self.assertIs(self.assert_one_life(self.NAME, False), self.h1)

@@ -191,6 +191,7 @@ class Faults(test_faults.Faults):
     OPTIONS = ("--mode", "post-copy")
     # The way of the memory makes no difference to these.
     test_a_docker_daemon_is_killed_and_started_again = test_no_room_for_the_files = test_the_decision_cannot_be_written = None
+    test_a_destination_that_stands_still_right_before_the_freeze = None
 
     def rows(self):
         wanted = ("freeze", "grow", "hold", "record")
