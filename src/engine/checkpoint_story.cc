@@ -41,6 +41,7 @@
 #include "state/timens/timens.h"
 #include "state/timers/timers.h"
 #include "state/uts/uts.h"
+#include "state/vdso/vdso.h"
 #include "sys/file.h"
 #include "tracee/let_go.h"
 #include "tracee/stop_tree.h"
@@ -221,7 +222,9 @@ Result<void> CheckpointStory::notify_stopped() {
 // Before anything runs in a thread: what the stop itself did to it.
 Result<void> CheckpointStory::settle_threads() {
   for (auto& task : tasks_) {
+    const auto vdso = state::memory::find_kernel_mappings(task->mappings).vdso;
     for (DumpThread& thread : task->threads) {
+      FERRY_CHECK(state::vdso::leave(*task, thread, vdso.start, vdso.size));
       FERRY_CHECK(state::interrupted::after_stop(*task, thread));
       FERRY_CHECK(state::thread_area::settle_rseq(*task, thread));
     }

@@ -35,6 +35,7 @@ state::memory::Staged* RestoreStory::staged_for(const RestoreTask& task) {
 Result<void> RestoreStory::build_memory() {
   const auto map = [&](RestoreTask& task, tracee::Batch& batch) -> Result<void> {
     auto& kernel = kernel_.emplace(&task, layout_.kernel).first->second;
+    FERRY_TRY(kernel.foreign, state::memory::has_foreign_vdso(task, pages_.get()).during("the vDSO of pid {}", task.ns_pid()));
     state::memory::InPlace in_place;
     if (state::memory::Staged* const staged = staged_for(task); staged != nullptr) {
       FERRY_CHECK(staged->settle(task, *task.mm, pages_of(set_, task, When::now), batch).during("memory that was sent ahead"));
@@ -61,15 +62,15 @@ Result<void> RestoreStory::build_memory() {
 
 Result<std::uint64_t> RestoreStory::fill(RestoreTask& task) {
   if (const state::memory::Staged* const staged = staged_for(task); staged != nullptr) {
-    FERRY_TRY(const std::uint64_t filled, state::memory::fill(task, staged->to_write()));
+    FERRY_TRY(const std::uint64_t filled, state::memory::fill(task, staged->to_write(), kernel_.at(&task)));
     FERRY_CHECK(await_late(task));
     return filled;
   }
   if (inheritance_) {
     FERRY_TRY(const auto extents, inheritance_->to_write(task));
-    return state::memory::fill(task, extents);
+    return state::memory::fill(task, extents, kernel_.at(&task));
   }
-  return daemon_ ? fill_lazily(task) : state::memory::fill(task, *pages_);
+  return daemon_ ? fill_lazily(task) : state::memory::fill(task, *pages_, kernel_.at(&task));
 }
 
 // From here on whoever looks at that memory, we included, waits for those who bring it.
@@ -102,7 +103,7 @@ Result<std::uint64_t> RestoreStory::fill_lazily(RestoreTask& task) {
   const image::Name name{image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid().value)};
   FERRY_TRY(const auto extents, pages_->extents(name));
   const auto division = state::memory::divide(*task.mm, extents);
-  FERRY_TRY(const std::uint64_t filled, state::memory::fill(task, division.now));
+  FERRY_TRY(const std::uint64_t filled, state::memory::fill(task, division.now, kernel_.at(&task)));
   if (division.later.empty()) {
     FERRY_CHECK(lazy::send_idle_process(daemon_.get(), task.ns_pid()));
     return filled;

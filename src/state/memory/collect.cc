@@ -12,6 +12,7 @@
 #include "state/aio/aio.h"
 #include "state/memfd/memfd.h"
 #include "state/memory/memory.h"
+#include "state/vdso/vdso.h"
 #include "sys/file.h"
 #include "sys/pagemap.h"
 
@@ -291,6 +292,9 @@ Result<void> collect(DumpTask& task, DumpContext& context) {
   mm.set_mm_env_end(task.stat.env_end);
   FERRY_CHECK(collect_exe(task, context).during("saving the program of pid {}", task.pid));
   FERRY_CHECK(collect_auxv(task));
+  if (std::any_of(task.mappings.begin(), task.mappings.end(), [](const sys::Mapping& m) { return m.name == "[vdso]"; })) {
+    mm.set_ferry_vdso_build(vdso::build_of(vdso::own()));
+  }
   return Collector(task, context).run();
 }
 

@@ -235,7 +235,7 @@ Result<void> Inheritance::prepare(RestoreTask& from, const std::vector<RestoreTa
     FERRY_CHECK(from.process.run(from.leader(), batch));
   }
   FERRY_TRY(const auto* extents, extents_of(from));
-  FERRY_TRY(const std::uint64_t pages, fill(from, parts_of(*extents, without(wanted, own_[&from.process]))));
+  FERRY_TRY(const std::uint64_t pages, fill(from, parts_of(*extents, without(wanted, own_[&from.process])), KernelMappings{}));
   log::debug("pid {} has {} pages in common with those that are cloned from it, {} of them inherited", from.ns_pid(),
              count_pages(wanted), count_pages(wanted) - pages);
   add(own_[&from.process], wanted);

@@ -58,6 +58,8 @@ struct KernelMappings {
   };
   std::vector<Piece> vvar;  // neighbours, ascending
   Piece vdso;               // size 0: none
+  // At a restore: the task had the vDSO of another kernel, which becomes memory at its place (state/vdso).
+  bool foreign = false;
 };
 KernelMappings find_kernel_mappings(const std::vector<sys::Mapping>& mappings);
 
@@ -69,13 +71,17 @@ Result<std::uint64_t> find_hole(const RestoreContext& context, const std::vector
 void add_clearing(tracee::Batch& batch, const tracee::Area& area, const KernelMappings& kernel);
 // Which parts of a mapping are there already, readable and writable.
 using InPlace = std::function<std::vector<sys::PageRange>(const pb::VmaEntry&)>;
-// Moves vvar and vDSO to where the task wants them, by way of `park` if they would overlap, and makes
-// all its mappings but what is `in_place`.  `kernel` is updated.  Errors: unsupported if this kernel's vDSO is another one.
+// Whether the task's vDSO is another kernel's.  `pages`: asked if the set does not tell which build it is; may be nullptr.
+// Errors: unsupported if it is, and a thread stands within it.
+Result<bool> has_foreign_vdso(const RestoreTask& task, image::PageStore* pages);
+// Moves vvar and vDSO to where the task wants them, by way of `park` if they would overlap, or leaves them in `park` if
+// they are not what the task had there, and makes all its mappings but what is `in_place`.  `kernel` is updated.
 Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMappings& kernel, std::uint64_t park,
                           tracee::Batch& batch, const InPlace& in_place = {});
-// Writes the pages from outside; the value is their number.
-Result<std::uint64_t> fill(RestoreTask& task, image::PageStore& pages);
-Result<std::uint64_t> fill(RestoreTask& task, const std::vector<image::Extent>& extents);
+// Writes the pages from outside; the value is their number.  The vDSO of another kernel is made to lead to that of
+// `kernel`.
+Result<std::uint64_t> fill(RestoreTask& task, image::PageStore& pages, const KernelMappings& kernel);
+Result<std::uint64_t> fill(RestoreTask& task, const std::vector<image::Extent>& extents, const KernelMappings& kernel);
 // mlock, PR_SET_MM_MAP with exe and auxv.
 Result<void> finish(RestoreTask& task, RestoreContext& context, tracee::Batch& batch);
 

@@ -14,6 +14,7 @@
 #include "state/memory/pages.h"
 #include "state/memory/room.h"
 #include "state/memory/segments.h"
+#include "state/vdso/vdso.h"
 #include "sys/file.h"
 #include "sys/memory.h"
 
@@ -33,6 +34,31 @@ struct Range {
 
 bool is_mapped_anew(const pb::VmaEntry& vma) {
   return (vma.status() & (kVdso | kVvar | kVsyscall | kGuard | kAioRing | kUprobes)) == 0;
+}
+
+Range vdso_of(const pb::MmEntry& mm) {
+  for (const pb::VmaEntry& vma : mm.vmas()) {
+    if ((vma.status() & kVdso) != 0) {
+      return {vma.start(), vma.end()};
+    }
+  }
+  return {0, 0};
+}
+
+std::uint64_t end_of(const image::Extent& e) { return e.vaddr + e.page_count * image::kPageSize; }
+
+// Pages that the extents have within the range, zeros where they have none.
+Result<std::vector<std::byte>> content_of(const Range& range, const std::vector<image::Extent>& extents) {
+  std::vector<std::byte> out(range.end - range.start);
+  for (const image::Extent& e : extents) {
+    const Range part{std::max(range.start, e.vaddr), std::min(range.end, end_of(e))};
+    if (part.start >= part.end || e.fd < 0) {
+      continue;
+    }
+    FERRY_CHECK(sys::pread_exactly(e.fd, out.data() + (part.start - range.start), part.end - part.start,
+                                   e.offset + (part.start - e.vaddr), "a pages file"));
+  }
+  return out;
 }
 
 Result<void> check(const pb::MmEntry& mm) {
@@ -68,22 +94,18 @@ Result<void> move_kernel_mappings(const pb::MmEntry& mm, KernelMappings& kernel,
                                   tracee::Batch& batch) {
   std::uint64_t vvar_at = 0;
   std::uint64_t vvar_size = 0;
-  std::uint64_t vdso_at = 0;
-  std::uint64_t vdso_size = 0;
   for (const pb::VmaEntry& vma : mm.vmas()) {
     if ((vma.status() & kVvar) != 0) {
       vvar_at = vma.start();
       vvar_size = vma.end() - vma.start();
-    } else if ((vma.status() & kVdso) != 0) {
-      vdso_at = vma.start();
-      vdso_size = vma.end() - vma.start();
     }
   }
+  const Range place = vdso_of(mm);
   std::uint64_t have_vvar = 0;
   for (const auto& piece : kernel.vvar) {
     have_vvar += piece.size;
   }
-  if (vdso_size == 0) {
+  if (place.start == place.end) {
     for (const auto& piece : kernel.vvar) {
       batch.must("munmap(vvar)", SYS_munmap, {piece.start, piece.size});
     }
@@ -93,11 +115,9 @@ Result<void> move_kernel_mappings(const pb::MmEntry& mm, KernelMappings& kernel,
     kernel = {};
     return {};
   }
-  if (vdso_size != kernel.vdso.size || vvar_size != have_vvar) {
-    return fail(Kind::unsupported,
-                "the checkpoint comes from a kernel with another vDSO ({} + {} bytes, here {} + {}); restore it on "
-                "the same kernel",
-                vvar_size, vdso_size, have_vvar, kernel.vdso.size);
+  if (!kernel.foreign && (place.end - place.start != kernel.vdso.size || vvar_size != have_vvar)) {
+    return fail(Kind::corrupt, "the vDSO of the set is that of this kernel, but has {} + {} bytes, and here {} + {}", vvar_size,
+                place.end - place.start, have_vvar, kernel.vdso.size);
   }
   // One mremap for each mapping: kernels before 6.17 do not move several at once.
   const auto move = [&](std::uint64_t vvar_to, std::uint64_t vdso_to) {
@@ -110,11 +130,15 @@ Result<void> move_kernel_mappings(const pb::MmEntry& mm, KernelMappings& kernel,
                {kernel.vdso.start, kernel.vdso.size, kernel.vdso.size, MREMAP_MAYMOVE | MREMAP_FIXED, vdso_to});
     kernel.vdso.start = vdso_to;
   };
-  if (!kernel.vvar.empty() && kernel.vvar.front().start == vvar_at && kernel.vdso.start == vdso_at) {
+  if (!kernel.foreign && !kernel.vvar.empty() && kernel.vvar.front().start == vvar_at && kernel.vdso.start == place.start) {
     return {};
   }
-  move(park, park + have_vvar);
-  move(vvar_at, vdso_at);
+  if (kernel.vdso.size != 0) {
+    move(park, park + have_vvar);
+    if (!kernel.foreign) {
+      move(vvar_at, place.start);
+    }
+  }
   return {};
 }
 
@@ -130,6 +154,31 @@ KernelMappings find_kernel_mappings(const std::vector<sys::Mapping>& mappings) {
     }
   }
   return out;
+}
+
+Result<bool> has_foreign_vdso(const RestoreTask& task, image::PageStore* pages) {
+  const pb::MmEntry& mm = *task.mm;
+  const Range place = vdso_of(mm);
+  if (place.start == place.end) {
+    return false;
+  }
+  std::string build = mm.ferry_vdso_build();
+  if (build.empty() && pages != nullptr) {
+    FERRY_TRY(const auto extents, pages->extents({image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid().value)}));
+    FERRY_TRY(const auto content, content_of(place, extents));
+    build = vdso::build_of(content);
+  }
+  if (build.empty() || build == vdso::build_of(vdso::own())) {
+    return false;
+  }
+  for (const RestoreThread& thread : task.threads) {
+    const std::uint64_t ip = thread.core->thread_info().gpregs().ip();
+    if (ip >= place.start && ip < place.end) {
+      return fail(Kind::unsupported, "task {} was stopped inside the vDSO of another kernel, which does not work here; checkpoint it again",
+                  thread.ns_tid);
+    }
+  }
+  return true;
 }
 
 Result<std::uint64_t> find_hole(const RestoreContext& context, const std::vector<sys::Mapping>& now, std::uint64_t size) {
@@ -190,7 +239,7 @@ Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMapp
     }
   };
   for (const pb::VmaEntry& vma : task.mm->vmas()) {
-    if (!is_mapped_anew(vma)) {
+    if (!is_mapped_anew(vma) && !(kernel.foreign && (vma.status() & kVdso) != 0)) {
       continue;
     }
     if ((vma.status() & kRegular) == 0 || (vma.status() & (kSocket | kShadowStack)) != 0) {
@@ -389,20 +438,13 @@ Result<void> write_extents(RestoreTask& task, std::vector<image::Extent> extents
 
 }  // namespace
 
-Result<std::uint64_t> fill(RestoreTask& task, image::PageStore& pages) {
+Result<std::uint64_t> fill(RestoreTask& task, image::PageStore& pages, const KernelMappings& kernel) {
   FERRY_TRY(const auto extents, pages.extents({image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid().value)}));
-  return fill(task, extents);
+  return fill(task, extents, kernel);
 }
 
-Result<std::uint64_t> fill(RestoreTask& task, const std::vector<image::Extent>& extents) {
-  std::uint64_t vdso_start = 0;
-  std::uint64_t vdso_end = 0;
-  for (const pb::VmaEntry& vma : task.mm->vmas()) {
-    if ((vma.status() & kVdso) != 0) {
-      vdso_start = vma.start();
-      vdso_end = vma.end();
-    }
-  }
+Result<std::uint64_t> fill(RestoreTask& task, const std::vector<image::Extent>& extents, const KernelMappings& kernel) {
+  const Range place = vdso_of(*task.mm);
   std::uint64_t written = 0;
   std::vector<image::Extent> to_write;
   for (const image::Extent& e : extents) {
@@ -410,21 +452,21 @@ Result<std::uint64_t> fill(RestoreTask& task, const std::vector<image::Extent>& 
       return fail(Kind::unsupported, "page {:#x} of pid {} is with a page server (lazy pages), not in the set", e.vaddr,
                   task.ns_pid());
     }
-    if (e.vaddr >= vdso_start && e.vaddr < vdso_end) {
-      // Not written but compared: code of another kernel would read other data pages.
-      std::vector<std::byte> theirs(e.page_count * image::kPageSize);
-      std::vector<std::byte> ours(theirs.size());
-      FERRY_CHECK(sys::pread_exactly(e.fd, theirs.data(), theirs.size(), e.offset, "a pages file"));
-      FERRY_CHECK(sys::read_memory(task.pid, e.vaddr, ours, task.process.memory()));
-      if (theirs != ours) {
-        return fail(Kind::unsupported, "the checkpoint comes from a kernel with another vDSO; restore it on the same kernel");
+    // Of the vDSO nothing is written as it is; an extent may reach beyond it.
+    for (const Range& part : {Range{e.vaddr, std::min(end_of(e), place.start)}, Range{std::max(e.vaddr, place.end), end_of(e)}}) {
+      if (part.start < part.end) {
+        to_write.push_back({part.start, (part.end - part.start) / image::kPageSize, e.fd, e.offset + (part.start - e.vaddr)});
+        written += to_write.back().page_count;
       }
-      continue;
     }
-    to_write.push_back(e);
-    written += e.page_count;
   }
   FERRY_CHECK(write_extents(task, std::move(to_write), written).during("filling the memory of pid {}", task.ns_pid()));
+  if (kernel.foreign) {
+    FERRY_TRY(auto content, content_of(place, extents));
+    const auto ours = kernel.vdso.size == 0 ? std::span<const std::byte>() : vdso::own();
+    FERRY_CHECK(vdso::lead_out(content, ours, kernel.vdso.start).during("the vDSO of pid {}", task.ns_pid()));
+    FERRY_CHECK(sys::write_memory(task.pid, place.start, content, task.process.memory()));
+  }
   return written;
 }
 

@@ -1,0 +1,66 @@
+#include <sys/ptrace.h>
+
+#include <csignal>
+
+#include "state/vdso/vdso.h"
+#include "sys/file.h"
+#include "sys/proc.h"
+
+namespace ferry::state::vdso {
+namespace {
+
+constexpr std::uint64_t kNoCall = ~0ULL;
+constexpr int kMostSteps = 4096;  // its functions have a few hundred instructions
+constexpr std::chrono::seconds kPatience{5};
+constexpr std::uint64_t kTrap = 1ULL << (SIGTRAP - 1);
+
+Result<void> wait_for(tracee::Thread& thread, tracee::Stop::Why why, int request) {
+  const tracee::Deadline deadline(kPatience);
+  for (;;) {
+    FERRY_TRY(const tracee::Stop stop, thread.wait(deadline));
+    if (stop.why == why) {
+      return {};
+    }
+    FERRY_CHECK(thread.resume(request));
+  }
+}
+
+Result<void> step_out(tracee::Thread& thread, std::uint64_t start, std::uint64_t size) {
+  for (int i = 0; i < kMostSteps; ++i) {
+    FERRY_CHECK(thread.resume(PTRACE_SINGLESTEP));
+    FERRY_CHECK(wait_for(thread, tracee::Stop::Why::signal, PTRACE_SINGLESTEP));
+    FERRY_TRY(const tracee::Registers now, thread.registers());
+    if (now.rip - start >= size) {
+      break;
+    }
+  }
+  // Back to the stop in which everything else finds it: it is taken before anything of the program runs.
+  FERRY_CHECK(thread.interrupt());
+  FERRY_CHECK(thread.resume(PTRACE_CONT));
+  return wait_for(thread, tracee::Stop::Why::interrupt, PTRACE_CONT);
+}
+
+}  // namespace
+
+Result<void> leave(DumpTask& task, DumpThread& seen, std::uint64_t start, std::uint64_t size) {
+  if (seen.registers.rip - start >= size || seen.registers.orig_rax != kNoCall) {
+    return {};
+  }
+  // A trap that is blocked or ignored takes the program's action for it away (force_sig_info_to_task in
+  // kernel/signal.c), and one that is pending could not be told from ours.
+  FERRY_TRY(const auto text, sys::read_file(fmt::format("/proc/{}/task/{}/status", task.pid, seen.tid)));
+  FERRY_TRY(const auto status, sys::parse_status(text));
+  if (((status.sig_blocked | status.sig_ignored | status.sig_pending | status.shared_pending) & kTrap) != 0 || task.job_stopped) {
+    return {};
+  }
+  tracee::Thread& thread = task.thread(seen);
+  FERRY_TRY(const std::uint64_t mask, thread.signal_mask());
+  FERRY_CHECK(thread.set_signal_mask(~kTrap));
+  const auto stepped = step_out(thread, start, size).during("leading task {} out of the vDSO", seen.tid);
+  FERRY_CHECK(thread.set_signal_mask(mask));
+  FERRY_CHECK(stepped);
+  FERRY_TRY(seen.registers, thread.registers());
+  return {};
+}
+
+}  // namespace ferry::state::vdso
