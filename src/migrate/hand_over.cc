@@ -18,7 +18,8 @@ namespace {
 
 using Verdict = engine::Keeper::Verdict;
 
-constexpr std::chrono::seconds kAnswerLimit(120);  // the destination builds the tree meanwhile
+// The destination builds the tree meanwhile.  Whoever takes longer is asked, and has it or has it no more.
+constexpr std::chrono::seconds kAnswerLimit(30);
 constexpr std::chrono::seconds kFirstTries(60);
 constexpr int kBetweenSeconds = 2;
 
