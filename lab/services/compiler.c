@@ -12,8 +12,9 @@ ALL
 #undef PART
 #endif
 
-static int compare(const void *a, const void *b) {
-  const unsigned long x = *(const unsigned long *)a, y = *(const unsigned long *)b;
+    static int
+    compare(const void* a, const void* b) {
+  const unsigned long x = *(const unsigned long*)a, y = *(const unsigned long*)b;
   return x < y ? -1 : x > y;
 }
 
@@ -31,8 +32,7 @@ unsigned long NAME(NUMBER)(unsigned long seed) {
 int main(void) {
   unsigned long sum = 0;
 #define PART(number) sum += part_##number(sum);
-  ALL
-  printf("%lu\n", sum);
+  ALL printf("%lu\n", sum);
   return 0;
 }
 #endif

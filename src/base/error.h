@@ -92,17 +92,17 @@ struct sys_fail {
 
 // Returns the error of `expr` to the caller, or declares `decl` with its value.  Several statements:
 // needs braces around it in an if.
-#define FERRY_TRY(decl, ...)                                                                  \
-  auto FERRY_CONCAT(ferry_try_, __LINE__) = (__VA_ARGS__);                                    \
-  if (!FERRY_CONCAT(ferry_try_, __LINE__).has_value()) {                                      \
+#define FERRY_TRY(decl, ...)                                                                        \
+  auto FERRY_CONCAT(ferry_try_, __LINE__) = (__VA_ARGS__);                                          \
+  if (!FERRY_CONCAT(ferry_try_, __LINE__).has_value()) {                                            \
     return ::tl::unexpected<::ferry::Error>(std::move(FERRY_CONCAT(ferry_try_, __LINE__)).error()); \
-  }                                                                                           \
+  }                                                                                                 \
   decl = std::move(*FERRY_CONCAT(ferry_try_, __LINE__))
 
 // The same for Result<void>, or for a value that is not wanted.
-#define FERRY_CHECK(...)                                                      \
-  do {                                                                        \
-    if (auto ferry_check_ = (__VA_ARGS__); !ferry_check_.has_value()) {       \
+#define FERRY_CHECK(...)                                                        \
+  do {                                                                          \
+    if (auto ferry_check_ = (__VA_ARGS__); !ferry_check_.has_value()) {         \
       return ::tl::unexpected<::ferry::Error>(std::move(ferry_check_).error()); \
-    }                                                                         \
+    }                                                                           \
   } while (false)

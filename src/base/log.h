@@ -18,8 +18,8 @@ enum class Level : int { error = 1, warning = 2, info = 3, debug = 4 };
 
 struct Config {
   Level level = Level::warning;
-  int fd = 2;                     // where lines go; stays owned by the caller
-  bool timestamps = false;        // "(00.001234) " before each line, seconds since configure()
+  int fd = 2;               // where lines go; stays owned by the caller
+  bool timestamps = false;  // "(00.001234) " before each line, seconds since configure()
 };
 // Replaces the sink of this process.  Not to be called while another thread logs.
 void configure(const Config& config);

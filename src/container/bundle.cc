@@ -51,7 +51,8 @@ Result<HostPid> parent_of(HostPid pid) {
   FERRY_TRY(const std::string text, read_small_file(fmt::format("/proc/{}/stat", pid)));
   // proc(5): comm may hold blanks and brackets; state and parent follow its last bracket.
   const auto bracket = text.rfind(')');
-  const auto fields = split(bracket == std::string::npos ? std::string_view() : std::string_view(text).substr(bracket + 1), ' ');
+  const auto fields =
+      split(bracket == std::string::npos ? std::string_view() : std::string_view(text).substr(bracket + 1), ' ');
   if (fields.size() < 3) {
     return fail(Kind::corrupt, "/proc/{}/stat is not understood", pid);
   }
@@ -64,7 +65,8 @@ Result<std::string> freezer_of(HostPid init) {
   FERRY_TRY(const std::string mounts, read_small_file("/proc/self/mountinfo"));
   const std::string v1 = cgroup_path(membership, "freezer");
   const std::string v2 = cgroup_path(membership, "");
-  for (const auto& [type, path, probe] : {std::tuple{"cgroup", v1, "freezer.state"}, std::tuple{"cgroup2", v2, "cgroup.freeze"}}) {
+  for (const auto& [type, path, probe] :
+       {std::tuple{"cgroup", v1, "freezer.state"}, std::tuple{"cgroup2", v2, "cgroup.freeze"}}) {
     if (path.empty()) {
       continue;
     }
@@ -131,8 +133,9 @@ Result<BundleConfig> parse_bundle_config(std::string_view config_json) {
   if (const Json& mounts = json_at(root, "mounts"); mounts.is_array()) {
     for (const Json& mount : mounts) {
       const std::vector<std::string> options = json_texts(json_at(mount, "options"));
-      const bool bind = json_text(mount, "type") == "bind" ||
-                        std::any_of(options.begin(), options.end(), [](const std::string& o) { return o == "bind" || o == "rbind"; });
+      const bool bind =
+          json_text(mount, "type") == "bind" ||
+          std::any_of(options.begin(), options.end(), [](const std::string& o) { return o == "bind" || o == "rbind"; });
       if (bind) {
         out.bind_destinations.push_back(json_text(mount, "destination"));
       } else if (json_text(mount, "type") == "cgroup") {
@@ -220,7 +223,8 @@ Result<RuntimeFacts> runtime_facts(const ShimInfo& shim, HostPid init, const std
   for (const std::string& path : config.masked_paths) {
     // A masked directory is a tmpfs of the container's own, a masked file is the host's /dev/null.
     struct stat info {};
-    if (mounted(path) && ::stat(fmt::format("/proc/{}/root{}", init, path).c_str(), &info) == 0 && !S_ISDIR(info.st_mode)) {
+    if (mounted(path) && ::stat(fmt::format("/proc/{}/root{}", init, path).c_str(), &info) == 0 &&
+        !S_ISDIR(info.st_mode)) {
       out.masked_files.push_back(path);
     }
   }

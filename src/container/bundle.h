@@ -24,11 +24,11 @@ Result<ShimInfo> find_shim(HostPid init, const std::string& id);
 
 // What a dump of the container needs to know, as runc would tell it.
 struct RuntimeFacts {
-  std::string root;                          // of the container's mount namespace
-  std::vector<std::string> external_mounts;  // paths in the container that come from outside
-  std::vector<std::string> masked_files;     // paths hidden by /dev/null
-  std::string freeze_cgroup;                 // directory of the freezer, v1 or v2
-  std::vector<std::string> descriptors;      // what 0, 1, 2 were at the start: "pipe:[123]", "/dev/null"
+  std::string root;                            // of the container's mount namespace
+  std::vector<std::string> external_mounts;    // paths in the container that come from outside
+  std::vector<std::string> masked_files;       // paths hidden by /dev/null
+  std::string freeze_cgroup;                   // directory of the freezer, v1 or v2
+  std::vector<std::string> descriptors;        // what 0, 1, 2 were at the start: "pipe:[123]", "/dev/null"
   std::vector<std::string> joined_namespaces;  // kinds taken from elsewhere by path: "network", "ipc"
 };
 Result<RuntimeFacts> runtime_facts(const ShimInfo& shim, HostPid init, const std::string& id);

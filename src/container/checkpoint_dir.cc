@@ -34,7 +34,8 @@ std::string ipc_kind(const std::string& mode) { return shares_nothing(mode) ? "p
 std::uint64_t bytes_below(const std::string& path) {
   std::uint64_t total = 0;
   std::error_code failed;
-  for (std::filesystem::recursive_directory_iterator it(path, failed), end; !failed && it != end; it.increment(failed)) {
+  for (std::filesystem::recursive_directory_iterator it(path, failed), end; !failed && it != end;
+       it.increment(failed)) {
     struct stat info {};
     if (::lstat(it->path().c_str(), &info) == 0) {
       total += static_cast<std::uint64_t>(info.st_blocks) * 512;
@@ -132,12 +133,13 @@ std::vector<std::string> restore_obstacles(const Manifest& manifest, const Manif
                     manifest.image_name, target.container_name, target.image_name));
   }
   if (manifest.tty != target.tty) {
-    add(fmt::format("the checkpointed container was started with{} a terminal, container {} with{} one: create it with{} --tty",
-                    manifest.tty ? "" : "out", target.container_name, target.tty ? "" : "out", manifest.tty ? "" : "out"));
+    add(fmt::format(
+        "the checkpointed container was started with{} a terminal, container {} with{} one: create it with{} --tty",
+        manifest.tty ? "" : "out", target.container_name, target.tty ? "" : "out", manifest.tty ? "" : "out"));
   }
   if (manifest.privileged != target.privileged) {
-    add(fmt::format("only one of the two containers is privileged: create {} with{} --privileged", target.container_name,
-                    manifest.privileged ? "" : "out"));
+    add(fmt::format("only one of the two containers is privileged: create {} with{} --privileged",
+                    target.container_name, manifest.privileged ? "" : "out"));
   }
   if (manifest.read_only != target.read_only) {
     add(fmt::format("only one of the two containers has a read-only root: create {} with{} --read-only",
@@ -168,11 +170,17 @@ std::vector<std::string> restore_obstacles(const Manifest& manifest, const Manif
 }
 
 Result<void> check_checkpoint_name(std::string_view name) {
-  const auto is_word = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9'); };
-  const bool good = name.size() >= 2 && name.size() <= 128 && is_word(name.front()) &&
-                    std::all_of(name.begin(), name.end(), [&](char c) { return is_word(c) || c == '_' || c == '.' || c == '-'; });
+  const auto is_word = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+  };
+  const bool good =
+      name.size() >= 2 && name.size() <= 128 && is_word(name.front()) &&
+      std::all_of(name.begin(), name.end(), [&](char c) { return is_word(c) || c == '_' || c == '.' || c == '-'; });
   if (!good) {
-    return fail(Kind::invalid, "\"{}\" is no name for a checkpoint: use two or more letters, digits, '_', '.' or '-', and begin with a letter or digit", name);
+    return fail(
+        Kind::invalid,
+        "\"{}\" is no name for a checkpoint: use two or more letters, digits, '_', '.' or '-', and begin with a letter or digit",
+        name);
   }
   return {};
 }

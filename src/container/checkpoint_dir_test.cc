@@ -105,7 +105,9 @@ TEST(Reference, HoldsThePlaceAndVanishes) {
   const std::string checkpoints = dir / "checkpoints";
   std::string first;
   {
-    const auto made = Reference::make(checkpoints, {.id = {}, .images = "/images", .hostname = "clone", .close_tcp = true}, {"/dev/null", "pipe:[1]", "pipe:[2]"});
+    const auto made =
+        Reference::make(checkpoints, {.id = {}, .images = "/images", .hostname = "clone", .close_tcp = true},
+                        {"/dev/null", "pipe:[1]", "pipe:[2]"});
     ASSERT_TRUE(made.has_value()) << made.error().message();
     const std::string file = made->directory() + "/ferry-reference.json";
     struct stat info {};
@@ -118,7 +120,8 @@ TEST(Reference, HoldsThePlaceAndVanishes) {
     EXPECT_TRUE(content->close_tcp);
     EXPECT_EQ(read_text(made->directory() + "/descriptors.json"), R"(["/dev/null","pipe:[1]","pipe:[2]"])");
     first = content->id;
-    const auto again = Reference::make(checkpoints, {.id = {}, .images = "/images", .hostname = std::nullopt}, {"a", "b", "c"});
+    const auto again =
+        Reference::make(checkpoints, {.id = {}, .images = "/images", .hostname = std::nullopt}, {"a", "b", "c"});
     EXPECT_NE(again->name(), made->name());
   }
   EXPECT_EQ(first.size(), 32U);
@@ -150,7 +153,8 @@ TEST(RunProgram, ReturnsStatusAndText) {
 TEST(ImageLayers, ChainIdsAreThoseOfTheSpecification) {
   EXPECT_THAT(chain_ids({}), IsEmpty());
   // sha256 of "sha256:a sha256:b", by sha256sum.
-  EXPECT_THAT(chain_ids({"sha256:a", "sha256:b"}), ElementsAre("sha256:a", "sha256:970a948bffa8de94d6e22d747ba8c95030e6e546909f98f54e99a13005e173a8"));
+  EXPECT_THAT(chain_ids({"sha256:a", "sha256:b"}),
+              ElementsAre("sha256:a", "sha256:970a948bffa8de94d6e22d747ba8c95030e6e546909f98f54e99a13005e173a8"));
 }
 
 TEST(ImageLayers, LeavesOutOnlyWhatTheOtherHas) {

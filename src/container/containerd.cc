@@ -145,9 +145,12 @@ Result<CriuOnPath> criu_of(HostPid containerd) {
       continue;
     }
     FERRY_TRY(const ProgramOutput output, run_program({from_here, "--version"}, std::chrono::seconds(10)));
-    return CriuOnPath{.path = program, .version = output.text, .ours = output.status == 0 && output.text.find("ferry") != std::string::npos};
+    return CriuOnPath{.path = program,
+                      .version = output.text,
+                      .ours = output.status == 0 && output.text.find("ferry") != std::string::npos};
   }
-  return fail(Kind::gone, "containerd (pid {}) finds no criu on its PATH ({}): {}", containerd, path, advice(containerd));
+  return fail(Kind::gone, "containerd (pid {}) finds no criu on its PATH ({}): {}", containerd, path,
+              advice(containerd));
 }
 
 std::string criu_obstacle(const DockerApi& api) {
@@ -175,8 +178,10 @@ Result<void> check_visible(HostPid containerd, const std::string& path) {
   }
   if (::stat(fmt::format("/proc/{}/root{}", containerd, path).c_str(), &there) != 0 || here.st_dev != there.st_dev ||
       here.st_ino != there.st_ino) {
-    return fail(Kind::invalid, "containerd (pid {}) does not see {}, perhaps because it has a private /tmp: move the checkpoint to another directory",
-                containerd, path);
+    return fail(
+        Kind::invalid,
+        "containerd (pid {}) does not see {}, perhaps because it has a private /tmp: move the checkpoint to another directory",
+        containerd, path);
   }
   return {};
 }

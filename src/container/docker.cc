@@ -23,10 +23,13 @@ Result<Docker> Docker::connect() {
   FERRY_TRY(const std::string text, api.get("/info"));
   FERRY_TRY(DaemonInfo info, parse_daemon_info(text));
   if (info.rootless) {
-    return fail(Kind::unsupported, "the Docker daemon at {} runs rootless, which ferry does not support: use a daemon that runs as root", socket);
+    return fail(Kind::unsupported,
+                "the Docker daemon at {} runs rootless, which ferry does not support: use a daemon that runs as root",
+                socket);
   }
   if (info.user_namespaces) {
-    return fail(Kind::unsupported, "the Docker daemon at {} remaps users (userns-remap), which ferry does not support", socket);
+    return fail(Kind::unsupported, "the Docker daemon at {} remaps users (userns-remap), which ferry does not support",
+                socket);
   }
   return Docker(std::move(api), std::move(info));
 }
@@ -95,7 +98,8 @@ Result<bool> Docker::volume_exists(const std::string& name) {
 }
 
 Result<std::string> Docker::create(const std::string& name, const std::string& request_json) {
-  FERRY_TRY(const std::string text, api_.post("/containers/create?name=" + url_escape(name), request_json, kStartLimit));
+  FERRY_TRY(const std::string text,
+            api_.post("/containers/create?name=" + url_escape(name), request_json, kStartLimit));
   FERRY_TRY(const Json answer, parse_json(text, "Docker's answer to create"));
   const std::string id = json_text(answer, "Id");
   if (id.empty()) {
@@ -171,7 +175,8 @@ Result<void> Docker::tag_image(const std::string& id, const std::string& name) {
   const auto colon = name.find(':', slash == std::string::npos ? 0 : slash);
   const std::string repository = name.substr(0, colon);
   const std::string tag = colon == std::string::npos ? "latest" : name.substr(colon + 1);
-  FERRY_CHECK(api_.post(fmt::format("/images/{}/tag?repo={}&tag={}", url_escape(id), url_escape(repository), url_escape(tag))));
+  FERRY_CHECK(
+      api_.post(fmt::format("/images/{}/tag?repo={}&tag={}", url_escape(id), url_escape(repository), url_escape(tag))));
   return {};
 }
 
@@ -193,14 +198,16 @@ Result<std::vector<Docker::VolumeUser>> Docker::users_of_volume(const std::strin
         first.erase(0, 1);
       }
       const std::string state = json_text(item, "State");
-      out.push_back({json_text(item, "Id"), std::move(first), state == "running" || state == "paused" || state == "restarting"});
+      out.push_back(
+          {json_text(item, "Id"), std::move(first), state == "running" || state == "paused" || state == "restarting"});
     }
   }
   return out;
 }
 
 Result<void> Docker::create_volume(const VolumeInfo& volume) {
-  const Json body = {{"Name", volume.name}, {"Driver", volume.driver}, {"Labels", volume.labels}, {"DriverOpts", volume.options}};
+  const Json body = {
+      {"Name", volume.name}, {"Driver", volume.driver}, {"Labels", volume.labels}, {"DriverOpts", volume.options}};
   FERRY_CHECK(api_.post("/volumes/create", json_dump(body)));
   return {};
 }
@@ -218,7 +225,8 @@ Result<void> Docker::create_checkpoint(const std::string& id, const std::string&
 }
 
 Result<std::vector<std::string>> Docker::checkpoints(const std::string& id, const std::string& directory) {
-  FERRY_TRY(const std::string text, api_.get(on_container(id, directory.empty() ? "checkpoints" : "checkpoints?dir=" + url_escape(directory))));
+  FERRY_TRY(const std::string text,
+            api_.get(on_container(id, directory.empty() ? "checkpoints" : "checkpoints?dir=" + url_escape(directory))));
   FERRY_TRY(const Json list, parse_json(text, "Docker's list of checkpoints"));
   std::vector<std::string> out;
   if (list.is_array()) {

@@ -16,7 +16,7 @@
 namespace ferry::container {
 
 struct DaemonInfo {
-  std::string root_dir;        // DockerRootDir
+  std::string root_dir;  // DockerRootDir
   std::string server_version;
   std::string storage_driver;  // "overlay2"
   bool experimental = false;
@@ -36,7 +36,7 @@ struct Mount {
 
 struct Endpoint {  // one network that a container is connected to
   std::string network;
-  std::string ip;      // as it is now; empty if stopped
+  std::string ip;  // as it is now; empty if stopped
   std::string ip6;
   std::string mac;
   std::vector<std::string> aliases;

@@ -210,7 +210,8 @@ Result<DockerApi> DockerApi::connect(const std::string& socket_path) {
   DockerApi api(std::move(session));
   FERRY_TRY(const std::string text, api.get("/version"));
   FERRY_TRY(const Json answer, parse_json(text, "Docker's answer to /version"));
-  FERRY_TRY(api.session_->version, negotiate_version(json_text(answer, "ApiVersion"), json_text(answer, "MinAPIVersion")));
+  FERRY_TRY(api.session_->version,
+            negotiate_version(json_text(answer, "ApiVersion"), json_text(answer, "MinAPIVersion")));
   return api;
 }
 
@@ -222,8 +223,7 @@ Result<std::string> DockerApi::get(const std::string& path) {
   return std::move(transfer.body);
 }
 
-Result<std::string> DockerApi::post(const std::string& path, const std::string& json_body,
-                                    std::chrono::seconds limit) {
+Result<std::string> DockerApi::post(const std::string& path, const std::string& json_body, std::chrono::seconds limit) {
   curl_easy_reset(session_->curl);
   HeaderList headers;
   headers.add("Content-Type: application/json");
@@ -255,8 +255,7 @@ Result<std::uint64_t> DockerApi::download(const std::string& path, const Sink& s
   return transfer.received;
 }
 
-Result<std::string> DockerApi::upload(const std::string& path, const std::string& content_type,
-                                      const Source& source) {
+Result<std::string> DockerApi::upload(const std::string& path, const std::string& content_type, const Source& source) {
   curl_easy_reset(session_->curl);
   HeaderList headers;
   headers.add("Content-Type: " + content_type);

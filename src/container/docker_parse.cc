@@ -184,7 +184,11 @@ Result<ExecSession> parse_exec(std::string_view inspect_json) {
 
 Result<VolumeInfo> parse_volume(std::string_view inspect_json) {
   FERRY_TRY(const Json root, parse_json(inspect_json, "Docker's description of the volume"));
-  VolumeInfo out{.name = json_text(root, "Name"), .driver = json_text(root, "Driver"), .mountpoint = json_text(root, "Mountpoint"), .labels = {}, .options = {}};
+  VolumeInfo out{.name = json_text(root, "Name"),
+                 .driver = json_text(root, "Driver"),
+                 .mountpoint = json_text(root, "Mountpoint"),
+                 .labels = {},
+                 .options = {}};
   if (out.name.empty()) {
     return fail(Kind::corrupt, "Docker's description of the volume has no Name");
   }

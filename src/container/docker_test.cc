@@ -45,7 +45,8 @@ TEST(DockerInspect, ReadsWhatAMoveNeeds) {
 }
 
 TEST(DockerInspect, BearsNullsAndOtherTypes) {
-  const auto c = parse_container(R"({"Id":"x","Name":7,"State":null,"Mounts":null,"HostConfig":[],"Config":"?","NetworkSettings":{"Networks":null}})");
+  const auto c = parse_container(
+      R"({"Id":"x","Name":7,"State":null,"Mounts":null,"HostConfig":[],"Config":"?","NetworkSettings":{"Networks":null}})");
   ASSERT_TRUE(c.has_value());
   EXPECT_EQ(c->restart_policy.name, "no");
   EXPECT_FALSE(c->running());
@@ -60,7 +61,8 @@ TEST(DockerInspect, RefusesWhatIsNoContainer) {
 }
 
 TEST(DockerInfo, FindsRootlessAndRemappedDaemons) {
-  const auto plain = parse_daemon_info(R"({"DockerRootDir":"/d","ExperimentalBuild":true,"SecurityOptions":["name=seccomp,profile=default"]})");
+  const auto plain = parse_daemon_info(
+      R"({"DockerRootDir":"/d","ExperimentalBuild":true,"SecurityOptions":["name=seccomp,profile=default"]})");
   ASSERT_TRUE(plain.has_value());
   EXPECT_TRUE(plain->experimental);
   EXPECT_FALSE(plain->rootless || plain->user_namespaces);
@@ -91,7 +93,8 @@ TEST(DockerApiVersion, IsTheOldestThatBothSpeak) {
 TEST(DockerApi, NoDaemonIsOneClearSentence) {
   const auto api = DockerApi::connect("/nonexistent/docker.sock");
   ASSERT_FALSE(api.has_value());
-  EXPECT_EQ(api.error().message(), "no Docker daemon answers at /nonexistent/docker.sock: start it, or name its socket in DOCKER_HOST");
+  EXPECT_EQ(api.error().message(),
+            "no Docker daemon answers at /nonexistent/docker.sock: start it, or name its socket in DOCKER_HOST");
 }
 
 TEST(DockerApi, EscapesNamesInPaths) { EXPECT_EQ(url_escape("a/b c:1"), "a%2Fb%20c%3A1"); }
@@ -101,7 +104,8 @@ TEST(Preflight, NamesEachStateThatIsNotRunning) {
   c.name = "web";
   c.status = "running";
   EXPECT_TRUE(check_running(c).has_value());
-  for (const auto& [status, word] : {std::pair{"exited", "not running"}, std::pair{"created", "not running"}, std::pair{"paused", "unpause"}, std::pair{"restarting", "restarting"}}) {
+  for (const auto& [status, word] : {std::pair{"exited", "not running"}, std::pair{"created", "not running"},
+                                     std::pair{"paused", "unpause"}, std::pair{"restarting", "restarting"}}) {
     c.status = status;
     const auto refused = check_running(c);
     ASSERT_FALSE(refused.has_value());
@@ -129,7 +133,8 @@ TEST(Preflight, JoinsRefusalsAndPassesNotes) {
 }
 
 TEST(DockerExec, ReadsCommandAndPid) {
-  const auto session = parse_exec(R"({"ID":"e","Running":true,"Pid":9,"ProcessConfig":{"entrypoint":"sh","arguments":["-c","x"]}})");
+  const auto session =
+      parse_exec(R"({"ID":"e","Running":true,"Pid":9,"ProcessConfig":{"entrypoint":"sh","arguments":["-c","x"]}})");
   ASSERT_TRUE(session.has_value());
   EXPECT_EQ(session->command, "sh -c x");
   EXPECT_EQ(session->pid.value, 9);

@@ -21,9 +21,9 @@ std::vector<std::string> chain_ids(const std::vector<std::string>& diff_ids);
 Result<std::set<std::string>> present_chain_ids(Docker& docker);
 
 struct ImageReport {
-  std::uint64_t layers = 0;       // that the image has
+  std::uint64_t layers = 0;  // that the image has
   std::uint64_t layers_sent = 0;
-  std::uint64_t bytes = 0;        // of the stream
+  std::uint64_t bytes = 0;  // of the stream
 };
 
 // Writes a stream for load_image to `out_fd`.  `name` is a tag or an id; a tag travels along.

@@ -70,7 +70,8 @@ Result<std::uint64_t> whole_log_length(int fd) {
 Result<void> append_log(int source_fd, std::uint64_t from, std::uint64_t to, int destination_fd) {
   std::array<char, kChunk> buffer{};
   while (from < to) {
-    FERRY_TRY(const std::size_t got, read_at(source_fd, buffer.data(), std::min<std::uint64_t>(to - from, buffer.size()), from));
+    FERRY_TRY(const std::size_t got,
+              read_at(source_fd, buffer.data(), std::min<std::uint64_t>(to - from, buffer.size()), from));
     if (got == 0) {
       return fail(Kind::corrupt, "the log ends at byte {}, but {} were expected", from, to);
     }
@@ -99,7 +100,8 @@ Result<LogLine> parse_log_line(std::string_view line) {
   if (!json_at(object, "log").is_string()) {
     return fail(Kind::corrupt, "a line of the log has no text");
   }
-  return LogLine{.text = json_text(object, "log"), .stream = json_text(object, "stream"), .time = json_text(object, "time")};
+  return LogLine{
+      .text = json_text(object, "log"), .stream = json_text(object, "stream"), .time = json_text(object, "time")};
 }
 
 LogText log_text(std::string_view file_content) {

@@ -11,9 +11,13 @@
 namespace ferry::container {
 namespace {
 
-std::string object(const std::string& text) { return R"({"log":")" + text + R"(","stream":"stdout","time":"t"})" + "\n"; }
+std::string object(const std::string& text) {
+  return R"({"log":")" + text + R"(","stream":"stdout","time":"t"})" + "\n";
+}
 
-UniqueFd open_file(const std::string& path, int flags) { return UniqueFd(::open(path.c_str(), flags | O_CLOEXEC, 0600)); }
+UniqueFd open_file(const std::string& path, int flags) {
+  return UniqueFd(::open(path.c_str(), flags | O_CLOEXEC, 0600));
+}
 
 TEST(JsonLog, PrintsPiecesOfALineWithoutAGap) {
   const LogText text = log_text(object("ab") + object("cd\\n") + object("e\\n"));

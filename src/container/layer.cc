@@ -79,7 +79,8 @@ auto archive_fail(archive* a, std::string_view what, const char* path) {
   if (text.find(cause) == std::string::npos) {
     text += ": " + cause;
   }
-  return fail(format ? Kind::corrupt : kind_of_errno(os_errno), "{} {}: {}", what, path == nullptr ? "the layer" : path, text);
+  return fail(format ? Kind::corrupt : kind_of_errno(os_errno), "{} {}: {}", what, path == nullptr ? "the layer" : path,
+              text);
 }
 
 // The attributes are filtered on the way out and on the way in: a stream may come from anywhere.
@@ -175,7 +176,8 @@ struct Packer {
 };
 
 Result<Packer> open_packer(int out_fd) {
-  Packer packer{Reader(archive_read_disk_new()), Writer(archive_write_new()), Resolver(archive_entry_linkresolver_new())};
+  Packer packer{Reader(archive_read_disk_new()), Writer(archive_write_new()),
+                Resolver(archive_entry_linkresolver_new())};
   archive_read_disk_set_symlink_physical(packer.disk.get());
   archive_read_disk_set_behavior(packer.disk.get(), ARCHIVE_READDISK_RESTORE_ATIME);
   archive* out = packer.out.get();
@@ -259,9 +261,8 @@ Result<void> make_socket(archive_entry* entry) {
   if (::lchown(path, uid, gid) != 0) {
     return sys_fail(fmt::format("lchown({})", path));
   }
-  const std::array<timespec, 2> times{
-      timespec{archive_entry_atime(entry), archive_entry_atime_nsec(entry)},
-      timespec{archive_entry_mtime(entry), archive_entry_mtime_nsec(entry)}};
+  const std::array<timespec, 2> times{timespec{archive_entry_atime(entry), archive_entry_atime_nsec(entry)},
+                                      timespec{archive_entry_mtime(entry), archive_entry_mtime_nsec(entry)}};
   if (::utimensat(AT_FDCWD, path, times.data(), AT_SYMLINK_NOFOLLOW) != 0) {
     return sys_fail(fmt::format("utimensat({})", path));
   }
@@ -331,7 +332,8 @@ struct DirectoryTimes {
 Result<void> set_times(const std::vector<DirectoryTimes>& directories) {
   for (const DirectoryTimes& directory : directories) {
     FERRY_CHECK(check_parents(directory.path));
-    if (::utimensat(AT_FDCWD, directory.path.c_str(), directory.times.data(), AT_SYMLINK_NOFOLLOW) != 0 && errno != ENOENT) {
+    if (::utimensat(AT_FDCWD, directory.path.c_str(), directory.times.data(), AT_SYMLINK_NOFOLLOW) != 0 &&
+        errno != ENOENT) {
       return sys_fail(fmt::format("utimensat({})", directory.path));
     }
   }
@@ -342,11 +344,11 @@ Result<LayerReport> unpack(int in_fd) {
   const Reader in(archive_read_new());
   archive_read_support_format_tar(in.get());
   const Writer disk(archive_write_disk_new());
-  archive_write_disk_set_options(
-      disk.get(), ARCHIVE_EXTRACT_OWNER | ARCHIVE_EXTRACT_PERM | ARCHIVE_EXTRACT_TIME | ARCHIVE_EXTRACT_ACL |
-                      ARCHIVE_EXTRACT_FFLAGS | ARCHIVE_EXTRACT_XATTR | ARCHIVE_EXTRACT_SPARSE |
-                      ARCHIVE_EXTRACT_SECURE_SYMLINKS | ARCHIVE_EXTRACT_SECURE_NODOTDOT |
-                      ARCHIVE_EXTRACT_SECURE_NOABSOLUTEPATHS);
+  archive_write_disk_set_options(disk.get(), ARCHIVE_EXTRACT_OWNER | ARCHIVE_EXTRACT_PERM | ARCHIVE_EXTRACT_TIME |
+                                                 ARCHIVE_EXTRACT_ACL | ARCHIVE_EXTRACT_FFLAGS | ARCHIVE_EXTRACT_XATTR |
+                                                 ARCHIVE_EXTRACT_SPARSE | ARCHIVE_EXTRACT_SECURE_SYMLINKS |
+                                                 ARCHIVE_EXTRACT_SECURE_NODOTDOT |
+                                                 ARCHIVE_EXTRACT_SECURE_NOABSOLUTEPATHS);
   if (archive_read_open_fd(in.get(), in_fd, 512 * 1024) != ARCHIVE_OK) {
     return archive_fail(in.get(), "opening", nullptr);
   }
@@ -361,7 +363,8 @@ Result<LayerReport> unpack(int in_fd) {
     if (got != ARCHIVE_OK) {
       return archive_fail(in.get(), "reading", nullptr);
     }
-    if (archive_entry_filetype(entry) == AE_IFDIR && archive_entry_pathname(entry) != nullptr && archive_entry_mtime_is_set(entry) != 0) {
+    if (archive_entry_filetype(entry) == AE_IFDIR && archive_entry_pathname(entry) != nullptr &&
+        archive_entry_mtime_is_set(entry) != 0) {
       directories.push_back({archive_entry_pathname(entry),
                              {timespec{archive_entry_atime(entry), archive_entry_atime_nsec(entry)},
                               timespec{archive_entry_mtime(entry), archive_entry_mtime_nsec(entry)}}});

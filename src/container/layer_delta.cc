@@ -2,11 +2,11 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
-#include <linux/openat2.h>
 #include <unistd.h>
 
 #include <array>
@@ -182,7 +182,8 @@ Result<LayerLook> look_at_path(const std::string& upper_dir, const std::string& 
   if (!folder) {
     // A directory on the way is gone, or something else has its name.
     const int why = folder.error().os_errno;
-    return why == ENOENT || why == ENOTDIR || why == ELOOP ? Result<LayerLook>(std::move(look)) : Result<LayerLook>(tl::unexpected<Error>(folder.error()));
+    return why == ENOENT || why == ENOTDIR || why == ELOOP ? Result<LayerLook>(std::move(look))
+                                                           : Result<LayerLook>(tl::unexpected<Error>(folder.error()));
   }
   FERRY_CHECK(look_at_name(folder->get(), whole.filename(), path, below, look).during("looking at {}", upper_dir));
   return look;

@@ -14,10 +14,17 @@ namespace ferry::container {
 namespace {
 
 LayerFile file(std::uint64_t ino, std::int64_t ctime_ns = 1) {
-  return {.ino = ino, .size = 10, .ctime_ns = ctime_ns, .mode = S_IFREG | 0644, .links = 1, .whiteout = false, .opaque = false};
+  return {.ino = ino,
+          .size = 10,
+          .ctime_ns = ctime_ns,
+          .mode = S_IFREG | 0644,
+          .links = 1,
+          .whiteout = false,
+          .opaque = false};
 }
 LayerFile folder(std::uint64_t ino, bool opaque = false) {
-  return {.ino = ino, .size = 0, .ctime_ns = 1, .mode = S_IFDIR | 0755, .links = 2, .whiteout = false, .opaque = opaque};
+  return {
+      .ino = ino, .size = 0, .ctime_ns = 1, .mode = S_IFDIR | 0755, .links = 2, .whiteout = false, .opaque = opaque};
 }
 LayerFile whiteout(std::uint64_t ino) {
   return {.ino = ino, .size = 0, .ctime_ns = 1, .mode = S_IFCHR, .links = 1, .whiteout = true, .opaque = false};
@@ -28,7 +35,8 @@ constexpr std::int64_t kLater = 1'000'000'000'000;
 
 LayerDelta compare(std::map<std::string, LayerFile> before, std::map<std::string, LayerFile> now,
                    const std::set<std::string>& mapped = {}) {
-  return compare_layers({.files = std::move(before), .begun_ns = kLater}, {.files = std::move(now), .begun_ns = kLater}, mapped);
+  return compare_layers({.files = std::move(before), .begun_ns = kLater}, {.files = std::move(now), .begun_ns = kLater},
+                        mapped);
 }
 
 TEST(LayerDelta, IsEmptyWhenNothingChanged) {
@@ -41,7 +49,8 @@ TEST(LayerDelta, SendsWhatIsNewOrStamped) {
 }
 
 TEST(LayerDelta, SendsMappedFilesWithoutAStamp) {
-  EXPECT_EQ(compare({{"a", file(1)}, {"b", file(2)}}, {{"a", file(1)}, {"b", file(2)}}, {"b", "c"}).changed, (Paths{"b"}));
+  EXPECT_EQ(compare({{"a", file(1)}, {"b", file(2)}}, {{"a", file(1)}, {"b", file(2)}}, {"b", "c"}).changed,
+            (Paths{"b"}));
 }
 
 TEST(LayerDelta, RemovesOnlyTheTopOfATree) {
@@ -101,7 +110,8 @@ TEST(RemovePaths, StaysBelowTheRoot) {
   write_text(root / "d/e/f", "x");
   EXPECT_FALSE(remove_paths(root.path(), {"link/kept"}));
   EXPECT_FALSE(remove_paths(root.path(), {".."}));
-  EXPECT_FALSE(remove_paths(root.path(), {"../" + std::filesystem::path(outside.path()).filename().string() + "/kept"}));
+  EXPECT_FALSE(
+      remove_paths(root.path(), {"../" + std::filesystem::path(outside.path()).filename().string() + "/kept"}));
   EXPECT_TRUE(std::filesystem::exists(outside / "kept"));
   ASSERT_TRUE(remove_paths(root.path(), {"d", "gone/away", "link"}));
   EXPECT_TRUE(std::filesystem::is_empty(root.path()));
@@ -118,7 +128,8 @@ TEST(PackLayerEntries, BringsTheChosenAndToleratesWhatVanished) {
   EXPECT_FALSE(pack_layer_entries(from.path(), {".", "vanished"}, {}, tar.get()));
   ASSERT_EQ(::ftruncate(tar.get(), 0), 0);
   ::lseek(tar.get(), 0, SEEK_SET);
-  ASSERT_TRUE(pack_layer_entries(from.path(), {".", "vanished", "a", "c"}, {.may_change = true, .for_mounted = false}, tar.get()));
+  ASSERT_TRUE(pack_layer_entries(from.path(), {".", "vanished", "a", "c"}, {.may_change = true, .for_mounted = false},
+                                 tar.get()));
   ::lseek(tar.get(), 0, SEEK_SET);
   std::filesystem::create_directory(to / "out");
   ASSERT_TRUE(unpack_layer(tar.get(), to / "out"));

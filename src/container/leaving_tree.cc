@@ -43,7 +43,8 @@ std::int64_t LeavingTree::own_ctime() const {
   return ::stat(directory_.c_str(), &info) == 0 ? info.st_ctim.tv_sec * 1'000'000'000 + info.st_ctim.tv_nsec : 0;
 }
 
-Result<TreeChanges> LeavingTree::changes(const std::optional<std::set<std::string>>& named, const std::set<std::string>& mapped) {
+Result<TreeChanges> LeavingTree::changes(const std::optional<std::set<std::string>>& named,
+                                         const std::set<std::string>& mapped) {
   const std::int64_t was = std::exchange(own_ctime_, own_ctime());
   LayerLook before{.files = {}, .begun_ns = look_.begun_ns};
   LayerDelta delta;
@@ -84,8 +85,9 @@ Result<LayerLook> LeavingTree::look_at_some(const std::set<std::string>& paths, 
     }
     const auto was = look_.files.find(path);
     const auto is = here.files.find(path);
-    const bool same_directory = was != look_.files.end() && is != here.files.end() && was->second.ino == is->second.ino &&
-                                S_ISDIR(was->second.mode) && S_ISDIR(is->second.mode) && was->second.opaque == is->second.opaque;
+    const bool same_directory = was != look_.files.end() && is != here.files.end() &&
+                                was->second.ino == is->second.ino && S_ISDIR(was->second.mode) &&
+                                S_ISDIR(is->second.mode) && was->second.opaque == is->second.opaque;
     if (was != look_.files.end()) {
       before.files.insert(*was);
       if (!same_directory) {
@@ -107,7 +109,8 @@ Result<LayerLook> LeavingTree::look_at_some(const std::set<std::string>& paths, 
 void LeavingTree::add_links(std::set<std::string>& named) const {
   std::set<std::uint64_t> inodes;
   for (const std::string& path : named) {
-    if (const auto was = look_.files.find(path); was != look_.files.end() && was->second.links > 1 && !S_ISDIR(was->second.mode)) {
+    if (const auto was = look_.files.find(path);
+        was != look_.files.end() && was->second.links > 1 && !S_ISDIR(was->second.mode)) {
       inodes.insert(was->second.ino);
     }
     struct stat info {};
@@ -131,7 +134,8 @@ void LeavingTree::add_redirected(const std::string& path, std::set<std::string>&
     return;
   }
   std::error_code failed;
-  for (std::filesystem::recursive_directory_iterator it(content_ + "/" + path, failed), end; it != end && !failed; it.increment(failed)) {
+  for (std::filesystem::recursive_directory_iterator it(content_ + "/" + path, failed), end; it != end && !failed;
+       it.increment(failed)) {
     packed.insert(it->path().string().substr(content_.size() + 1));
   }
 }
@@ -143,8 +147,9 @@ TreeChanges LeavingTree::sorted(const LayerDelta& delta, const Files& before) co
   for (const std::string& path : delta.changed) {
     const LayerFile& now = look_.files.at(path);
     const auto was = before.find(path);
-    if (was != before.end() && was->second.ino == now.ino && S_ISREG(now.mode) && S_ISREG(was->second.mode) && now.links == 1 &&
-        was->second.links == 1 && now.size >= kWorthAPatch && was->second.size >= kWorthAPatch && !is_removed(delta.removed, path)) {
+    if (was != before.end() && was->second.ino == now.ino && S_ISREG(now.mode) && S_ISREG(was->second.mode) &&
+        now.links == 1 && was->second.links == 1 && now.size >= kWorthAPatch && was->second.size >= kWorthAPatch &&
+        !is_removed(delta.removed, path)) {
       out.patched.push_back(path);
       continue;
     }
@@ -152,12 +157,14 @@ TreeChanges LeavingTree::sorted(const LayerDelta& delta, const Files& before) co
     if (form_ == TreeForm::overlay && S_ISDIR(now.mode) && (was == before.end() || was->second.ino != now.ino)) {
       add_redirected(path, packed);
     }
-    for (std::filesystem::path parent = std::filesystem::path(path).parent_path(); !parent.empty(); parent = parent.parent_path()) {
+    for (std::filesystem::path parent = std::filesystem::path(path).parent_path(); !parent.empty();
+         parent = parent.parent_path()) {
       packed.insert(parent);
     }
   }
   for (const std::string& path : delta.removed) {
-    for (std::filesystem::path parent = std::filesystem::path(path).parent_path(); !parent.empty(); parent = parent.parent_path()) {
+    for (std::filesystem::path parent = std::filesystem::path(path).parent_path(); !parent.empty();
+         parent = parent.parent_path()) {
       if (look_.files.contains(parent)) {
         packed.insert(parent);
       }
@@ -171,7 +178,8 @@ Result<LayerReport> LeavingTree::pack(const TreeChanges& changes, bool may_chang
   // Never empty, so that a stream that was cut is known from one that has nothing to say.
   std::vector<std::string> paths{"."};
   paths.insert(paths.end(), changes.packed.begin(), changes.packed.end());
-  return pack_layer_entries(content_, paths, {.may_change = may_change, .for_mounted = form_ == TreeForm::overlay}, out_fd);
+  return pack_layer_entries(content_, paths, {.may_change = may_change, .for_mounted = form_ == TreeForm::overlay},
+                            out_fd);
 }
 
 }  // namespace ferry::container

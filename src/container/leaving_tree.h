@@ -34,7 +34,9 @@ class LeavingTree {
   static LeavingTree plain(const std::string& directory) { return {directory, directory, TreeForm::plain}; }
   // `merged`: where the overlay is mounted.  What an upper directory holds need not be all there is of a file: kernel
   // Documentation/filesystems/overlayfs.rst, redirect_dir and metacopy.
-  static LeavingTree overlay(const std::string& upper, const std::string& merged) { return {upper, merged, TreeForm::overlay}; }
+  static LeavingTree overlay(const std::string& upper, const std::string& merged) {
+    return {upper, merged, TreeForm::overlay};
+  }
 
   [[nodiscard]] const std::string& directory() const { return directory_; }
   // Where its files are read.

@@ -34,7 +34,8 @@ Result<struct stat> look_at(const UniqueFd& fd) {
 // What docker update can change, and the twin was made with.
 nlohmann::json settings_of(const Container& container) {
   const auto all = nlohmann::json::parse(container.inspect_json, nullptr, false);
-  nlohmann::json settings = all.is_object() ? all.value("HostConfig", nlohmann::json::object()) : nlohmann::json::object();
+  nlohmann::json settings =
+      all.is_object() ? all.value("HostConfig", nlohmann::json::object()) : nlohmann::json::object();
   settings.erase("RestartPolicy");  // we change that ourselves
   return settings;
 }
@@ -78,7 +79,8 @@ Result<std::vector<LeavingLog::Piece>> LeavingLog::rest() const {
   }
   FERRY_TRY(const auto ours, look_at(current_));
   const auto size = static_cast<std::uint64_t>(ours.st_size);
-  Piece tail{.suffix = {}, .fd = {}, .from = size < taken_ ? 0 : taken_, .to = size};  // shorter: truncated, and begun again
+  Piece tail{
+      .suffix = {}, .fd = {}, .from = size < taken_ ? 0 : taken_, .to = size};  // shorter: truncated, and begun again
   FERRY_TRY(tail.fd, open_log(fmt::format("/proc/self/fd/{}", current_.get())));
   out.push_back(std::move(tail));
   // Files that were begun after ours was put aside.  One that cannot be opened any more (--rm) is ours.
@@ -109,16 +111,21 @@ Result<Departure> Departure::prepare(Docker& docker, const Options& options) {
   out.options_ = options;
   FERRY_TRY(out.container_, docker.container(options.container));
   FERRY_CHECK(check_running(out.container_));
-  FERRY_TRY(const auto findings, examine_source(docker, out.container_, {.drop_exec = options.drop_exec, .moving = true}));
+  FERRY_TRY(const auto findings,
+            examine_source(docker, out.container_, {.drop_exec = options.drop_exec, .moving = true}));
   FERRY_CHECK(refuse(findings));
   for (const Finding& finding : findings) {
     out.notes_.push_back(finding.text);
   }
   if (out.container_.auto_remove && options.keep_source) {
-    return fail(Kind::invalid, "container {} was started with --rm, so Docker removes it when it has left: it cannot be kept", out.container_.name);
+    return fail(Kind::invalid,
+                "container {} was started with --rm, so Docker removes it when it has left: it cannot be kept",
+                out.container_.name);
   }
   if (out.container_.auto_remove) {
-    out.notes_.push_back(fmt::format("container {} was started with --rm; on the destination it is not removed by itself when it ends", out.container_.name));
+    out.notes_.push_back(
+        fmt::format("container {} was started with --rm; on the destination it is not removed by itself when it ends",
+                    out.container_.name));
   }
   FERRY_TRY(out.volumes_, choose_volumes(docker, out.container_, options.volumes));
   out.notes_.insert(out.notes_.end(), out.volumes_.notes.begin(), out.volumes_.notes.end());
@@ -143,8 +150,8 @@ Result<void> Departure::resume_restarts() {
     if (!back && back.error().kind == Kind::gone) {
       return {};  // it was removed meanwhile
     }
-    FERRY_CHECK(std::move(back)
-                    .during("putting the restart policy \"{}\" of container {} back", container_.restart_policy.name, container_.name));
+    FERRY_CHECK(std::move(back).during("putting the restart policy \"{}\" of container {} back",
+                                       container_.restart_policy.name, container_.name));
   }
   return {};
 }
@@ -153,10 +160,12 @@ Result<void> Departure::check_again() {
   FERRY_TRY(const Container now, docker_->container(container_.id));
   FERRY_CHECK(check_running(now));
   if (now.name != container_.name) {
-    return fail(Kind::invalid, "container {} was renamed to {} during the move: move it again", container_.name, now.name);
+    return fail(Kind::invalid, "container {} was renamed to {} during the move: move it again", container_.name,
+                now.name);
   }
   if (settings_of(now) != settings_of(container_)) {
-    return fail(Kind::invalid, "the settings of container {} were changed during the move: move it again", container_.name);
+    return fail(Kind::invalid, "the settings of container {} were changed during the move: move it again",
+                container_.name);
   }
   if (now.pid != container_.pid) {
     return fail(Kind::invalid, "container {} was started anew during the move", container_.name);

@@ -60,7 +60,9 @@ class Departure {
   [[nodiscard]] const std::map<std::string, Network>& networks() const { return networks_; }
   [[nodiscard]] const std::vector<std::string>& notes() const { return notes_; }
 
-  [[nodiscard]] bool has_restarts() const { return container_.restart_policy.name != "no" && !container_.restart_policy.name.empty(); }
+  [[nodiscard]] bool has_restarts() const {
+    return container_.restart_policy.name != "no" && !container_.restart_policy.name.empty();
+  }
   // Docker must not start it again while two hosts agree on who has it.
   Result<void> suspend_restarts();
   Result<void> resume_restarts();
@@ -71,7 +73,9 @@ class Departure {
   // The directories that go along: the writable layer, then the volumes in their order.
   [[nodiscard]] std::vector<LeavingTree> trees() const;
 
-  Result<LeavingLog> log() const { return LeavingLog::open(container_.log_driver == "none" ? "" : container_.log_path); }
+  Result<LeavingLog> log() const {
+    return LeavingLog::open(container_.log_driver == "none" ? "" : container_.log_path);
+  }
 
   // After its processes were killed: Docker knows that it is stopped, and its log is complete.
   Result<void> wait_until_stopped();

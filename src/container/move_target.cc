@@ -58,7 +58,8 @@ std::vector<std::string> Arrival::obstacles() const {
     }
   }
   if (docker_->info().storage_driver != "overlay2") {
-    out.push_back(fmt::format("the destination's Docker uses the storage driver {}: only overlay2 is supported", docker_->info().storage_driver));
+    out.push_back(fmt::format("the destination's Docker uses the storage driver {}: only overlay2 is supported",
+                              docker_->info().storage_driver));
   }
   return out;
 }
@@ -83,7 +84,9 @@ Result<void> Arrival::create(const std::string& move) {
     return fail(Kind::invalid, "{}", plan_.obstacles.front());
   }
   FERRY_CHECK(make_volumes(*docker_, volumes_, move));
-  FERRY_TRY(id_, docker_->create(plan_.name, plan_.request_json).during("creating container {} on the destination", plan_.name));
+  FERRY_TRY(
+      id_,
+      docker_->create(plan_.name, plan_.request_json).during("creating container {} on the destination", plan_.name));
   for (const TwinConnection& connection : plan_.connections) {
     FERRY_CHECK(docker_->connect_network(connection.network, connection.request_json)
                     .during("connecting the twin to network {}", connection.network));
@@ -118,7 +121,8 @@ Result<UniqueFd> Arrival::open_log(const std::string& suffix) const {
   return fd;
 }
 
-Result<Reference> Arrival::refer(const std::string& receiver, const std::vector<std::string>& descriptors, bool close_tcp) const {
+Result<Reference> Arrival::refer(const std::string& receiver, const std::vector<std::string>& descriptors,
+                                 bool close_tcp) const {
   ReferenceContent content;
   content.receiver = receiver;
   content.close_tcp = close_tcp;

@@ -46,7 +46,8 @@ class Arrival {
   // A file of the log, as it was named on the source.
   Result<UniqueFd> open_log(const std::string& suffix) const;
   // The checkpoint directory that names a receiver's socket.
-  Result<Reference> refer(const std::string& receiver, const std::vector<std::string>& descriptors, bool close_tcp) const;
+  Result<Reference> refer(const std::string& receiver, const std::vector<std::string>& descriptors,
+                          bool close_tcp) const;
 
   // While it is mounted, what changed on the source; the layer through the container's own view.
   Result<void> remove_files(std::uint32_t number, const std::vector<std::string>& paths) const;

@@ -42,9 +42,11 @@ Result<void> check_running(const Container& container) {
     return fail(Kind::invalid, "container {} is paused: docker unpause it first", container.name);
   }
   if (container.status == "restarting") {
-    return fail(Kind::invalid, "container {} is restarting: find out why it ends, or wait until it runs", container.name);
+    return fail(Kind::invalid, "container {} is restarting: find out why it ends, or wait until it runs",
+                container.name);
   }
-  return fail(Kind::invalid, "container {} is not running (it is {}): start it first", container.name, container.status);
+  return fail(Kind::invalid, "container {} is not running (it is {}): start it first", container.name,
+              container.status);
 }
 
 bool is_health_probe(const Container& container, const ExecSession& session) {
@@ -63,14 +65,16 @@ bool is_health_probe(const Container& container, const ExecSession& session) {
   return session.command == command;
 }
 
-Result<std::vector<Finding>> examine_source(Docker& docker, const Container& container, const PreflightOptions& options) {
+Result<std::vector<Finding>> examine_source(Docker& docker, const Container& container,
+                                            const PreflightOptions& options) {
   std::vector<Finding> out;
   FERRY_TRY(const auto sessions, running_sessions(docker, container));
   for (const ExecSession& session : sessions) {
     if (is_health_probe(container, session)) {
       continue;
     }
-    const std::string what = fmt::format("docker exec session {} runs in container {}", with_pid(session), container.name);
+    const std::string what =
+        fmt::format("docker exec session {} runs in container {}", with_pid(session), container.name);
     if (options.drop_exec) {
       out.push_back({false, what + " and is not kept, as --drop-exec allows"});
     } else {
@@ -78,29 +82,48 @@ Result<std::vector<Finding>> examine_source(Docker& docker, const Container& con
     }
   }
   if (container.privileged) {
-    out.push_back({false, fmt::format("container {} is privileged: what it changed on the host itself is not carried over", container.name)});
+    out.push_back(
+        {false, fmt::format("container {} is privileged: what it changed on the host itself is not carried over",
+                            container.name)});
   }
   if (!container.runtime.empty() && container.runtime != "runc" && container.runtime != "io.containerd.runc.v2") {
-    out.push_back({true, fmt::format("container {} runs under the runtime {}: only runc is supported", container.name, container.runtime)});
+    out.push_back({true, fmt::format("container {} runs under the runtime {}: only runc is supported", container.name,
+                                     container.runtime)});
   }
   if (container.storage_driver != "overlay2") {
-    out.push_back({true, fmt::format("container {} uses the storage driver {}: only overlay2 is supported, because the writable layer is read from its upper directory", container.name, container.storage_driver)});
+    out.push_back(
+        {true,
+         fmt::format(
+             "container {} uses the storage driver {}: only overlay2 is supported, because the writable layer is read from its upper directory",
+             container.name, container.storage_driver)});
   }
   if (options.moving && !can_continue_log(container.log_driver)) {
-    out.push_back({true, fmt::format("the log of container {} is kept by the driver {}, which cannot be continued on another host: only json-file and none can", container.name, container.log_driver)});
+    out.push_back(
+        {true,
+         fmt::format(
+             "the log of container {} is kept by the driver {}, which cannot be continued on another host: only json-file and none can",
+             container.name, container.log_driver)});
   }
   if (container.foreground) {
-    out.push_back({false, fmt::format("container {} was started in the foreground (docker run without -d): a client that is still attached is cut off", container.name)});
+    out.push_back(
+        {false,
+         fmt::format(
+             "container {} was started in the foreground (docker run without -d): a client that is still attached is cut off",
+             container.name)});
   }
   if (options.moving && !docker.info().live_restore) {
-    out.push_back({false, "the Docker daemon runs without live-restore: restarting it ends every container, also a frozen one (set \"live-restore\": true in daemon.json)"});
+    out.push_back(
+        {false,
+         "the Docker daemon runs without live-restore: restarting it ends every container, also a frozen one (set \"live-restore\": true in daemon.json)"});
   }
   return out;
 }
 
 Result<void> check_experimental(const Docker& docker) {
   if (!docker.info().experimental) {
-    return fail(Kind::unsupported, "the Docker daemon restores checkpoints only with its experimental features: set \"experimental\": true in /etc/docker/daemon.json and restart it");
+    return fail(
+        Kind::unsupported,
+        "the Docker daemon restores checkpoints only with its experimental features: set \"experimental\": true in /etc/docker/daemon.json and restart it");
   }
   return {};
 }
@@ -136,7 +159,8 @@ Result<void> wait_for_health_check(Docker& docker, const Container& container, s
       return sys_fail(fmt::format("poll(pidfd of {})", session.pid));
     }
     if (ready == 0) {
-      return fail(Kind::invalid, "the health check {} of container {} did not end within {} s", with_pid(session), container.name, limit.count());
+      return fail(Kind::invalid, "the health check {} of container {} did not end within {} s", with_pid(session),
+                  container.name, limit.count());
     }
   }
   return {};

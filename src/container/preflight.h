@@ -17,7 +17,7 @@ struct Finding {
 };
 
 struct PreflightOptions {
-  bool drop_exec = false;    // exec sessions may end
+  bool drop_exec = false;  // exec sessions may end
   bool moving = false;     // to another host, where the log is to be continued
 };
 
@@ -25,7 +25,8 @@ struct PreflightOptions {
 Result<void> check_running(const Container& container);
 
 // About a running container that is to be frozen.
-Result<std::vector<Finding>> examine_source(Docker& docker, const Container& container, const PreflightOptions& options);
+Result<std::vector<Finding>> examine_source(Docker& docker, const Container& container,
+                                            const PreflightOptions& options);
 
 // About a daemon that is to restore: experimental features, the criu that it would find.
 std::vector<Finding> examine_restoring_daemon(const Docker& docker);

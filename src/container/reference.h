@@ -20,10 +20,10 @@ inline constexpr const char* kReferenceFile = "ferry-reference.json";
 // {"version":1,"id":…} with either "images" or "receiver", and what the restored tree must not take from the images.
 struct ReferenceContent {
   std::string id;
-  std::string images{};    // absolute path of the image set
-  std::string receiver{};  // or of the socket of a receiver that has it (engine/reference.h)
+  std::string images{};                 // absolute path of the image set
+  std::string receiver{};               // or of the socket of a receiver that has it (engine/reference.h)
   std::optional<std::string> hostname;  // of the container that is restored into
-  bool close_tcp = false;  // established connections belong to the original
+  bool close_tcp = false;               // established connections belong to the original
   std::string lazy_pages{};  // the socket of who brings the memory later; empty: all of it is there at the start
 };
 std::string encode_reference(const ReferenceContent& content);

@@ -44,7 +44,7 @@ struct SnapshotReport {
 Result<SnapshotReport> create_snapshot(Docker& docker, const SnapshotOptions& options, const Dumper& dump);
 
 struct RestoreOptions {
-  std::string container;       // exists and does not run
+  std::string container;  // exists and does not run
   std::string name;
   std::string checkpoint_dir;  // empty: Docker's place
   // Not empty: memory comes later.  Called when nothing else can be refused, with the directory of the images; the

@@ -34,7 +34,8 @@ class Draft {
     draft.final_ = directory + "/" + name;
     struct stat info {};
     if (::lstat(draft.final_.c_str(), &info) == 0) {
-      return fail(Kind::invalid, "a checkpoint \"{}\" exists already in {}: remove it, or use another name", name, directory);
+      return fail(Kind::invalid, "a checkpoint \"{}\" exists already in {}: remove it, or use another name", name,
+                  directory);
     }
     FERRY_TRY(const std::string id, random_id());
     const std::string path = fmt::format("{}/.ferry-{}", directory, id);
@@ -48,7 +49,8 @@ class Draft {
     }
     return draft;
   }
-  Draft(Draft&& other) noexcept : path_(std::move(other.path_)), final_(std::move(other.final_)), fd_(std::move(other.fd_)) {
+  Draft(Draft&& other) noexcept
+      : path_(std::move(other.path_)), final_(std::move(other.final_)), fd_(std::move(other.fd_)) {
     other.path_.clear();
   }
   Draft& operator=(Draft&&) = delete;
@@ -102,7 +104,8 @@ class SuspendedRestarts {
   Result<void> resume() {
     if (std::exchange(suspended_, false)) {
       FERRY_CHECK(docker_.set_restart_policy(container_.id, container_.restart_policy)
-                      .during("putting the restart policy \"{}\" of container {} back", container_.restart_policy.name, container_.name));
+                      .during("putting the restart policy \"{}\" of container {} back", container_.restart_policy.name,
+                              container_.name));
     }
     return {};
   }
@@ -134,7 +137,10 @@ Result<std::uint64_t> save_layer(const std::string& upper_dir, const std::string
 Result<std::vector<std::string>> examine(Docker& docker, const Container& container, const SnapshotOptions& options) {
   FERRY_CHECK(check_running(container));
   if (container.auto_remove && !options.leave_running) {
-    return fail(Kind::invalid, "container {} was started with --rm, so Docker would remove it as soon as it is checkpointed: add --leave-running", container.name);
+    return fail(
+        Kind::invalid,
+        "container {} was started with --rm, so Docker would remove it as soon as it is checkpointed: add --leave-running",
+        container.name);
   }
   FERRY_TRY(const auto findings, examine_source(docker, container, {.drop_exec = options.drop_exec}));
   FERRY_CHECK(refuse(findings));
@@ -148,7 +154,8 @@ Result<std::vector<std::string>> examine(Docker& docker, const Container& contai
     for (const Mount& mount : container.mounts) {
       list += (list.empty() ? "" : ", ") + mount.destination;
     }
-    notes.push_back(fmt::format("the content of {} is not part of the checkpoint: it is a volume or a directory of the host", list));
+    notes.push_back(fmt::format(
+        "the content of {} is not part of the checkpoint: it is a volume or a directory of the host", list));
   }
   return notes;
 }
@@ -179,11 +186,8 @@ Result<SnapshotReport> create_snapshot(Docker& docker, const SnapshotOptions& op
   manifest.created = now_utc();
 
   FERRY_TRY(const ShimInfo shim, find_shim(container.pid, container.id));
-  DumpRequest request{.pid = container.pid,
-                      .facts = {},
-                      .images_dir = -1,
-                      .leave_running = options.leave_running,
-                      .while_frozen = {}};
+  DumpRequest request{
+      .pid = container.pid, .facts = {}, .images_dir = -1, .leave_running = options.leave_running, .while_frozen = {}};
   FERRY_TRY(request.facts, runtime_facts(shim, container.pid, container.id));
 
   FERRY_TRY(const std::string directory, checkpoints_directory(docker, container.id, options.checkpoint_dir));

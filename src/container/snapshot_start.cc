@@ -18,7 +18,8 @@ Result<void> check_stopped(const Container& container) {
   if (container.status == "created" || container.status == "exited") {
     return {};
   }
-  return fail(Kind::invalid, "container {} is {}: a checkpoint can only be started in a container that does not run", container.name, container.status);
+  return fail(Kind::invalid, "container {} is {}: a checkpoint can only be started in a container that does not run",
+              container.name, container.status);
 }
 
 Result<void> check_fits(Docker& docker, const Container& container, const Manifest& manifest) {
@@ -85,17 +86,20 @@ Result<RestoreReport> start_from_snapshot(Docker& docker, const RestoreOptions& 
     FERRY_TRY(LayerSwap prepared, LayerSwap::prepare(stream.get(), container.upper_dir));
     layer.emplace(std::move(prepared));
   } else {
-    report.notes.push_back(fmt::format("checkpoint {} was made by Docker and holds no files: the container keeps its own", options.name));
+    report.notes.push_back(
+        fmt::format("checkpoint {} was made by Docker and holds no files: the container keeps its own", options.name));
   }
 
   if (options.leave_memory) {
     FERRY_TRY(content.lazy_pages, options.leave_memory(images));
   }
-  FERRY_TRY(const Reference reference, Reference::make(docker.container_dir(container.id) + "/checkpoints", content, descriptors));
+  FERRY_TRY(const Reference reference,
+            Reference::make(docker.container_dir(container.id) + "/checkpoints", content, descriptors));
   if (layer) {
     FERRY_CHECK(layer->swap());
   }
-  FERRY_CHECK(docker.start_from_checkpoint(container.id, reference.name()).during("starting container {} from checkpoint {}", container.name, options.name));
+  FERRY_CHECK(docker.start_from_checkpoint(container.id, reference.name())
+                  .during("starting container {} from checkpoint {}", container.name, options.name));
   if (layer) {
     layer->keep();
   }

@@ -37,7 +37,10 @@ class Planner {
  public:
   Planner(const Container& source, const std::map<std::string, Network>& networks, const DestinationFacts& there,
           const Json& inspect)
-      : source_(source), networks_(networks), there_(there), config_(json_at(inspect, "Config")),
+      : source_(source),
+        networks_(networks),
+        there_(there),
+        config_(json_at(inspect, "Config")),
         host_(json_at(inspect, "HostConfig")) {}
 
   TwinPlan plan() {
@@ -97,8 +100,9 @@ class Planner {
         {"network", &source_.network_mode}, {"ipc", &source_.ipc_mode}, {"pid", &source_.pid_mode}};
     for (const auto& [kind, mode] : modes) {
       if (belongs_to_other(*mode)) {
-        obstacle("the container shares its {} namespace with {}: containers that share a namespace cannot be moved alone",
-                 kind, *mode);
+        obstacle(
+            "the container shares its {} namespace with {}: containers that share a namespace cannot be moved alone",
+            kind, *mode);
       }
     }
     if (source_.pid_mode == "host") {
@@ -175,10 +179,8 @@ class Planner {
     }
     for (const Mount& mount : source_.mounts) {
       if (mount.type == "volume" && !named.contains(mount.destination)) {
-        mounts_json.push_back({{"Type", "volume"},
-                               {"Source", mount.name},
-                               {"Target", mount.destination},
-                               {"ReadOnly", !mount.writable}});
+        mounts_json.push_back(
+            {{"Type", "volume"}, {"Source", mount.name}, {"Target", mount.destination}, {"ReadOnly", !mount.writable}});
       }
     }
     if (!mounts_json.empty()) {
@@ -246,9 +248,10 @@ class Planner {
       keep_mac(endpoint, is_first, settings);
     } else if (!endpoint.ip.empty()) {
       plan_.keeps_addresses = false;
-      difference("address {} on network {} is not kept: the network on the destination is not the same "
-                 "(driver and subnet have to be equal, and the driver macvlan or bridge)",
-                 endpoint.ip, endpoint.network);
+      difference(
+          "address {} on network {} is not kept: the network on the destination is not the same "
+          "(driver and subnet have to be equal, and the driver macvlan or bridge)",
+          endpoint.ip, endpoint.network);
     }
     if (is_first) {
       endpoints_[endpoint.network] = settings;

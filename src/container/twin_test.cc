@@ -30,13 +30,26 @@ Container container_with(const Json& change = Json::object()) {
       {"State", {{"Status", "running"}, {"Pid", 42}}},
       {"Driver", "overlay2"},
       {"HostConfig",
-       {{"NetworkMode", "lan"}, {"RestartPolicy", {{"Name", "always"}, {"MaximumRetryCount", 0}}}, {"AutoRemove", true},
-        {"Memory", 1 << 20}, {"SecurityOpt", {"seccomp:unconfined"}}, {"LogConfig", {{"Type", "json-file"}}}}},
+       {{"NetworkMode", "lan"},
+        {"RestartPolicy", {{"Name", "always"}, {"MaximumRetryCount", 0}}},
+        {"AutoRemove", true},
+        {"Memory", 1 << 20},
+        {"SecurityOpt", {"seccomp:unconfined"}},
+        {"LogConfig", {{"Type", "json-file"}}}}},
       {"Config",
-       {{"Image", "busybox"}, {"Hostname", "web-host"}, {"Domainname", "example"}, {"Env", {"A=1"}}, {"Cmd", {"sleep", "1"}},
-        {"User", "7"}, {"Tty", true}, {"Labels", {{"k", "v"}}}, {"AttachStdout", true}}},
+       {{"Image", "busybox"},
+        {"Hostname", "web-host"},
+        {"Domainname", "example"},
+        {"Env", {"A=1"}},
+        {"Cmd", {"sleep", "1"}},
+        {"User", "7"},
+        {"Tty", true},
+        {"Labels", {{"k", "v"}}},
+        {"AttachStdout", true}}},
       {"NetworkSettings",
-       {{"Networks", {{"lan", {{"IPAddress", "10.0.0.2"}, {"MacAddress", "02:42:0a:00:00:02"}, {"Aliases", {"w", "85aa34bcabb7"}}}}}}}}};
+       {{"Networks",
+         {{"lan",
+           {{"IPAddress", "10.0.0.2"}, {"MacAddress", "02:42:0a:00:00:02"}, {"Aliases", {"w", "85aa34bcabb7"}}}}}}}}};
   inspect.merge_patch(change);
   return parse_container(inspect.dump()).value();
 }
@@ -102,18 +115,24 @@ TEST(Twin, NamesEveryObstacle) {
   facts.networks.clear();
   facts.name_holder = "other";
   facts.taken_ports = {{"8080/tcp", "nginx"}};
-  const auto plan = plan_twin(
-      container_with({{"HostConfig",
-                       {{"IpcMode", "container:x"}, {"PidMode", "host"}, {"VolumesFrom", {"y"}}, {"Links", {"z"}},
-                        {"Runtime", "kata"}, {"DeviceRequests", {{{"Driver", "nvidia"}}}},
-                        {"PortBindings", {{"80/tcp", {{{"HostPort", "8080"}}}}}}}},
-                      {"Mounts", {{{"Type", "bind"}, {"Source", "/data"}, {"Destination", "/d"}}}}}),
-      kHere, facts);
+  const auto plan =
+      plan_twin(container_with({{"HostConfig",
+                                 {{"IpcMode", "container:x"},
+                                  {"PidMode", "host"},
+                                  {"VolumesFrom", {"y"}},
+                                  {"Links", {"z"}},
+                                  {"Runtime", "kata"},
+                                  {"DeviceRequests", {{{"Driver", "nvidia"}}}},
+                                  {"PortBindings", {{"80/tcp", {{{"HostPort", "8080"}}}}}}}},
+                                {"Mounts", {{{"Type", "bind"}, {"Source", "/data"}, {"Destination", "/d"}}}}}),
+                kHere, facts);
   ASSERT_TRUE(plan.has_value());
-  for (const char* word : {"named web", "ipc", "--pid host", "--volumes-from", "--link", "kata", "--gpus", "/data", "8080/tcp", "network lan"}) {
+  for (const char* word : {"named web", "ipc", "--pid host", "--volumes-from", "--link", "kata", "--gpus", "/data",
+                           "8080/tcp", "network lan"}) {
     EXPECT_THAT(plan->obstacles, Contains(HasSubstr(word)));
   }
-  EXPECT_THAT(plan->obstacles, Contains(HasSubstr("docker network create -d macvlan --subnet 10.0.0.0/24 -o parent=INTERFACE lan")));
+  EXPECT_THAT(plan->obstacles,
+              Contains(HasSubstr("docker network create -d macvlan --subnet 10.0.0.0/24 -o parent=INTERFACE lan")));
 }
 
 TEST(Twin, NamesItsImageByIdWhereTheNameMeansAnother) {
@@ -125,7 +144,9 @@ TEST(Twin, NamesItsImageByIdWhereTheNameMeansAnother) {
 }
 
 TEST(Twin, GivesAnonymousVolumesTheSameName) {
-  const auto source = container_with({{"Mounts", {{{"Type", "volume"}, {"Name", "0123abcd"}, {"Driver", "local"}, {"Destination", "/v"}, {"RW", true}}}}});
+  const auto source = container_with(
+      {{"Mounts",
+        {{{"Type", "volume"}, {"Name", "0123abcd"}, {"Driver", "local"}, {"Destination", "/v"}, {"RW", true}}}}});
   const auto plan = plan_twin(source, kHere, good_destination());
   const Json request = Json::parse(plan.value().request_json);
   const Json& mounts = request["HostConfig"]["Mounts"];

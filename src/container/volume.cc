@@ -15,7 +15,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string aside_of(const std::string& directory, const std::string& move) { return fmt::format("{}.ferry-{}", directory, move); }
+std::string aside_of(const std::string& directory, const std::string& move) {
+  return fmt::format("{}.ferry-{}", directory, move);
+}
 
 std::string options_text(const VolumeInfo& volume) {
   std::string out;
@@ -41,7 +43,11 @@ Json to_json(const VolumeInfo& volume) {
 }
 
 VolumeInfo from_json(const Json& json) {
-  VolumeInfo out{.name = json_text(json, "name"), .driver = json_text(json, "driver"), .mountpoint = {}, .labels = {}, .options = {}};
+  VolumeInfo out{.name = json_text(json, "name"),
+                 .driver = json_text(json, "driver"),
+                 .mountpoint = {},
+                 .labels = {},
+                 .options = {}};
   const auto read = [&](const char* key, std::map<std::string, std::string>& into) {
     if (const Json& pairs = json_at(json, key); pairs.is_object()) {
       for (const auto& [name, value] : pairs.items()) {
@@ -72,8 +78,10 @@ Result<LeavingVolumes> choose_volumes(Docker& docker, const Container& container
     const bool named = choice.only.contains(mount.name);
     if (!info.options.empty()) {
       if (named) {
-        return fail(Kind::unsupported, "volume {} is made with options ({}), so its content is not this host's to copy: it is made with the same ones on the destination",
-                    mount.name, options_text(info));
+        return fail(
+            Kind::unsupported,
+            "volume {} is made with options ({}), so its content is not this host's to copy: it is made with the same ones on the destination",
+            mount.name, options_text(info));
       }
       out.made_only.push_back(std::move(info));
       continue;
@@ -83,14 +91,16 @@ Result<LeavingVolumes> choose_volumes(Docker& docker, const Container& container
     }
     FERRY_TRY(const std::string other, other_user(docker, mount.name, container.id));
     if (!other.empty() && !named) {
-      return fail(Kind::unsupported,
-                  "volume {} is also used by container {}, which stays here and would go on with this copy: stop that one, copy it nevertheless with --volume {}, or "
-                  "leave the volumes behind with --no-volumes",
-                  mount.name, other, mount.name);
+      return fail(
+          Kind::unsupported,
+          "volume {} is also used by container {}, which stays here and would go on with this copy: stop that one, copy it nevertheless with --volume {}, or "
+          "leave the volumes behind with --no-volumes",
+          mount.name, other, mount.name);
     }
     if (!other.empty()) {
-      out.notes.push_back(fmt::format("volume {} is also used by container {}: from now on there are two of it, and what {} was writing may be torn in the copy",
-                                      mount.name, other, other));
+      out.notes.push_back(fmt::format(
+          "volume {} is also used by container {}: from now on there are two of it, and what {} was writing may be torn in the copy",
+          mount.name, other, other));
     }
     out.copied.push_back({std::move(info), mount.destination});
   }
@@ -100,7 +110,12 @@ Result<LeavingVolumes> choose_volumes(Docker& docker, const Container& container
     }
   }
   if (container.ipc_mode == "shareable") {
-    out.copied.push_back({VolumeInfo{.name = {}, .driver = {}, .mountpoint = shared_memory_of(docker, container.id), .labels = {}, .options = {}}, "/dev/shm"});
+    out.copied.push_back({VolumeInfo{.name = {},
+                                     .driver = {},
+                                     .mountpoint = shared_memory_of(docker, container.id),
+                                     .labels = {},
+                                     .options = {}},
+                          "/dev/shm"});
   }
   return out;
 }
@@ -146,7 +161,9 @@ Result<ArrivingVolumes> plan_volumes(Docker& docker, LeavingVolumes asked) {
     if (!there && there.error().kind == Kind::gone) {
       out.to_make.push_back(wanted.name);
       if (!copied) {
-        out.differences.push_back(fmt::format("volume {} is made on the destination with the same options ({}): its content is not copied", wanted.name, options_text(wanted)));
+        out.differences.push_back(
+            fmt::format("volume {} is made on the destination with the same options ({}): its content is not copied",
+                        wanted.name, options_text(wanted)));
       }
       return {};
     }
@@ -155,16 +172,18 @@ Result<ArrivingVolumes> plan_volumes(Docker& docker, LeavingVolumes asked) {
       return {};
     }
     if (there->driver != "local" || !there->options.empty()) {
-      out.obstacles.push_back(fmt::format("the destination has a volume {} of another kind (driver {}{}): remove or rename one of them, or say --no-volumes", wanted.name,
-                                          there->driver, there->options.empty() ? "" : ", " + options_text(*there)));
+      out.obstacles.push_back(fmt::format(
+          "the destination has a volume {} of another kind (driver {}{}): remove or rename one of them, or say --no-volumes",
+          wanted.name, there->driver, there->options.empty() ? "" : ", " + options_text(*there)));
       return {};
     }
     std::error_code failed;
     const bool empty = fs::is_empty(there->mountpoint, failed);
     if (!empty && !asked.replace) {
-      out.obstacles.push_back(fmt::format("the destination has a volume {} that is not empty: remove it there (docker volume rm {}), or let this one take its place with "
-                                          "--replace-volumes, or keep what is there with --no-volumes",
-                                          wanted.name, wanted.name));
+      out.obstacles.push_back(fmt::format(
+          "the destination has a volume {} that is not empty: remove it there (docker volume rm {}), or let this one take its place with "
+          "--replace-volumes, or keep what is there with --no-volumes",
+          wanted.name, wanted.name));
       return {};
     }
     FERRY_TRY(const std::string user, other_user(docker, wanted.name, {}));
@@ -215,7 +234,8 @@ Result<void> make_volumes(Docker& docker, const ArrivingVolumes& plan, const std
   return {};
 }
 
-Result<void> undo_volumes(Docker& docker, const std::vector<std::string>& made, const std::vector<std::string>& put_aside, const std::string& move) {
+Result<void> undo_volumes(Docker& docker, const std::vector<std::string>& made,
+                          const std::vector<std::string>& put_aside, const std::string& move) {
   for (const std::string& directory : put_aside) {
     const std::string aside = aside_of(directory, move);
     std::error_code failed;

@@ -19,12 +19,12 @@ namespace ferry::container {
 struct VolumeChoice {
   std::set<std::string> only;  // by name; empty: all that can
   bool none = false;
-  bool replace = false;        // what a volume of the same name holds at the destination
+  bool replace = false;  // what a volume of the same name holds at the destination
 };
 
 struct LeavingVolume {
-  VolumeInfo info;          // no name: the shared /dev/shm
-  std::string shown_at;     // in the container
+  VolumeInfo info;       // no name: the shared /dev/shm
+  std::string shown_at;  // in the container
   [[nodiscard]] bool is_shm() const { return info.name.empty(); }
 };
 
@@ -32,7 +32,7 @@ struct LeavingVolumes {
   std::vector<LeavingVolume> copied;
   std::vector<VolumeInfo> made_only;  // without content
   bool replace = false;
-  std::vector<std::string> notes;     // sentences
+  std::vector<std::string> notes;  // sentences
 };
 
 // On the source.  Errors: a chosen one that does not exist, or is written to by others at the same time.
@@ -55,7 +55,8 @@ Result<ArrivingVolumes> plan_volumes(Docker& docker, LeavingVolumes asked);
 // `move` becomes part of the names of what is put aside.  A failure in the middle is undone by undo_volumes().
 Result<void> make_volumes(Docker& docker, const ArrivingVolumes& plan, const std::string& move);
 // What may not have been done, or is undone already, is passed over.
-Result<void> undo_volumes(Docker& docker, const std::vector<std::string>& made, const std::vector<std::string>& put_aside, const std::string& move);
+Result<void> undo_volumes(Docker& docker, const std::vector<std::string>& made,
+                          const std::vector<std::string>& put_aside, const std::string& move);
 // The move has succeeded: what was put aside is not needed any more.
 Result<void> forget_aside(const std::vector<std::string>& put_aside, const std::string& move);
 

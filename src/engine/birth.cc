@@ -171,7 +171,8 @@ class Planner {
   }
 
   // Somebody in `session` who can be in the way of becoming a child of `parent`: best a child itself.
-  [[nodiscard]] std::optional<std::size_t> somebody_in(std::uint32_t session, std::size_t parent, int exit_signal) const {
+  [[nodiscard]] std::optional<std::size_t> somebody_in(std::uint32_t session, std::size_t parent,
+                                                       int exit_signal) const {
     std::optional<std::size_t> deeper;
     if (!populated_.contains(session)) {
       return deeper;
@@ -240,20 +241,24 @@ class Planner {
         continue;
       }
       // Below the lowest of those who have to have its members: from there they can be handed upwards.
-      if (!deepest || (nodes_[*deepest].birth_session == session && is_below(*nodes_[i].parent, *nodes_[*deepest].parent))) {
+      if (!deepest ||
+          (nodes_[*deepest].birth_session == session && is_below(*nodes_[i].parent, *nodes_[*deepest].parent))) {
         deepest = i;
       }
     }
     if (!deepest) {
       const Person& p = tree_[left.front()];
-      return fail(Kind::unsupported, "pid {} is a child of pid {}, but in session {}, which neither its parent nor a descendant of that was in",
-                  p.pid, pid(*p.parent), p.sid);
+      return fail(
+          Kind::unsupported,
+          "pid {} is a child of pid {}, but in session {}, which neither its parent nor a descendant of that was in",
+          p.pid, pid(*p.parent), p.sid);
     }
     const std::size_t orphan = *deepest;
     const std::uint32_t session = nodes_[orphan].birth_session;
     const bool already = std::find(out_.helpers.begin(), out_.helpers.end(), session) != out_.helpers.end();
     if (already) {
-      return fail(Kind::unsupported, "the members of session {}, whose leader is dead, are too far apart: pid {} is a child of pid {}",
+      return fail(Kind::unsupported,
+                  "the members of session {}, whose leader is dead, are too far apart: pid {} is a child of pid {}",
                   session, pid(orphan), pid(*nodes_[orphan].parent));
     }
     const std::size_t leader = new_helper(session, *nodes_[orphan].parent);
@@ -271,8 +276,8 @@ class Planner {
         continue;
       }
       if (group == kOutside) {
-        return fail(Kind::unsupported, "pid {} is in a process group from outside of the tree, but not in a session from there",
-                    pid(i));
+        return fail(Kind::unsupported,
+                    "pid {} is in a process group from outside of the tree, but not in a session from there", pid(i));
       }
       founded.emplace(group, false);
     }
@@ -316,7 +321,8 @@ class Planner {
   }
 
   // Whoever moves into the group that `i` founded goes first, so that it is not empty in between.
-  void move(std::size_t i, const std::vector<std::size_t>& movers, std::set<std::size_t>& moved, std::set<std::size_t>& moving) {
+  void move(std::size_t i, const std::vector<std::size_t>& movers, std::set<std::size_t>& moved,
+            std::set<std::size_t>& moving) {
     if (moved.contains(i)) {
       return;
     }
@@ -336,7 +342,7 @@ class Planner {
   const std::vector<Person>& tree_;
   std::map<std::uint32_t, std::size_t> by_pid_;
   std::vector<std::vector<std::size_t>> children_;
-  std::vector<Node> nodes_;  // the persons, then the helpers
+  std::vector<Node> nodes_;            // the persons, then the helpers
   std::set<std::uint32_t> populated_;  // sessions that somebody made is or was in
   BirthPlan out_;
 };

@@ -36,7 +36,7 @@ struct BirthStep {
     reaper_off,  // and is none any more
     end,         // the helper `whom` exits, and its parent `who` waits for it
   } what;
-  std::size_t who = 0;   // index of a person; from plan.persons on, of a helper
+  std::size_t who = 0;  // index of a person; from plan.persons on, of a helper
   std::size_t whom = 0;
   std::uint32_t group = 0;
 };

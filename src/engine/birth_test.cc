@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-
 #include <map>
 #include <random>
 
@@ -113,12 +112,24 @@ std::string carry_out(const std::vector<Person>& tree, const BirthPlan& plan) {
     const std::uint32_t who = number(s.who), whom = number(s.whom);
     bool good = true;
     switch (s.what) {
-      case What::child: good = world.clone(who, whom); break;
-      case What::sibling: good = world.clone(who, whom, true); break;
-      case What::lead: good = world.setsid(who); break;
-      case What::group: good = world.setpgid(who, s.group != 0 ? s.group : kOuter); break;
-      case What::reaper_on: world.all.at(who).reaper = true; break;
-      case What::reaper_off: world.all.at(who).reaper = false; break;
+      case What::child:
+        good = world.clone(who, whom);
+        break;
+      case What::sibling:
+        good = world.clone(who, whom, true);
+        break;
+      case What::lead:
+        good = world.setsid(who);
+        break;
+      case What::group:
+        good = world.setpgid(who, s.group != 0 ? s.group : kOuter);
+        break;
+      case What::reaper_on:
+        world.all.at(who).reaper = true;
+        break;
+      case What::reaper_off:
+        world.all.at(who).reaper = false;
+        break;
       case What::end:
         good = world.all.at(whom).parent == who;
         world.exit(whom, true);
@@ -155,8 +166,8 @@ std::string carry_out(const std::vector<Person>& tree, const BirthPlan& plan) {
 std::string describe(const std::vector<Person>& tree) {
   std::string out;
   for (const Person& p : tree) {
-    out += "\npid " + std::to_string(p.pid) + " parent " + std::to_string(p.parent ? tree[*p.parent].pid : 0) + " group " +
-           std::to_string(p.pgid) + " session " + std::to_string(p.sid);
+    out += "\npid " + std::to_string(p.pid) + " parent " + std::to_string(p.parent ? tree[*p.parent].pid : 0) +
+           " group " + std::to_string(p.pgid) + " session " + std::to_string(p.sid);
   }
   return out;
 }
@@ -187,7 +198,9 @@ TEST(Births, GroupsWhoseLeaderIsDeadOrElsewhere) {
 }
 
 TEST(Births, TheRootOfAShellJob) {
-  EXPECT_EQ(outcome({{50, {}, 50, 20}, {51, 0, 50, 20}, {52, 0, 52, 20}, {53, 0, 53, 53}, {54, 3, 50, 20}, {55, 0, 49, 20}}), "");
+  EXPECT_EQ(
+      outcome({{50, {}, 50, 20}, {51, 0, 50, 20}, {52, 0, 52, 20}, {53, 0, 53, 53}, {54, 3, 50, 20}, {55, 0, 49, 20}}),
+      "");
   EXPECT_EQ(outcome({{50, {}, 33, 20}, {51, 0, 33, 20}}), "");
 }
 
@@ -217,7 +230,8 @@ TEST(Births, AnyHistoryCanBeRepeated) {
     std::mt19937 random(seed);
     World world;
     const bool shell_job = seed % 5 == 0;
-    world.all[1] = shell_job ? World::Process{0, seed % 2 == 0 ? 90'000U : 1U, 90'000, 17} : World::Process{0, 1, 1, 17};
+    world.all[1] =
+        shell_job ? World::Process{0, seed % 2 == 0 ? 90'000U : 1U, 90'000, 17} : World::Process{0, 1, 1, 17};
     std::uint32_t next = 2;
     const auto someone = [&] {
       for (;;) {

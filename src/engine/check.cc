@@ -31,18 +31,18 @@
 
 // Kernel constants that Debian 12's headers do not have.
 namespace {
-constexpr int kKcmpEpollTfd = 7;                       // linux/kcmp.h since 4.13, an enumerator
-constexpr int kMoveMountSetGroup = 0x100;              // linux/mount.h since 5.15
-constexpr int kSoBufLock = 72;                         // asm-generic/socket.h since 5.14
-constexpr int kIpv6Freebind = 78;                      // linux/in6.h since 4.15
-constexpr int kPrTimerCreateRestoreIds = 77;           // linux/prctl.h since 6.15
+constexpr int kKcmpEpollTfd = 7;              // linux/kcmp.h since 4.13, an enumerator
+constexpr int kMoveMountSetGroup = 0x100;     // linux/mount.h since 5.15
+constexpr int kSoBufLock = 72;                // asm-generic/socket.h since 5.14
+constexpr int kIpv6Freebind = 78;             // linux/in6.h since 4.15
+constexpr int kPrTimerCreateRestoreIds = 77;  // linux/prctl.h since 6.15
 constexpr unsigned long kPrTimerCreateRestoreIdsGet = 2;
-constexpr int kArchMapVdso64 = 0x2003;                 // asm/prctl.h, under CONFIG_CHECKPOINT_RESTORE
-constexpr int kPtraceGetRseqConfiguration = 0x420f;    // linux/ptrace.h since 5.13
-constexpr int kPtraceSeccompGetFilter = 0x420c;        // linux/ptrace.h since 4.4
-constexpr unsigned long kSuspendSeccomp = 1UL << 21;   // PTRACE_O_SUSPEND_SECCOMP, since 4.3
-constexpr unsigned long kSiocGskNs = 0x894C;           // linux/sockios.h since 4.10
-constexpr unsigned long kSiocUnixFile = 0x89E0;        // linux/un.h since 4.12
+constexpr int kArchMapVdso64 = 0x2003;                // asm/prctl.h, under CONFIG_CHECKPOINT_RESTORE
+constexpr int kPtraceGetRseqConfiguration = 0x420f;   // linux/ptrace.h since 5.13
+constexpr int kPtraceSeccompGetFilter = 0x420c;       // linux/ptrace.h since 4.4
+constexpr unsigned long kSuspendSeccomp = 1UL << 21;  // PTRACE_O_SUSPEND_SECCOMP, since 4.3
+constexpr unsigned long kSiocGskNs = 0x894C;          // linux/sockios.h since 4.10
+constexpr unsigned long kSiocUnixFile = 0x89E0;       // linux/un.h since 4.12
 
 // struct pm_scan_arg, linux/fs.h since 6.7 (Documentation/admin-guide/mm/pagemap.rst).
 struct PmScanArg {
@@ -99,7 +99,7 @@ Result<bool> has_timerfd_info() {
 
 Result<bool> has_lock_info() {
   const UniqueFd file{::memfd_create("ferry-check", MFD_CLOEXEC)};
-  struct flock lock{};
+  struct flock lock {};
   lock.l_type = F_WRLCK;
   lock.l_whence = SEEK_SET;
   if (!file || ::fcntl(file.get(), F_OFD_SETLK, &lock) != 0) {
@@ -270,9 +270,7 @@ Result<bool> has_move_mount_set_group() {
   return ::syscall(SYS_move_mount, -1, "", -1, "", kMoveMountSetGroup) < 0 && errno != EINVAL && errno != ENOSYS;
 }
 
-Result<bool> has_openat2() {
-  return ::syscall(SYS_openat2, -1, nullptr, nullptr, 0) < 0 && errno != ENOSYS;
-}
+Result<bool> has_openat2() { return ::syscall(SYS_openat2, -1, nullptr, nullptr, 0) < 0 && errno != ENOSYS; }
 
 Result<bool> can_map_vdso() {
   // There is one already, hence EEXIST; EINVAL where the request is not compiled in.

@@ -85,10 +85,9 @@ Result<void> ask_task(DumpTask& task, Caretaker& caretaker) {
   caretaker.lend(task.pid, task.stat.start_time, {*room, kAreaSize}, mask, kernel.vdso.start, kernel.vdso.size);
   FERRY_CHECK(task.process.map_area(kAreaSize, *room, kernel.vdso.start, kernel.vdso.size));
   tracee::Batch of_process;
-  const state::Answers of_all[] = {
-      state::memory::ask(task, of_process), state::signals::ask(task, of_process),
-      state::timers::ask(task, of_process), state::creds::ask(task, of_process),
-      state::limits::ask(task, of_process), state::cpu::ask(task, of_process)};
+  const state::Answers of_all[] = {state::memory::ask(task, of_process), state::signals::ask(task, of_process),
+                                   state::timers::ask(task, of_process), state::creds::ask(task, of_process),
+                                   state::limits::ask(task, of_process), state::cpu::ask(task, of_process)};
   const auto of_leader = ask_thread(task, task.threads.front(), of_process);
   FERRY_TRY(const auto replies, task.process.run(task.process.leader(), of_process));
   for (const auto& answer : of_all) {

@@ -13,8 +13,8 @@
 #include "engine/limits.h"
 #include "engine/preflight.h"
 #include "engine/set_id.h"
-#include "image/proto/inventory.pb.h"
 #include "image/page_store.h"
+#include "image/proto/inventory.pb.h"
 #include "image/proto/mm.pb.h"
 #include "image/set.h"
 #include "state/cgroup/cgroup.h"
@@ -180,8 +180,8 @@ Result<void> CheckpointStory::describe_tree() {
   FERRY_CHECK(state::collect_ids(context_));
   std::size_t threads = 0;
   for (const auto& task : tasks_) {
-    threads += static_cast<std::size_t>(std::count_if(task->threads.begin(), task->threads.end(),
-                                                      [&](const DumpThread& t) { return task->asks(t); }));
+    threads += static_cast<std::size_t>(
+        std::count_if(task->threads.begin(), task->threads.end(), [&](const DumpThread& t) { return task->asks(t); }));
   }
   if (threads < kWorthAWitness) {
     return look_at_threads();
@@ -269,9 +269,9 @@ Result<void> CheckpointStory::collect_namespaces() {
     const char* name;
     Result<void> (*collect)(state::DumpContext&);
   };
-  constexpr Room rooms[] = {{"pid", state::pidns::collect},   {"uts", state::uts::collect},
-                            {"ipc", state::ipc::collect},     {"time", state::timens::collect},
-                            {"net", state::net::collect},     {"mount", state::mount::collect},
+  constexpr Room rooms[] = {{"pid", state::pidns::collect},    {"uts", state::uts::collect},
+                            {"ipc", state::ipc::collect},      {"time", state::timens::collect},
+                            {"net", state::net::collect},      {"mount", state::mount::collect},
                             {"cgroup", state::cgroup::collect}};
   for (const Room& room : rooms) {
     const auto begin = Clock::now();
@@ -294,7 +294,8 @@ Result<void> CheckpointStory::save_memory() {
     }
     FERRY_TRY(const bool kept, keeper_.memory(*task, set_).during("saving the memory of pid {}", task->pid));
     if (!kept) {
-      FERRY_CHECK(state::memory::save_pages(*task, context_, readings[i], report_).during("saving the memory of pid {}", task->pid));
+      FERRY_CHECK(state::memory::save_pages(*task, context_, readings[i], report_)
+                      .during("saving the memory of pid {}", task->pid));
     }
   }
   report_.memdump_us = micros(Clock::now() - begin);

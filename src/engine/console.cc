@@ -25,7 +25,8 @@ Result<void> make_console(state::RestoreContext& context, int pidfd, std::uint32
   state::RestoreTask& root = context.root();
   for (;;) {
     tracee::Batch open;
-    const auto opened = open.must("opening /dev/pts/ptmx", SYS_openat, {AT_FDCWD, open.string(kPtmx), O_RDWR | O_NOCTTY | O_NONBLOCK, 0});
+    const auto opened = open.must("opening /dev/pts/ptmx", SYS_openat,
+                                  {AT_FDCWD, open.string(kPtmx), O_RDWR | O_NOCTTY | O_NONBLOCK, 0});
     FERRY_TRY(const auto replies, root.process.run(root.leader(), open));
     const int theirs = static_cast<int>(replies[opened]);
     FERRY_TRY(const UniqueFd master, copy_of(pidfd, theirs));
@@ -44,7 +45,8 @@ Result<void> make_console(state::RestoreContext& context, int pidfd, std::uint32
       return sys_fail(fmt::format("ioctl({}, TIOCSPTLCK)", kPtmx));
     }
     tracee::Batch peer;
-    const auto slave = peer.must("opening the other side of a terminal", SYS_ioctl, {theirs, TIOCGPTPEER, O_RDWR | O_NOCTTY});
+    const auto slave =
+        peer.must("opening the other side of a terminal", SYS_ioctl, {theirs, TIOCGPTPEER, O_RDWR | O_NOCTTY});
     FERRY_TRY(const auto peers, root.process.run(root.leader(), peer));
     out.push_back({state::prepared_master_key(index), theirs});
     out.push_back({fmt::format("ferry-pty-slave[{}]", index), static_cast<int>(peers[slave])});
@@ -73,7 +75,8 @@ Result<std::vector<InheritFd>> make_consoles(state::RestoreContext& context) {
   };
   for (const auto* info : infos) {
     if (info->type() == pb::TTYTYPE_PTY && (info->id() & 1) == 0 && !has(info->id() | 1)) {
-      FERRY_CHECK(make_console(context, pidfd.get(), info->pty().index(), out).during("making terminal {}", info->pty().index()));
+      FERRY_CHECK(make_console(context, pidfd.get(), info->pty().index(), out)
+                      .during("making terminal {}", info->pty().index()));
     }
   }
   return out;

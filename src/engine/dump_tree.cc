@@ -66,8 +66,8 @@ std::unordered_map<pid_t, sys::TaskWords> look_at(const DumpTask& task, HostPid 
   for (const sys::TaskWords& words : all.has_value() ? *all : std::vector<sys::TaskWords>()) {
     out.emplace(static_cast<pid_t>(words.tid), words);
   }
-  const bool complete = std::all_of(threads.begin(), threads.end(),
-                                    [&](const tracee::Thread& t) { return out.contains(t.tid().value); });
+  const bool complete =
+      std::all_of(threads.begin(), threads.end(), [&](const tracee::Thread& t) { return out.contains(t.tid().value); });
   if (!complete) {
     log::debug("the look at the threads of {} shows {} of {}", task.subject(), out.size(), threads.size());
     out.clear();

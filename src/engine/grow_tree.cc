@@ -169,7 +169,8 @@ class Grower {
   }
 
   // Into the batch of who makes it.
-  tracee::Value add_clone(std::size_t from, std::size_t child, NsPid wanted, std::uint64_t flags, tracee::Batch& batch) {
+  tracee::Value add_clone(std::size_t from, std::size_t child, NsPid wanted, std::uint64_t flags,
+                          tracee::Batch& batch) {
     clone_args args{};
     args.flags = CLONE_PTRACE | flags | shared_with(from, child);
     const int signal = is_helper(child) || !task(child).core->tc().has_ferry_exit_signal()
@@ -184,9 +185,11 @@ class Grower {
   }
 
   static sys_fail not_made(std::int64_t reply, NsPid wanted) {
-    return {static_cast<int>(-reply), reply == -EEXIST ? fmt::format("process id {} is taken; restore into a pid namespace, "
-                                                                     "or when it is free: clone3", wanted)
-                                                       : fmt::format("clone3(process {})", wanted)};
+    return {static_cast<int>(-reply), reply == -EEXIST
+                                          ? fmt::format("process id {} is taken; restore into a pid namespace, "
+                                                        "or when it is free: clone3",
+                                                        wanted)
+                                          : fmt::format("clone3(process {})", wanted)};
   }
 
   // Who gets their memory from that one, by way of helpers as well.
@@ -216,7 +219,8 @@ class Grower {
     std::vector<tracee::Thread> threads;
     threads.push_back(tracee::Thread::adopt(pid(child)));
     FERRY_TRY(process(child), tracee::Process::of(pid(child), std::move(threads)));
-    FERRY_CHECK(process(child).leader().wait(tracee::Deadline(kBirthTime)).during("first stop of process {}", ns_pid(child)));
+    FERRY_CHECK(
+        process(child).leader().wait(tracee::Deadline(kBirthTime)).during("first stop of process {}", ns_pid(child)));
     process(child).inherit_area(layout_.area);
     process(child).set_disposable();
     if (inheritance_ != nullptr) {
@@ -270,7 +274,8 @@ class Grower {
     for (const BirthStep& step : steps) {
       const auto found = numbers_.find(ns_pid(step.whom), pid(step.who));
       siginfo_t info{};
-      if (found.has_value() && ::waitid(P_PID, static_cast<id_t>(found->value), &info, WSTOPPED | WNOHANG | WNOWAIT | __WALL) == 0) {
+      if (found.has_value() &&
+          ::waitid(P_PID, static_cast<id_t>(found->value), &info, WSTOPPED | WNOHANG | WNOWAIT | __WALL) == 0) {
         ::kill(found->value, SIGKILL);
         (void)::waitpid(found->value, nullptr, __WALL);
       }
@@ -290,7 +295,8 @@ class Grower {
       auto made = process(from).run(process(from).leader(), batch);
       if (!made.has_value()) {
         end_some(steps);
-        return Result<void>(tl::unexpected(std::move(made).error())).during("making {} children of pid {}", steps.size(), ns_pid(from));
+        return Result<void>(tl::unexpected(std::move(made).error()))
+            .during("making {} children of pid {}", steps.size(), ns_pid(from));
       }
       std::vector<BirthStep> taken;
       for (std::size_t i = 0; i < left.size(); ++i) {
@@ -393,7 +399,8 @@ class Grower {
       FERRY_CHECK(task->leader().set_signal_mask(0));
       FERRY_CHECK(task->process.start(task->leader(), batch));
       FERRY_CHECK(await_end(task->process, task->ns_pid()));
-      signals[task->parent].insert(task->core->tc().has_ferry_exit_signal() ? task->core->tc().ferry_exit_signal() : SIGCHLD);
+      signals[task->parent].insert(task->core->tc().has_ferry_exit_signal() ? task->core->tc().ferry_exit_signal()
+                                                                            : SIGCHLD);
     }
     for (const auto& [parent, set] : signals) {
       tracee::Batch batch;

@@ -62,9 +62,7 @@ LIVE_TEST(Tree, ChildrenFromBeforeTheParentsSetsid) {
     ::setsid();
     const pid_t me = ::getpid();
     const pid_t younger = fork_to([&] { family.stay([&] { return ::getsid(0) == me; }); });
-    family.stay([&] {
-      return ::getsid(0) == me && Family::end_of(older) == 0 && Family::end_of(younger) == 0;
-    });
+    family.stay([&] { return ::getsid(0) == me && Family::end_of(older) == 0 && Family::end_of(younger) == 0; });
   });
   for (int i = 0; i < 3; ++i) {
     ASSERT_GT(family.next_number(), 0);
@@ -196,7 +194,7 @@ std::atomic<int> children_ended{0};
 
 // Whose a zombie was is in no image: below a user namespace all are the root's of the host.
 LIVE_TEST_WITH(Tree, ZombiesKeepHowTheyEndedAndTellNobodyTwice, Options{.user_namespace = false}) {
-  struct sigaction action{};
+  struct sigaction action {};
   action.sa_handler = [](int) { ++children_ended; };
   action.sa_flags = SA_RESTART;
   ASSERT_EQ(::sigaction(SIGCHLD, &action, nullptr), 0);

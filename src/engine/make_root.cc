@@ -51,7 +51,8 @@ Result<void> make_root(const RootRequest& request, state::RestoreTask& root) {
   }
   if (child < 0) {
     if (errno == EEXIST) {
-      return sys_fail(fmt::format("process id {} is taken; restore into a pid namespace, or when it is free: clone3", wanted));
+      return sys_fail(
+          fmt::format("process id {} is taken; restore into a pid namespace, or when it is free: clone3", wanted));
     }
     return sys_fail(fmt::format("clone3(pid {}, namespaces {:#x})", wanted, request.clone_flags));
   }
@@ -70,9 +71,7 @@ Result<void> make_root(const RootRequest& request, state::RestoreTask& root) {
   return {};
 }
 
-Result<tracee::Thread> seize_root(HostPid pid) {
-  return tracee::Thread::seize(pid, kOutlivingOptions | kExitKill);
-}
+Result<tracee::Thread> seize_root(HostPid pid) { return tracee::Thread::seize(pid, kOutlivingOptions | kExitKill); }
 
 Result<void> stop_root(tracee::Thread thread, state::RestoreTask& root) {
   const HostPid pid = thread.tid();
@@ -102,7 +101,8 @@ Result<void> check_layout(const state::RestoreContext& context, const Layout& la
   for (const auto& task : context.tasks) {
     for (int i = 0; task->mm != nullptr && i < task->mm->vmas_size(); ++i) {
       const auto& vma = task->mm->vmas(i);
-      if (vma.start() < layout.park + kParkSize && vma.end() > layout.area.base && (vma.status() & state::memory::kVsyscall) == 0) {
+      if (vma.start() < layout.park + kParkSize && vma.end() > layout.area.base &&
+          (vma.status() & state::memory::kVsyscall) == 0) {
         return fail(Kind::unsupported, "pid {} has mapped {:x}-{:x}, where its skeleton's work area is", task->ns_pid(),
                     vma.start(), vma.end());
       }

@@ -20,7 +20,8 @@ constexpr std::chrono::seconds kBirthTime{30};
 // The numbers that were taken.
 Result<std::vector<NsPid>> clone_threads(RestoreTask& task, const std::vector<NsPid>& wanted) {
   constexpr std::size_t kPerBatch = 20'000;
-  constexpr std::uint64_t kFlags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_PTRACE;
+  constexpr std::uint64_t kFlags =
+      CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_PTRACE;
   std::vector<NsPid> taken;
   for (std::size_t first = 0; first < wanted.size(); first += kPerBatch) {
     tracee::Batch batch;
@@ -58,10 +59,13 @@ Result<void> make_threads(RestoreTask& task) {
     wanted.push_back(task.threads[i].ns_tid);
   }
   for (Vacancy vacancy; !wanted.empty();) {
-    FERRY_TRY(wanted, clone_threads(task, wanted).during("making {} threads of pid {}", task.threads.size() - 1, task.ns_pid()));
+    FERRY_TRY(
+        wanted,
+        clone_threads(task, wanted).during("making {} threads of pid {}", task.threads.size() - 1, task.ns_pid()));
     if (!wanted.empty() && !vacancy.await(numbers, wanted.front())) {
-      return sys_fail(EEXIST, fmt::format("thread id {} is taken; restore into a pid namespace, or when it is free: clone3",
-                                          wanted.front()));
+      return sys_fail(EEXIST,
+                      fmt::format("thread id {} is taken; restore into a pid namespace, or when it is free: clone3",
+                                  wanted.front()));
     }
   }
   const tracee::Deadline deadline(kBirthTime);

@@ -62,18 +62,42 @@ struct OfThread {
     return out;
   }
   [[nodiscard]] std::string difference(const OfThread& now) const {
-    if (now.name != name) { return "name " + now.name; }
-    if (now.slack != slack) { return "timer slack " + std::to_string(now.slack); }
-    if (now.stack != stack || now.stack_size != stack_size || now.stack_flags != stack_flags) { return "alternate stack"; }
-    if (now.death_signal != death_signal) { return "death signal " + std::to_string(now.death_signal); }
-    if (std::memcmp(now.caps.data(), caps.data(), sizeof caps) != 0) { return "capabilities"; }
-    if (now.no_new_privs != no_new_privs) { return "no_new_privs"; }
-    if (now.seccomp != seccomp) { return "seccomp mode " + std::to_string(now.seccomp); }
-    if (now.secure_bits != secure_bits) { return "secure bits " + std::to_string(now.secure_bits); }
-    if (now.memory_failure != memory_failure) { return "what to do on memory failures"; }
-    if (now.policy != policy || now.nice != nice) { return "scheduling"; }
-    if (std::memcmp(&now.blocked, &blocked, 8) != 0) { return "blocked signals"; }
-    if (std::memcmp(&now.pending, &pending, 8) != 0) { return "pending signals"; }
+    if (now.name != name) {
+      return "name " + now.name;
+    }
+    if (now.slack != slack) {
+      return "timer slack " + std::to_string(now.slack);
+    }
+    if (now.stack != stack || now.stack_size != stack_size || now.stack_flags != stack_flags) {
+      return "alternate stack";
+    }
+    if (now.death_signal != death_signal) {
+      return "death signal " + std::to_string(now.death_signal);
+    }
+    if (std::memcmp(now.caps.data(), caps.data(), sizeof caps) != 0) {
+      return "capabilities";
+    }
+    if (now.no_new_privs != no_new_privs) {
+      return "no_new_privs";
+    }
+    if (now.seccomp != seccomp) {
+      return "seccomp mode " + std::to_string(now.seccomp);
+    }
+    if (now.secure_bits != secure_bits) {
+      return "secure bits " + std::to_string(now.secure_bits);
+    }
+    if (now.memory_failure != memory_failure) {
+      return "what to do on memory failures";
+    }
+    if (now.policy != policy || now.nice != nice) {
+      return "scheduling";
+    }
+    if (std::memcmp(&now.blocked, &blocked, 8) != 0) {
+      return "blocked signals";
+    }
+    if (std::memcmp(&now.pending, &pending, 8) != 0) {
+      return "pending signals";
+    }
     return "";
   }
 };
@@ -104,7 +128,8 @@ bool wait_for_usr1() {
 // What a thread does before it waits; false if it could not.
 bool become(int number, std::vector<char>& stack) {
   const std::string name = "thread " + std::to_string(number);
-  bool good = ::prctl(PR_SET_NAME, name.c_str()) == 0 && ::prctl(PR_SET_TIMERSLACK, 1000UL + static_cast<unsigned long>(number)) == 0;
+  bool good = ::prctl(PR_SET_NAME, name.c_str()) == 0 &&
+              ::prctl(PR_SET_TIMERSLACK, 1000UL + static_cast<unsigned long>(number)) == 0;
   if (number % 3 != 0) {
     stack.resize(16384 + static_cast<std::size_t>(number) * 64);
     stack_t alternate{};
@@ -119,17 +144,24 @@ bool become(int number, std::vector<char>& stack) {
     good = good && ::prctl(PR_SET_PDEATHSIG, SIGWINCH) == 0;
   }
   switch (number - kDifferent) {
-    case 0: return good && drop(CAP_SYS_NICE);
-    case 1: return good && ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
-    case 2: return good && ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && filter_nothing();
-    case 3: return good && ::prctl(PR_SET_SECUREBITS, SECBIT_NOROOT) == 0;
-    case 4: return good && ::prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0) == 0;
+    case 0:
+      return good && drop(CAP_SYS_NICE);
+    case 1:
+      return good && ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
+    case 2:
+      return good && ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && filter_nothing();
+    case 3:
+      return good && ::prctl(PR_SET_SECUREBITS, SECBIT_NOROOT) == 0;
+    case 4:
+      return good && ::prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0) == 0;
     case 5: {
       const sched_param none{};
       return good && ::sched_setscheduler(0, SCHED_BATCH, &none) == 0 && ::setpriority(PRIO_PROCESS, 0, 5) == 0;
     }
-    case 6: return good && wait_for_usr1();
-    default: return good;
+    case 6:
+      return good && wait_for_usr1();
+    default:
+      return good;
   }
 }
 
@@ -199,7 +231,8 @@ LIVE_TEST(ManyThreads, TheChildOfOneOfThemIsFound) {
 
 LIVE_TEST(ManyMappings, KeepTheirFlags) {
   constexpr std::size_t kMappings = 600, kPage = 4096;
-  char* at = static_cast<char*>(::mmap(nullptr, kMappings * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  char* at = static_cast<char*>(
+      ::mmap(nullptr, kMappings * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   ASSERT_NE(at, MAP_FAILED);
   for (std::size_t i = 0; i < kMappings; ++i) {
     at[i * kPage] = static_cast<char>(i);

@@ -43,8 +43,9 @@ class PreDump {
     FERRY_CHECK(raise_descriptor_limit());
     FERRY_TRY(const auto freezer, tracee::Freezer::open(options_.freeze_cgroup));
     if (freezer.was_frozen()) {
-      return fail(Kind::unsupported, "cgroup {} is frozen: nothing is written there that a pre-dump could get ahead of; "
-                                     "dump it, or let it run first",
+      return fail(Kind::unsupported,
+                  "cgroup {} is frozen: nothing is written there that a pre-dump could get ahead of; "
+                  "dump it, or let it run first",
                   options_.freeze_cgroup);
     }
     if (options_.page_server.has_value()) {
@@ -88,7 +89,8 @@ class PreDump {
     inventory.set_img_version(0);  // of a pre-dump, not to be restored
     timespec now{};
     ::clock_gettime(CLOCK_BOOTTIME, &now);
-    inventory.set_dump_uptime(static_cast<std::uint64_t>(now.tv_sec) * 1'000'000 + static_cast<std::uint64_t>(now.tv_nsec) / 1000);
+    inventory.set_dump_uptime(static_cast<std::uint64_t>(now.tv_sec) * 1'000'000 +
+                              static_cast<std::uint64_t>(now.tv_nsec) / 1000);
     inventory.set_pre_dump_mode(2);  // read
     inventory.set_dump_criu_run_id(id);
     inventory.set_ferry_id(id);

@@ -72,7 +72,9 @@ Result<void> look_at_threads(HostPid pid) {
   }
   for (const int tid : *tids) {
     // 0: the same; an error: the thread has just ended.
-    const auto differ = [&](int what) { return tid != pid.value && ::syscall(SYS_kcmp, pid.value, tid, what, 0, 0) > 0; };
+    const auto differ = [&](int what) {
+      return tid != pid.value && ::syscall(SYS_kcmp, pid.value, tid, what, 0, 0) > 0;
+    };
     const char* own = differ(KCMP_FILES) ? "descriptor table" : differ(KCMP_FS) ? "working directory" : nullptr;
     const auto text = own == nullptr ? Result<std::string>(std::string())
                                      : sys::read_file_at(proc->get(), fmt::format("task/{}/stat", tid));
@@ -82,8 +84,8 @@ Result<void> look_at_threads(HostPid pid) {
     const auto stat = sys::parse_stat(*text);
     constexpr std::uint32_t kExiting = 4;  // PF_EXITING: it has given up what it had
     if (stat.has_value() && (stat->flags & kExiting) == 0 && !leader_has_ended(proc->get())) {
-      return fail(Kind::unsupported, "thread {} of pid {} has a {} of its own (unshare(2)), which cannot be carried", tid,
-                  pid, own);
+      return fail(Kind::unsupported, "thread {} of pid {} has a {} of its own (unshare(2)), which cannot be carried",
+                  tid, pid, own);
     }
   }
   return {};

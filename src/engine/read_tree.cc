@@ -69,7 +69,8 @@ Result<std::vector<std::unique_ptr<RestoreTask>>> read_tree(const image::Set& se
     }
     by_pid.emplace(entry->pid(), task.get());
     if ((task->parent == nullptr) != tasks.empty()) {
-      return fail(Kind::corrupt, "pstree: pid {} has parent {}, which is not listed before it", entry->pid(), entry->ppid());
+      return fail(Kind::corrupt, "pstree: pid {} has parent {}, which is not listed before it", entry->pid(),
+                  entry->ppid());
     }
     if (task->parent != nullptr && task->parent->mm == nullptr) {
       return fail(Kind::corrupt, "pstree: pid {} is a child of a dead process", entry->pid());

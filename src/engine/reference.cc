@@ -19,7 +19,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::uint64_t kSetLimit = 1ULL << 30;     // descriptions without pages; far above what a tree needs
+constexpr std::uint64_t kSetLimit = 1ULL << 30;  // descriptions without pages; far above what a tree needs
 constexpr std::uint64_t kAnswerLimit = 1ULL << 20;
 constexpr std::chrono::seconds kTransferLimit{20};  // of a local socket whose peer is alive
 constexpr char kSkeleton = 's';

@@ -15,8 +15,8 @@ namespace ferry::engine {
 inline constexpr const char* kReferenceFileName = "ferry-reference.json";
 
 struct ReferenceFile {
-  std::string images;    // absolute path of the directory with the images; or empty, then
-  std::string receiver;  // the socket of a receiver that has them (reference.h)
+  std::string images;                   // absolute path of the directory with the images; or empty, then
+  std::string receiver;                 // the socket of a receiver that has them (reference.h)
   std::optional<std::string> hostname;  // of the container that is restored into, instead of the original's
   std::string lazy_pages;               // the socket of a lazy-pages daemon; empty: there is none
   bool tcp_close = false;               // established connections belong to the original

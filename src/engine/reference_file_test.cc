@@ -6,7 +6,8 @@ namespace ferry::engine {
 namespace {
 
 TEST(ReferenceFile, TakesOneAbsolutePath) {
-  const auto r = parse_reference(R"({"version":1,"id":"x","images":"/a/b","hostname":"h","tcp_close":true,"lazy_pages":"/s"})");
+  const auto r =
+      parse_reference(R"({"version":1,"id":"x","images":"/a/b","hostname":"h","tcp_close":true,"lazy_pages":"/s"})");
   ASSERT_TRUE(r.has_value()) << r.error().message();
   EXPECT_EQ(r->images, "/a/b");
   EXPECT_EQ(r->hostname, "h");

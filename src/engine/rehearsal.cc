@@ -49,7 +49,8 @@ class Nowhere final : public Keeper {
 };
 
 // One of these for each of thousands of threads has its price, so only what is read for each is looked at.
-constexpr const char* kOfThread[] = {"status", "cgroup", "children", "ns/net", "ns/ipc", "ns/uts", "ns/mnt", "ns/cgroup"};
+constexpr const char* kOfThread[] = {"status", "cgroup", "children", "ns/net",
+                                     "ns/ipc", "ns/uts", "ns/mnt",   "ns/cgroup"};
 
 void look_at_all(int directory, const char* path) {
   struct stat st;

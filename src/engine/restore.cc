@@ -83,7 +83,8 @@ Result<RestoreReport> restore_for_receiver(const RestoreOptions& options, Listen
 
 Result<RestoreReport> restore(const RestoreOptions& options, Listener& listener) {
   if (options.auto_dedup && !options.lazy_pages_socket.empty()) {
-    return fail(Kind::invalid, "--auto-dedup with --lazy-pages: pages would be taken out of the images before they were read");
+    return fail(Kind::invalid,
+                "--auto-dedup with --lazy-pages: pages would be taken out of the images before they were read");
   }
   FERRY_TRY(const auto reference, read_reference(options.images_dir));
   if (!reference) {

@@ -98,7 +98,8 @@ Result<void> RestoreStory::forget_children_of_root() {
       }
     }
   }
-  FERRY_CHECK(tracee::await_end(threads, tracee::Deadline(kEndTime)).during("ending processes that are not in the tree any more"));
+  FERRY_CHECK(tracee::await_end(threads, tracee::Deadline(kEndTime))
+                  .during("ending processes that are not in the tree any more"));
   // They are children of the root now, if they were not before: it is the init of its namespace.
   tracee::Batch reap;
   for (std::size_t i = 1; i < tasks_.size(); ++i) {

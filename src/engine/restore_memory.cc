@@ -1,6 +1,5 @@
 // The memory of a tree that is restored: sent ahead, read from a set, or to come later (restore_story.h).
 #include "engine/restore_story.h"
-
 #include "lazy/hand_over.h"
 #include "state/aio/aio.h"
 #include "state/memory/lazy.h"
@@ -35,10 +34,12 @@ state::memory::Staged* RestoreStory::staged_for(const RestoreTask& task) {
 Result<void> RestoreStory::build_memory() {
   const auto map = [&](RestoreTask& task, tracee::Batch& batch) -> Result<void> {
     auto& kernel = kernel_.emplace(&task, layout_.kernel).first->second;
-    FERRY_TRY(kernel.foreign, state::memory::has_foreign_vdso(task, pages_.get()).during("the vDSO of pid {}", task.ns_pid()));
+    FERRY_TRY(kernel.foreign,
+              state::memory::has_foreign_vdso(task, pages_.get()).during("the vDSO of pid {}", task.ns_pid()));
     state::memory::InPlace in_place;
     if (state::memory::Staged* const staged = staged_for(task); staged != nullptr) {
-      FERRY_CHECK(staged->settle(task, *task.mm, pages_of(set_, task, When::now), batch).during("memory that was sent ahead"));
+      FERRY_CHECK(
+          staged->settle(task, *task.mm, pages_of(set_, task, When::now), batch).during("memory that was sent ahead"));
       in_place = [staged](const pb::VmaEntry& vma) { return staged->in_place(vma); };
     } else if (inheritance_) {
       inheritance_->settle(task, batch);

@@ -31,7 +31,6 @@
 #include "state/timens/timens.h"
 #include "state/timers/timers.h"
 #include "state/uts/uts.h"
-
 #include "sys/file.h"
 #include "tracee/let_go.h"
 
@@ -151,7 +150,8 @@ Result<void> RestoreStory::make_root_world(int controller) {
   return {};
 }
 
-Result<void> RestoreStory::take_root(tracee::Thread thread, tracee::Area area, std::uint64_t park, int controller_pidfd) {
+Result<void> RestoreStory::take_root(tracee::Thread thread, tracee::Area area, std::uint64_t park,
+                                     int controller_pidfd) {
   RestoreTask& root = context_.root();
   const HostPid pid = thread.tid();
   FERRY_CHECK(stop_root(std::move(thread), root));
@@ -329,7 +329,8 @@ Result<void> RestoreStory::finish_threads() {
   FERRY_CHECK(tracee::Process::unmap_side_by_side(unmapping));
   for (auto& task : tasks_) {
     for (RestoreThread& thread : task->threads) {
-      FERRY_CHECK(set_cpu(*task, thread, registers[task.get()][thread.index]).during("registers of thread {}", thread.ns_tid));
+      FERRY_CHECK(
+          set_cpu(*task, thread, registers[task.get()][thread.index]).during("registers of thread {}", thread.ns_tid));
     }
   }
   laps_.add("registers");

@@ -21,16 +21,16 @@
 #include "state/leftovers.h"
 #include "state/memory/inheritance.h"
 #include "state/memory/memory.h"
+#include "state/memory/staged.h"
 #include "state/nested/nested.h"
 #include "state/net_gate/net_gate.h"
 #include "state/network_lock/network_lock.h"
-#include "state/memory/staged.h"
 #include "state/nsids/nsids.h"
 #include "state/restore.h"
 #include "state/timens/clocks.h"
+#include "state/userns/userns.h"
 #include "sys/memory.h"
 #include "sys/nftables.h"
-#include "state/userns/userns.h"
 
 namespace ferry::engine {
 
@@ -110,7 +110,8 @@ class RestoreStory {
   Result<void> dress_tasks();
   Result<void> dress_threads(state::RestoreTask& task);
   Result<void> dress_thread(state::RestoreTask& task, state::RestoreThread& thread, tracee::Batch& batch);
-  Result<void> side_by_side(const char* what, const std::function<Result<void>(state::RestoreTask&, tracee::Batch&)>& prepare);
+  Result<void> side_by_side(const char* what,
+                            const std::function<Result<void>(state::RestoreTask&, tracee::Batch&)>& prepare);
 
   const RestoreOptions& options_;
   Listener& listener_;
@@ -130,9 +131,9 @@ class RestoreStory {
   Layout layout_;
   state::userns::Deputy deputy_;  // if the tree has a user namespace of its own
   std::map<const state::RestoreTask*, state::memory::KernelMappings> kernel_;  // where each task's vDSO is now
-  state::net_gate::Gate gate_;  // until clean_up()
+  state::net_gate::Gate gate_;                                                 // until clean_up()
   state::timens::Clocks not_before_;  // by our own clocks, lest the tree's go back
-  bool ahead_of_time_ = false;  // its namespace's network is shut from the beginning (state/net_gate)
+  bool ahead_of_time_ = false;        // its namespace's network is shut from the beginning (state/net_gate)
   Laps laps_;
   struct Ahead {
     state::RestoreTask* task;

@@ -18,11 +18,11 @@ Result<std::vector<std::unique_ptr<state::RestoreTask>>> read_tree(const image::
 
 // What a skeleton is made with.
 struct RootRequest {
-  NsPid pid;                      // its number in the innermost namespace
-  std::uint64_t clone_flags = 0;  // CLONE_NEW*
+  NsPid pid;                         // its number in the innermost namespace
+  std::uint64_t clone_flags = 0;     // CLONE_NEW*
   std::optional<int> pid_namespace;  // to be born in, not owned; instead of CLONE_NEWPID
-  int controller = -1;            // pidfd of who will dress the tree; -1: this process
-  bool sibling = false;           // child of our parent: clone(2) CLONE_PARENT
+  int controller = -1;               // pidfd of who will dress the tree; -1: this process
+  bool sibling = false;              // child of our parent: clone(2) CLONE_PARENT
 };
 // Forks the root skeleton: seized, stopped, with a pidfd of ours in its table; dies with us.
 // Errors: os with EEXIST if the pid is taken, by name.

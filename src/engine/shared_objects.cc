@@ -30,8 +30,9 @@ Result<void> refuse_sharing_siblings(const DumpTask& a, const DumpTask& b) {
   const bool files = share(a, b, KCMP_FILES) && a.ids->files_id() != b.ids->files_id();
   const bool fs = share(a, b, KCMP_FS) && a.ids->fs_id() != b.ids->fs_id();
   if (files || fs) {
-    return fail(Kind::unsupported, "pid {} and pid {} share their {}, but their parent does not; ferry cannot make that again",
-                b.pid, a.pid, files ? "descriptor table" : "working directory and root");
+    return fail(Kind::unsupported,
+                "pid {} and pid {} share their {}, but their parent does not; ferry cannot make that again", b.pid,
+                a.pid, files ? "descriptor table" : "working directory and root");
   }
   return {};
 }

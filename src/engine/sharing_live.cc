@@ -64,7 +64,7 @@ LIVE_TEST(Tree, ChildrenMayShareTheWorkingDirectory) {
 std::atomic<int> told{0};
 
 LIVE_TEST(Tree, TheSignalOfAChildsEndIsKept) {
-  struct sigaction action{};
+  struct sigaction action {};
   action.sa_handler = [](int) { ++told; };
   ASSERT_EQ(::sigaction(SIGUSR1, &action, nullptr), 0);
   const Family family;
@@ -86,7 +86,8 @@ LIVE_TEST(Tree, TheSignalOfAChildsEndIsKept) {
   EXPECT_EQ(told, 1);
 }
 
-LIVE_TEST_WITH(Tree, RefusesProcessesThatShareTheirMemory, Options{.refused = "are processes that share their memory"}) {
+LIVE_TEST_WITH(Tree, RefusesProcessesThatShareTheirMemory,
+               Options{.refused = "are processes that share their memory"}) {
   const Family family;
   alignas(16) static char stack[64 * 1024];
   static const Family* shared = &family;

@@ -1,7 +1,5 @@
 #include "engine/succession.h"
 
-#include "engine/list_tree.h"
-
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -9,6 +7,7 @@
 #include <cerrno>
 
 #include "base/log.h"
+#include "engine/list_tree.h"
 #include "sys/file.h"
 #include "sys/proc.h"
 #include "sys/userfaultfd.h"

@@ -61,7 +61,8 @@ void close_others(const std::vector<int>& keep) {
   const auto end = std::chrono::steady_clock::now() + kLongest;
   while (!processes.empty()) {
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
-    if (left.count() <= 0 || (::poll(processes.data(), processes.size(), static_cast<int>(left.count())) < 0 && errno != EINTR)) {
+    if (left.count() <= 0 ||
+        (::poll(processes.data(), processes.size(), static_cast<int>(left.count())) < 0 && errno != EINTR)) {
       break;
     }
     std::erase_if(processes, [](const pollfd& p) { return p.revents != 0; });

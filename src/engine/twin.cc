@@ -24,9 +24,9 @@ class Nobody final : public Listener {
 }  // namespace
 
 std::string encode_skeleton(const Skeleton& s) {
-  nlohmann::json json{{"root", s.root.value},          {"area_base", s.area_base},
-                      {"area_size", s.area_size},      {"park", s.park},
-                      {"receiver_pidfd", s.receiver_pidfd}, {"root_directory", s.root_directory}};
+  nlohmann::json json{
+      {"root", s.root.value}, {"area_base", s.area_base},           {"area_size", s.area_size},
+      {"park", s.park},       {"receiver_pidfd", s.receiver_pidfd}, {"root_directory", s.root_directory}};
   json["inherit_fds"] = nlohmann::json::array();
   for (const InheritFd& i : s.inherit_fds) {
     json["inherit_fds"].push_back({{"key", i.key}, {"fd", i.fd}});
@@ -111,12 +111,13 @@ struct Twin::State {
   std::vector<UniqueFd> inherited;
   Nobody nobody;
   UniqueFd pidfd;
-  tracee::Thread seized;  // until a story owns it
+  tracee::Thread seized;                // until a story owns it
   std::unique_ptr<RestoreStory> ahead;  // what was made before the tree was stopped
   std::unique_ptr<RestoreStory> story;
   bool let_go = false;
   Result<void> take_root(RestoreStory& by) {
-    return by.take_root(std::move(seized), {skeleton.area_base, skeleton.area_size}, skeleton.park, skeleton.receiver_pidfd);
+    return by.take_root(std::move(seized), {skeleton.area_base, skeleton.area_size}, skeleton.park,
+                        skeleton.receiver_pidfd);
   }
   ~State() {
     // Before grow() no story owns the skeleton.
@@ -150,7 +151,7 @@ Result<Twin> Twin::adopt(const Skeleton& skeleton) {
   options.cgroup_roots = skeleton.cgroup_roots;
   options.root = skeleton.root_directory;
   options.empty_net_namespace = true;
-  options.tcp_established = true;  // what is in the images was decided where they were made
+  options.tcp_established = true;    // what is in the images was decided where they were made
   options.orphan_pts_master = true;  // handed out already, by make_skeleton
   for (const InheritFd& theirs : skeleton.inherit_fds) {
     UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, state->pidfd.get(), theirs.fd, 0)));
@@ -224,7 +225,9 @@ Result<void> Twin::resume_untraced() { return state_->story->open_up(); }
 
 Result<void> Twin::clean_up() { return state_->story->clean_up(); }
 
-std::vector<Lap> Twin::laps() const { return state_->story == nullptr ? std::vector<Lap>() : state_->story->laps().all(); }
+std::vector<Lap> Twin::laps() const {
+  return state_->story == nullptr ? std::vector<Lap>() : state_->story->laps().all();
+}
 
 bool Twin::alive() const { return ::syscall(SYS_pidfd_send_signal, state_->pidfd.get(), 0, nullptr, 0) == 0; }
 

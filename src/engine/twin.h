@@ -25,8 +25,8 @@ struct Skeleton {
   HostPid root;
   std::uint64_t area_base = 0, area_size = 0;  // the batch area, mapped
   std::uint64_t park = 0;
-  int receiver_pidfd = -1;               // number in the skeleton's table
-  std::vector<InheritFd> inherit_fds;    // numbers in the skeleton's table
+  int receiver_pidfd = -1;             // number in the skeleton's table
+  std::vector<InheritFd> inherit_fds;  // numbers in the skeleton's table
   std::vector<ExternalMount> external_mounts;
   std::vector<CgroupRoot> cgroup_roots;
   std::string root_directory;

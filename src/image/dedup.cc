@@ -22,7 +22,8 @@ Result<void> punch(const Extent& extent, std::uint64_t start, std::uint64_t end,
   // The store has its files open for reading.
   FERRY_TRY(const UniqueFd file, sys::open(fmt::format("/proc/self/fd/{}", extent.fd), O_RDWR));
   const auto offset = static_cast<off_t>(extent.offset + (start - extent.vaddr));
-  if (::fallocate(file.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, static_cast<off_t>(end - start)) != 0) {
+  if (::fallocate(file.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, static_cast<off_t>(end - start)) !=
+      0) {
     return sys_fail(fmt::format("fallocate(a pages file, punch {} bytes at {})", end - start, offset));
   }
   pages += (end - start) / kPageSize;
@@ -53,7 +54,7 @@ Result<std::uint64_t> punch(const Set& own, const Set& above, int parent) {
       const std::uint64_t start = entry->vaddr();
       const std::uint64_t end = start + entry->nr_pages() * kPageSize;
       auto extent = std::lower_bound(extents.begin(), extents.end(), start,
-                                [](const Extent& e, std::uint64_t at) { return end_of(e) <= at; });
+                                     [](const Extent& e, std::uint64_t at) { return end_of(e) <= at; });
       for (; extent != extents.end() && extent->vaddr < end; ++extent) {
         FERRY_CHECK(punch(*extent, std::max(start, extent->vaddr), std::min(end, end_of(*extent)), pages)
                         .during("taking out of the parent what {} has anew", file_name(name)));
@@ -81,7 +82,8 @@ template <class Load>
 Result<std::uint64_t> punch_parent_of(int directory, Load load_set) {
   const auto parent = sys::open_at(directory, "parent", O_RDONLY | O_DIRECTORY);
   if (!parent.has_value()) {
-    return parent.error().kind == Kind::gone ? Result<std::uint64_t>(0) : Result<std::uint64_t>(tl::unexpect, parent.error());
+    return parent.error().kind == Kind::gone ? Result<std::uint64_t>(0)
+                                             : Result<std::uint64_t>(tl::unexpect, parent.error());
   }
   FERRY_TRY(const Set own, load_set(directory));
   FERRY_TRY(const Set above, load_set(parent->get()));
@@ -103,7 +105,8 @@ Result<std::uint64_t> punch_all(int directory) {
   for (const Name name : pagemaps_of(set)) {
     FERRY_TRY(const auto extents, store.extents(name));
     for (const Extent& extent : extents) {
-      FERRY_CHECK(punch(extent, extent.vaddr, end_of(extent), pages).during("taking out what {} told of", file_name(name)));
+      FERRY_CHECK(
+          punch(extent, extent.vaddr, end_of(extent), pages).during("taking out what {} told of", file_name(name)));
     }
   }
   return pages;

@@ -74,7 +74,8 @@ TEST(Dedup, TakesOutOfAllParentsWhatTheSetHasAnew) {
   }
   write_set(first, {{0x1000, 8, kPresent, 'a'}}, 0);
   write_set(second, {{0x1000, 2, kInParent}, {0x3000, 2, kPresent, 'b'}, {0x5000, 4, kInParent}}, 0);
-  write_set(third, {{0x1000, 1, kPresent, 'c'}, {0x2000, 1, kInParent}, {0x3000, 1, kPresent, 'c'}, {0x4000, 5, kInParent}});
+  write_set(third,
+            {{0x1000, 1, kPresent, 'c'}, {0x2000, 1, kInParent}, {0x3000, 1, kPresent, 'c'}, {0x4000, 5, kInParent}});
   std::filesystem::create_symlink("../1", second / "parent");
   std::filesystem::create_symlink("../2", third / "parent");
   ASSERT_EQ(content(third), "cacbaaaa");

@@ -75,7 +75,8 @@ Result<Set> load(int directory, Accept accept) {
     for (const std::string& file : some) {
       const auto name = parse_file_name(file);
       if (!name) {
-        return fail(Kind::unsupported, "{} is no image that ferry knows; it may come from a plugin or an old CRIU", file);
+        return fail(Kind::unsupported, "{} is no image that ferry knows; it may come from a plugin or an old CRIU",
+                    file);
       }
       FERRY_TRY(auto bytes, read_image(directory, file));
       FERRY_CHECK(decode_file(into, *name, std::move(bytes), version));

@@ -74,7 +74,8 @@ void spoil_each(Message& whole, Message& part, std::set<const google::protobuf::
       ++tried;
     } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
       const bool was_there = !field->is_repeated() && reflection->HasField(part, field);
-      Message* inner = field->is_repeated() ? reflection->AddMessage(&part, field) : reflection->MutableMessage(&part, field);
+      Message* inner =
+          field->is_repeated() ? reflection->AddMessage(&part, field) : reflection->MutableMessage(&part, field);
       complete(*inner);
       spoil_each(whole, *inner, above, tried);
       if (!was_there) {

@@ -254,7 +254,8 @@ Result<pb::StatsEntry> load_stats(int directory, const std::string& file) {
   Reader in(bytes, file);
   FERRY_CHECK(read_magic(in, kServiceMagic, "the common magic"));
   FERRY_CHECK(read_magic(in, kStatsMagic, "the magic"));
-  FERRY_TRY(const auto message, read_message(in, +[]() -> MessagePtr { return std::make_shared<pb::StatsEntry>(); }));
+  FERRY_TRY(const auto message, read_message(
+                                    in, +[]() -> MessagePtr { return std::make_shared<pb::StatsEntry>(); }));
   if (!in.done()) {
     return fail(Kind::corrupt, "{}, offset {}: more than one entry", file, in.offset());
   }

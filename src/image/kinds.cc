@@ -1,6 +1,5 @@
 #include "image/kinds.h"
 
-
 #include <array>
 
 #include "image/proto/cgroup.pb.h"
@@ -42,8 +41,8 @@ constexpr KindInfo raw(Type type, std::string_view prefix) {
 }
 template <class Head, class M>
 constexpr KindInfo headed(Type type, std::string_view prefix, std::uint32_t magic, std::string_view name) {
-  return {type,           prefix,     Numbering::decimal, magic,         name,
-          Layout::headed, make<Head>, make<M>,            &typeid(Head), &typeid(M)};
+  return {type,       prefix,  Numbering::decimal, magic,     name, Layout::headed,
+          make<Head>, make<M>, &typeid(Head),      &typeid(M)};
 }
 
 constexpr auto kNone = Numbering::none;
@@ -67,9 +66,8 @@ constexpr std::array kKinds = {
     many<pb::TtyInfoEntry>(Type::tty_info, "tty-info", kNone, 0x59453036, "TTY_INFO"),
     many<pb::TtyDataEntry>(Type::tty_data, "tty-data", kNone, 0x59413026, "TTY_DATA"),
     many<pb::RemapFilePathEntry>(Type::remap_fpath, "remap-fpath", kNone, 0x59133954, "REMAP_FPATH"),
-    KindInfo{Type::ghost_file, "ghost-file-", kHex, 0x52583605, "GHOST_FILE", Layout::ghost,
-             make<pb::GhostFileEntry>, make<pb::GhostChunkEntry>, &typeid(pb::GhostFileEntry),
-             &typeid(pb::GhostChunkEntry)},
+    KindInfo{Type::ghost_file, "ghost-file-", kHex, 0x52583605, "GHOST_FILE", Layout::ghost, make<pb::GhostFileEntry>,
+             make<pb::GhostChunkEntry>, &typeid(pb::GhostFileEntry), &typeid(pb::GhostChunkEntry)},
     many<pb::MemfdInodeEntry>(Type::memfd, "memfd", kNone, 0x48453499, "MEMFD_INODE"),
     one<pb::TcpStreamEntry>(Type::tcp_stream, "tcp-stream-", kHex, 0x51465506, "TCP_STREAM"),
     many<pb::FileLockEntry>(Type::filelocks, "filelocks", kNone, 0x54323616, "FILE_LOCKS"),
@@ -87,8 +85,8 @@ constexpr std::array kKinds = {
     one<pb::PidnsEntry>(Type::pidns, "pidns-", kDecimal, 0x61157326, "PIDNS"),
     one<pb::IpcVarEntry>(Type::ipcns_var, "ipcns-var-", kDecimal, 0x53115007, "IPC_VAR"),
     many<pb::IpcShmEntry>(Type::ipcns_shm, "ipcns-shm-", kDecimal, 0x46283044, "IPCNS_SHM"),
-    KindInfo{Type::ipcns_msg, "ipcns-msg-", kDecimal, 0x55453737, "IPCNS_MSG", Layout::messages,
-             make<pb::IpcMsgEntry>, make<pb::IpcMsg>, &typeid(pb::IpcMsgEntry), &typeid(pb::IpcMsg)},
+    KindInfo{Type::ipcns_msg, "ipcns-msg-", kDecimal, 0x55453737, "IPCNS_MSG", Layout::messages, make<pb::IpcMsgEntry>,
+             make<pb::IpcMsg>, &typeid(pb::IpcMsgEntry), &typeid(pb::IpcMsg)},
     many<pb::IpcSemEntry>(Type::ipcns_sem, "ipcns-sem-", kDecimal, 0x59573019, "IPCNS_SEM"),
     many<pb::NetDeviceEntry>(Type::netdev, "netdev-", kDecimal, 0x57373951, "NETDEV"),
     one<pb::NetnsEntry>(Type::netns, "netns-", kDecimal, 0x55933752, "NETNS"),

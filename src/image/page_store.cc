@@ -153,7 +153,8 @@ Result<const std::vector<PageStore::Range>*> PageStore::ranges(std::size_t level
     const auto pages = path_at(level, pages_file_name(head->pages_id()));
     auto& fd = here.pages[head->pages_id()];
     if (!fd) {
-      auto opened = sys::open_at(here.directory.get(), pages_file_name(head->pages_id()), O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+      auto opened =
+          sys::open_at(here.directory.get(), pages_file_name(head->pages_id()), O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
       if (!opened) {
         return fail(opened.error().kind == Kind::gone ? Kind::corrupt : opened.error().kind, "{} (wanted by {}): {}",
                     pages, path, opened.error().what);

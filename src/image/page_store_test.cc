@@ -13,8 +13,8 @@
 namespace ferry::image {
 namespace {
 
-using testing::TemporaryDirectory;
 using ::testing::HasSubstr;
+using testing::TemporaryDirectory;
 
 constexpr Name kMap{Type::pagemap, 1};
 
@@ -104,8 +104,8 @@ TEST(PageStore, FollowsParentsForEveryPage) {
   std::filesystem::create_symlink("../2", directory.path() / "3" / "parent");
   write_set(directory.path() / "1", {{0x1000, 2, kPresent, 'a'}, {0x3000, 2, kPresent, 'b'}});
   write_set(directory.path() / "2", {{0x1000, 1, kInParent}, {0x2000, 1, kPresent, 'c'}, {0x3000, 2, kInParent}});
-  const auto set = write_set(directory.path() / "3",
-                             {{0x1000, 3, kInParent}, {0x4000, 1, kPresent, 'd'}, {0x9000, 1, kLazy}});
+  const auto set =
+      write_set(directory.path() / "3", {{0x1000, 3, kInParent}, {0x4000, 1, kPresent, 'd'}, {0x9000, 1, kLazy}});
   auto store = PageStore::open(set, testing::open_directory(directory.path() / "3").get());
   ASSERT_TRUE(store) << store.error().message();
   const auto extents = store->extents(kMap);
@@ -177,8 +177,9 @@ pb::PagemapEntry entry(std::uint64_t vaddr, std::uint64_t pages, std::uint32_t f
 }
 
 TEST(PageStore, RefusesRangesThatAreNone) {
-  for (const auto& bad : {entry(0x1001, 1, kPresent), entry(0x1000, 0, kPresent), entry(0x1000, UINT64_MAX, kPresent),
-                          entry(UINT64_MAX - 0xfff, 2, kPresent), entry(0x1000, 1, 64), entry(0x1000, 1, kPresent | kInParent)}) {
+  for (const auto& bad :
+       {entry(0x1001, 1, kPresent), entry(0x1000, 0, kPresent), entry(0x1000, UINT64_MAX, kPresent),
+        entry(UINT64_MAX - 0xfff, 2, kPresent), entry(0x1000, 1, 64), entry(0x1000, 1, kPresent | kInParent)}) {
     const auto extents = extents_of({bad}, 4);
     ASSERT_FALSE(extents) << bad.ShortDebugString();
     EXPECT_EQ(extents.error().kind, Kind::corrupt);
@@ -241,7 +242,7 @@ TEST(Reservation, TakesPagesDirectlyAndGivesBackWhatIsNotNeeded) {
     ASSERT_TRUE(writer.append(std::vector<std::byte>(kPageSize, std::byte{2})));
     ASSERT_TRUE(writer.finish());
   }
-  struct stat st{};
+  struct stat st {};
   ASSERT_EQ(::fstatat(directory.get(), "pages-1.img", &st, 0), 0);
   EXPECT_EQ(st.st_size, static_cast<off_t>(3 * kPageSize));
 }

@@ -18,13 +18,13 @@ namespace ferry::image {
 namespace {
 
 using testing::fixture;
+using ::testing::HasSubstr;
 using testing::kFixtures;
 using testing::load_fixture;
 using testing::open_directory;
 using testing::slurp;
 using testing::spill;
 using testing::TemporaryDirectory;
-using ::testing::HasSubstr;
 
 constexpr Name kInventory{Type::inventory, 0};
 
@@ -68,9 +68,9 @@ TEST(FileNames, AreReadBackAsTheyAreWritten) {
 }
 
 TEST(FileNames, OfOtherThingsAreRefused) {
-  for (const char* file : {"", ".img", "core-.img", "core-1", "core-01.img", "core--1.img", "core-+1.img", "core-1 .img",
-                           "core-0x1.img", "core-18446744073709551616.img", "ghost-file-1F.img", "pages-1.img",
-                           "inventory-1.img", "tmpfs-dev-43.img", "vmas-1.img", "dump.log"}) {
+  for (const char* file : {"", ".img", "core-.img", "core-1", "core-01.img", "core--1.img", "core-+1.img",
+                           "core-1 .img", "core-0x1.img", "core-18446744073709551616.img", "ghost-file-1F.img",
+                           "pages-1.img", "inventory-1.img", "tmpfs-dev-43.img", "vmas-1.img", "dump.log"}) {
     const auto parsed = parse_file_name(file);
     ASSERT_FALSE(parsed) << file;
     EXPECT_EQ(parsed.error().kind, Kind::gone);
@@ -286,12 +286,13 @@ TEST(Entries, WithoutRequiredFieldsAreRefused) {
 TEST(Entries, WithUnknownEnumeratorsAreRefused) {
   // FdinfoEntry: id 1, flags 0, type 77, fd 0.
   Set set;
-  const auto read = decode_file(set, {Type::fdinfo, 2},
-                                framed(0x56213732, "\x08\x00\x00\x00\x08\x01\x10\x00\x18\x4d\x20\x00"sv), 2);
+  const auto read =
+      decode_file(set, {Type::fdinfo, 2}, framed(0x56213732, "\x08\x00\x00\x00\x08\x01\x10\x00\x18\x4d\x20\x00"sv), 2);
   ASSERT_FALSE(read);
   EXPECT_THAT(read.error().message(), HasSubstr("FdType"));
   // An optional enumeration: InventoryEntry with img_version 2 and lsmtype 9.
-  const auto optional = decode_file(set, kInventory, std::string("\x16\x31\x31\x58\x04\x00\x00\x00\x08\x02\x30\x09", 12), 2);
+  const auto optional =
+      decode_file(set, kInventory, std::string("\x16\x31\x31\x58\x04\x00\x00\x00\x08\x02\x30\x09", 12), 2);
   ASSERT_FALSE(optional);
   EXPECT_THAT(optional.error().message(), HasSubstr("LsmType"));
 }

@@ -22,8 +22,7 @@ void put(std::string& out, N value) {
 }
 
 std::uint32_t checksum(std::string_view bytes) {
-  return static_cast<std::uint32_t>(
-      ::crc32_z(0, reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size()));
+  return static_cast<std::uint32_t>(::crc32_z(0, reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size()));
 }
 
 class Stream {
@@ -128,7 +127,8 @@ Result<Set> decode(std::string_view bytes, Accept accept) {
       Stream tail(record.content);
       FERRY_TRY(const auto total, tail.number<std::uint64_t>());
       if (total != count || !tail.done() || !in.done() || count == 0) {
-        return fail(Kind::corrupt, "image stream, offset {}: {} images and no more announced, {} came", at, total, count);
+        return fail(Kind::corrupt, "image stream, offset {}: {} images and no more announced, {} came", at, total,
+                    count);
       }
       return set;
     }

@@ -44,10 +44,10 @@ enum class Type : std::uint8_t {
   ipcns_sem,
   netdev,
   netns,
-  ifaddr,   // raw
-  route,    // raw
-  route6,   // raw
-  rule,     // raw
+  ifaddr,     // raw
+  route,      // raw
+  route6,     // raw
+  rule,       // raw
   iptables,   // raw
   ip6tables,  // raw
   nftables,   // raw

@@ -43,7 +43,8 @@ void verify_inventory(const Set& set, Findings& out) {
               "inventory.img: image version {} cannot be restored", inventory.img_version());
   out.require(inventory.has_root_ids(), "inventory.img lacks root_ids");
   out.require(inventory.has_root_cg_set(), "inventory.img lacks root_cg_set");
-  out.require(inventory.fdinfo_per_id(), "inventory.img lacks fdinfo_per_id: descriptors are numbered in an old manner");
+  out.require(inventory.fdinfo_per_id(),
+              "inventory.img lacks fdinfo_per_id: descriptors are numbered in an old manner");
 }
 
 void verify_memory(const Set& set, const FileIndex& files, Findings& out) {
@@ -59,7 +60,8 @@ void verify_memory(const Set& set, const FileIndex& files, Findings& out) {
   for (const Name name : set.names(Type::mm)) {
     const auto file = file_name(name);
     for (const auto* mm : set.list<pb::MmEntry>(name)) {
-      out.require(files.has(pb::FD_REG, mm->exe_file_id()), "{}: exe_file_id {} is no REG file", file, mm->exe_file_id());
+      out.require(files.has(pb::FD_REG, mm->exe_file_id()), "{}: exe_file_id {} is no REG file", file,
+                  mm->exe_file_id());
       std::uint64_t end = 0;
       for (const auto& vma : mm->vmas()) {
         const auto status = vma.status();
@@ -77,17 +79,18 @@ void verify_memory(const Set& set, const FileIndex& files, Findings& out) {
           continue;
         }
         if ((status & kMemfd) != 0) {
-          out.require(files.has(pb::FD_MEMFD, vma.shmid()), "{}: the mapping at {:#x} has shmid {}, no MEMFD file", file,
-                      vma.start(), vma.shmid());
+          out.require(files.has(pb::FD_MEMFD, vma.shmid()), "{}: the mapping at {:#x} has shmid {}, no MEMFD file",
+                      file, vma.start(), vma.shmid());
         } else if (file_backed) {
           out.require(files.has(pb::FD_REG, vma.shmid()), "{}: the mapping at {:#x} has shmid {}, no REG file", file,
                       vma.start(), vma.shmid());
         } else if ((status & kSocket) != 0) {
-          out.require(files.has(pb::FD_PACKETSK, vma.shmid()), "{}: the mapping at {:#x} has shmid {}, no PACKETSK file",
-                      file, vma.start(), vma.shmid());
+          out.require(files.has(pb::FD_PACKETSK, vma.shmid()),
+                      "{}: the mapping at {:#x} has shmid {}, no PACKETSK file", file, vma.start(), vma.shmid());
         } else if ((status & (kAnonShared | kSysvIpc)) != 0) {
-          out.require(set.has({Type::pagemap_shmem, vma.shmid()}), "{}: the mapping at {:#x} wants {}, which is missing",
-                      file, vma.start(), file_name({Type::pagemap_shmem, vma.shmid()}));
+          out.require(set.has({Type::pagemap_shmem, vma.shmid()}),
+                      "{}: the mapping at {:#x} wants {}, which is missing", file, vma.start(),
+                      file_name({Type::pagemap_shmem, vma.shmid()}));
         }
       }
     }
@@ -161,7 +164,8 @@ void verify_namespaces(const Set& set, Findings& out) {
     std::set<std::uint32_t> mounts;
     for (const auto* mount : set.list<pb::MntEntry>(name)) {
       devices.insert(mount->root_dev());
-      out.require(mounts.insert(mount->mnt_id()).second, "{}: mount {} is there twice", file_name(name), mount->mnt_id());
+      out.require(mounts.insert(mount->mnt_id()).second, "{}: mount {} is there twice", file_name(name),
+                  mount->mnt_id());
     }
   }
   for (const Name name : set.names(Type::tmpfs_dev)) {

@@ -13,8 +13,8 @@ namespace ferry::image {
 namespace {
 
 constexpr std::uint32_t kTcp = 6;
-constexpr std::uint32_t kTcpClosed = 7;    // TCP_CLOSE
-constexpr std::uint32_t kExternal = 1;     // uflags of a socket whose other end is outside
+constexpr std::uint32_t kTcpClosed = 7;  // TCP_CLOSE
+constexpr std::uint32_t kExternal = 1;   // uflags of a socket whose other end is outside
 constexpr std::uint32_t kScmRights = 1;
 
 // The file named by an id inside a message of its own, as every open file has it.
@@ -62,7 +62,8 @@ class Files {
 
  private:
   void regular(std::uint32_t id, std::uint32_t regular, std::string_view what) {
-    out_.require(files_.has(pb::FD_REG, regular), "files.img: {} {} has path {}, which is no REG file", what, id, regular);
+    out_.require(files_.has(pb::FD_REG, regular), "files.img: {} {} has path {}, which is no REG file", what, id,
+                 regular);
   }
   void mount(std::uint32_t id, std::int32_t mount) {
     out_.require(mount < 0 || mounts_.empty() || mounts_.contains(static_cast<std::uint32_t>(mount)),
@@ -87,15 +88,15 @@ class Files {
                      entry.tty().tty_info_id());
         break;
       case pb::FD_MEMFD:
-        out_.require(memfd_inodes_.contains(entry.memfd().inode_id()), "files.img: memory file {} wants inode {} of memfd.img",
-                     id, entry.memfd().inode_id());
+        out_.require(memfd_inodes_.contains(entry.memfd().inode_id()),
+                     "files.img: memory file {} wants inode {} of memfd.img", id, entry.memfd().inode_id());
         break;
       case pb::FD_INETSK: {
         const auto& socket = entry.isk();
         const Name stream{Type::tcp_stream, socket.ino()};
         const bool connected = socket.proto() == kTcp && socket.dst_port() != 0 && socket.state() != kTcpClosed;
-        out_.require(!connected || tcp_closed_ || set_.has(stream), "files.img: TCP connection {} wants {}, which is missing",
-                     id, file_name(stream));
+        out_.require(!connected || tcp_closed_ || set_.has(stream),
+                     "files.img: TCP connection {} wants {}, which is missing", id, file_name(stream));
         break;
       }
       case pb::FD_UNIXSK: {
@@ -126,10 +127,11 @@ void verify_descriptors(const Set& set, const FileIndex& files, Findings& out) {
   for (const Name name : set.names(Type::fdinfo)) {
     auto& table = tables[name.id];
     for (const auto* fd : set.list<pb::FdinfoEntry>(name)) {
-      out.require(fd->fd() <= INT_MAX && table.insert(fd->fd()).second, "{}: descriptor {} is impossible or there twice",
-                  file_name(name), fd->fd());
-      out.require(files.has(fd->type(), fd->id()), "{}: descriptor {} wants file {} of type {}, which is not in files.img",
-                  file_name(name), fd->fd(), fd->id(), pb::FdType_Name(fd->type()));
+      out.require(fd->fd() <= INT_MAX && table.insert(fd->fd()).second,
+                  "{}: descriptor {} is impossible or there twice", file_name(name), fd->fd());
+      out.require(files.has(fd->type(), fd->id()),
+                  "{}: descriptor {} wants file {} of type {}, which is not in files.img", file_name(name), fd->fd(),
+                  fd->id(), pb::FdType_Name(fd->type()));
     }
   }
   for (const auto* lock : set.list<pb::FileLockEntry>({Type::filelocks, 0})) {
@@ -164,10 +166,12 @@ void verify_remaps(const Set& set, const FileIndex& files, Findings& out) {
     if (remap->remap_type() == pb::REMAP_GHOST) {
       ghosts.insert(id);
       const Name ghost{Type::ghost_file, id};
-      out.require(set.has(ghost), "remap-fpath.img: file {} wants {}, which is missing", remap->orig_id(), file_name(ghost));
+      out.require(set.has(ghost), "remap-fpath.img: file {} wants {}, which is missing", remap->orig_id(),
+                  file_name(ghost));
       verify_ghost(set, ghost, remap->orig_id(), out);
     } else if (remap->remap_type() == pb::REMAP_LINKED && remap->has_remap_type()) {
-      out.require(files.has(pb::FD_REG, id), "remap-fpath.img: file {} wants {}, which is no REG file", remap->orig_id(), id);
+      out.require(files.has(pb::FD_REG, id), "remap-fpath.img: file {} wants {}, which is no REG file",
+                  remap->orig_id(), id);
     }
   }
   for (const Name ghost : set.names(Type::ghost_file)) {
@@ -259,8 +263,10 @@ void verify_queues(const Set& set, const FileIndex& files, Findings& out) {
   const auto check = [&](Type type, const std::set<std::uint32_t>& known) {
     std::set<std::uint32_t> seen;
     for (const auto* data : set.list<pb::PipeDataEntry>({type, 0})) {
-      out.require(known.contains(data->pipe_id()), "{}: no file is an end of pipe {}", file_name({type, 0}), data->pipe_id());
-      out.require(seen.insert(data->pipe_id()).second, "{}: pipe {} is there twice", file_name({type, 0}), data->pipe_id());
+      out.require(known.contains(data->pipe_id()), "{}: no file is an end of pipe {}", file_name({type, 0}),
+                  data->pipe_id());
+      out.require(seen.insert(data->pipe_id()).second, "{}: pipe {} is there twice", file_name({type, 0}),
+                  data->pipe_id());
     }
   };
   check(Type::pipes_data, pipes);
@@ -272,7 +278,8 @@ void verify_queues(const Set& set, const FileIndex& files, Findings& out) {
       out.require(control.type() == kScmRights, "sk-queues.img: data for {} has a control message of type {}",
                   packet->id_for(), control.type());
       for (const auto id : control.rights()) {
-        out.require(files.has_any(id), "sk-queues.img: data for {} carries file {}, which is not there", packet->id_for(), id);
+        out.require(files.has_any(id), "sk-queues.img: data for {} carries file {}, which is not there",
+                    packet->id_for(), id);
       }
     }
   }

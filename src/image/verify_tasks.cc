@@ -31,7 +31,8 @@ class Tasks {
       for (std::uint32_t i = 0; i < filters_; ++i) {
         const auto& filter = seccomp->seccomp_filters(static_cast<int>(i));
         // A chain is written before what was installed on top of it, so it cannot be a ring.
-        out.require(!filter.has_prev() || filter.prev() < i, "seccomp.img: filter {} stands on filter {}", i, filter.prev());
+        out.require(!filter.has_prev() || filter.prev() < i, "seccomp.img: filter {} stands on filter {}", i,
+                    filter.prev());
         out.require(filter.filter().size() % 8 == 0 && !filter.filter().empty(),
                     "seccomp.img: filter {} has {} bytes, which are no instructions", i, filter.filter().size());
       }
@@ -44,10 +45,10 @@ class Tasks {
     for (const auto* task : tree) {
       const auto pid = task->pid();
       out_.require(pid != 0 && pids_.insert(pid).second, "pstree.img: pid {} is zero or there twice", pid);
-      out_.require((task->ppid() == 0) == (pids_.size() == 1), "pstree.img: pid {} has parent {}; only the first has none",
-                   pid, task->ppid());
-      out_.require(task->ppid() == 0 || pids_.contains(task->ppid()), "pstree.img: the parent {} of pid {} is not before it",
-                   task->ppid(), pid);
+      out_.require((task->ppid() == 0) == (pids_.size() == 1),
+                   "pstree.img: pid {} has parent {}; only the first has none", pid, task->ppid());
+      out_.require(task->ppid() == 0 || pids_.contains(task->ppid()),
+                   "pstree.img: the parent {} of pid {} is not before it", task->ppid(), pid);
       check_task(*task);
     }
     for (const Name name : set_.names(Type::core)) {
@@ -89,7 +90,8 @@ class Tasks {
     out_.require(core->tc().has_timers(), "{} has no timers", file);
     out_.require(core->tc().has_rlimits(), "{} has no rlimits", file);
     check_thread(pid, *core);
-    out_.require(task.threads_size() > 0 && task.threads(0) == pid, "pstree.img: the first thread of pid {} is another", pid);
+    out_.require(task.threads_size() > 0 && task.threads(0) == pid, "pstree.img: the first thread of pid {} is another",
+                 pid);
     for (int i = 1; i < task.threads_size(); ++i) {
       const auto tid = task.threads(i);
       out_.require(threads_.insert(tid).second, "pstree.img: thread {} is there twice", tid);

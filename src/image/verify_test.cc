@@ -84,8 +84,9 @@ TEST(Verify, NamesReferencesThatLeadNowhere) {
               Contains(HasSubstr("pid 25262")));
   EXPECT_THAT(changed<pb::PstreeEntry>({Type::pstree, 0}, [](auto& task) { task.set_threads(2, 25264); }),
               Contains(HasSubstr("thread 25264 is there twice")));
-  EXPECT_THAT(changed<pb::CoreEntry>({Type::core, 25264}, [](auto& core) { core.mutable_thread_core()->set_cg_set(77); }),
-              Contains(HasSubstr("cgroup set 77")));
+  EXPECT_THAT(
+      changed<pb::CoreEntry>({Type::core, 25264}, [](auto& core) { core.mutable_thread_core()->set_cg_set(77); }),
+      Contains(HasSubstr("cgroup set 77")));
   EXPECT_THAT(changed<pb::CoreEntry>({Type::core, 25262},
                                      [](auto& core) { core.mutable_thread_core()->set_seccomp_filter(3); }),
               Contains(HasSubstr("seccomp filter 3")));

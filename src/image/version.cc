@@ -11,7 +11,8 @@ Result<std::uint32_t> check_version(const Set& set, Accept accept) {
     return fail(Kind::unsupported, "inventory.img: this is the set of a pre-dump, which has pages but no processes");
   }
   if (version > 2) {
-    return fail(Kind::unsupported, "inventory.img: image version {} is not one that ferry reads (1 and 2 are)", version);
+    return fail(Kind::unsupported, "inventory.img: image version {} is not one that ferry reads (1 and 2 are)",
+                version);
   }
   return version;
 }

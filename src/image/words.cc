@@ -28,49 +28,89 @@ constexpr std::uint64_t kTmpFile = static_cast<std::uint64_t>(O_TMPFILE) & ~stat
 constexpr std::uint64_t kSync = static_cast<std::uint64_t>(O_SYNC) & ~static_cast<std::uint64_t>(O_DSYNC);
 
 constexpr std::array kOpenFlags = std::to_array<Word>({
-    {O_WRONLY, "O_WRONLY"},   {O_RDWR, "O_RDWR"},           {O_CREAT, "O_CREAT"},       {O_EXCL, "O_EXCL"},
-    {O_NOCTTY, "O_NOCTTY"},   {O_TRUNC, "O_TRUNC"},         {O_APPEND, "O_APPEND"},     {O_NONBLOCK, "O_NONBLOCK"},
-    {O_DSYNC, "O_DSYNC"},     {O_ASYNC, "FASYNC"},          {O_DIRECT, "O_DIRECT"},     {kLargeFile, "O_LARGEFILE"},
-    {O_DIRECTORY, "O_DIRECTORY"}, {O_NOFOLLOW, "O_NOFOLLOW"}, {O_NOATIME, "O_NOATIME"}, {O_CLOEXEC, "O_CLOEXEC"},
-    {kSync, "O_SYNC"},        {O_PATH, "O_PATH"},           {kTmpFile, "O_TMPFILE"},
+    {O_WRONLY, "O_WRONLY"},       {O_RDWR, "O_RDWR"},         {O_CREAT, "O_CREAT"},
+    {O_EXCL, "O_EXCL"},           {O_NOCTTY, "O_NOCTTY"},     {O_TRUNC, "O_TRUNC"},
+    {O_APPEND, "O_APPEND"},       {O_NONBLOCK, "O_NONBLOCK"}, {O_DSYNC, "O_DSYNC"},
+    {O_ASYNC, "FASYNC"},          {O_DIRECT, "O_DIRECT"},     {kLargeFile, "O_LARGEFILE"},
+    {O_DIRECTORY, "O_DIRECTORY"}, {O_NOFOLLOW, "O_NOFOLLOW"}, {O_NOATIME, "O_NOATIME"},
+    {O_CLOEXEC, "O_CLOEXEC"},     {kSync, "O_SYNC"},          {O_PATH, "O_PATH"},
+    {kTmpFile, "O_TMPFILE"},
 });
 constexpr std::array kPagemap = std::to_array<Word>({{1, "PE_PARENT"}, {2, "PE_LAZY"}, {4, "PE_PRESENT"}});
 constexpr std::array kSeals = std::to_array<Word>({
-    {F_SEAL_SEAL, "F_SEAL_SEAL"}, {F_SEAL_SHRINK, "F_SEAL_SHRINK"}, {F_SEAL_GROW, "F_SEAL_GROW"},
-    {F_SEAL_WRITE, "F_SEAL_WRITE"}, {0x10, "F_SEAL_FUTURE_WRITE"}, {0x20, "F_SEAL_EXEC"},
+    {F_SEAL_SEAL, "F_SEAL_SEAL"},
+    {F_SEAL_SHRINK, "F_SEAL_SHRINK"},
+    {F_SEAL_GROW, "F_SEAL_GROW"},
+    {F_SEAL_WRITE, "F_SEAL_WRITE"},
+    {0x10, "F_SEAL_FUTURE_WRITE"},
+    {0x20, "F_SEAL_EXEC"},
 });
 constexpr std::array kTaskStates = std::to_array<Word>({{1, "Alive"}, {2, "Dead"}, {3, "Stopped"}});
 constexpr std::array kProt =
     std::to_array<Word>({{PROT_READ, "PROT_READ"}, {PROT_WRITE, "PROT_WRITE"}, {PROT_EXEC, "PROT_EXEC"}});
 constexpr std::array kMap = std::to_array<Word>({
-    {MAP_SHARED, "MAP_SHARED"},       {MAP_PRIVATE, "MAP_PRIVATE"},     {MAP_ANONYMOUS, "MAP_ANON"},
-    {MAP_32BIT, "MAP_32BIT"},         {MAP_GROWSDOWN, "MAP_GROWSDOWN"}, {MAP_LOCKED, "MAP_LOCKED"},
-    {MAP_NORESERVE, "MAP_NORESERVE"}, {MAP_POPULATE, "MAP_POPULATE"},   {MAP_NONBLOCK, "MAP_NONBLOCK"},
-    {MAP_STACK, "MAP_STACK"},         {MAP_HUGETLB, "MAP_HUGETLB"},
+    {MAP_SHARED, "MAP_SHARED"},
+    {MAP_PRIVATE, "MAP_PRIVATE"},
+    {MAP_ANONYMOUS, "MAP_ANON"},
+    {MAP_32BIT, "MAP_32BIT"},
+    {MAP_GROWSDOWN, "MAP_GROWSDOWN"},
+    {MAP_LOCKED, "MAP_LOCKED"},
+    {MAP_NORESERVE, "MAP_NORESERVE"},
+    {MAP_POPULATE, "MAP_POPULATE"},
+    {MAP_NONBLOCK, "MAP_NONBLOCK"},
+    {MAP_STACK, "MAP_STACK"},
+    {MAP_HUGETLB, "MAP_HUGETLB"},
 });
 constexpr std::array kVma = std::to_array<Word>({
-    {1U << 0, "VMA_AREA_REGULAR"},   {1U << 1, "VMA_AREA_STACK"},    {1U << 2, "VMA_AREA_VSYSCALL"},
-    {1U << 3, "VMA_AREA_VDSO"},      {1U << 5, "VMA_AREA_HEAP"},     {1U << 6, "VMA_FILE_PRIVATE"},
-    {1U << 7, "VMA_FILE_SHARED"},    {1U << 8, "VMA_ANON_SHARED"},   {1U << 9, "VMA_ANON_PRIVATE"},
-    {1U << 10, "VMA_AREA_SYSVIPC"},  {1U << 11, "VMA_AREA_SOCKET"},  {1U << 12, "VMA_AREA_VVAR"},
-    {1U << 13, "VMA_AREA_AIORING"},  {1U << 14, "VMA_AREA_MEMFD"},   {1U << 15, "VMA_AREA_SHSTK"},
-    {1U << 16, "VMA_AREA_GUARD"},    {1U << 17, "VMA_AREA_UPROBES"}, {1U << 27, "VMA_EXT_PLUGIN"},
+    {1U << 0, "VMA_AREA_REGULAR"},
+    {1U << 1, "VMA_AREA_STACK"},
+    {1U << 2, "VMA_AREA_VSYSCALL"},
+    {1U << 3, "VMA_AREA_VDSO"},
+    {1U << 5, "VMA_AREA_HEAP"},
+    {1U << 6, "VMA_FILE_PRIVATE"},
+    {1U << 7, "VMA_FILE_SHARED"},
+    {1U << 8, "VMA_ANON_SHARED"},
+    {1U << 9, "VMA_ANON_PRIVATE"},
+    {1U << 10, "VMA_AREA_SYSVIPC"},
+    {1U << 11, "VMA_AREA_SOCKET"},
+    {1U << 12, "VMA_AREA_VVAR"},
+    {1U << 13, "VMA_AREA_AIORING"},
+    {1U << 14, "VMA_AREA_MEMFD"},
+    {1U << 15, "VMA_AREA_SHSTK"},
+    {1U << 16, "VMA_AREA_GUARD"},
+    {1U << 17, "VMA_AREA_UPROBES"},
+    {1U << 27, "VMA_EXT_PLUGIN"},
 });
 constexpr std::array kFamilies = std::to_array<Word>(
     {{AF_UNIX, "UNIX"}, {AF_INET, "INET"}, {AF_INET6, "INET6"}, {AF_NETLINK, "NETLINK"}, {AF_PACKET, "PACKET"}});
 constexpr std::array kProtocols = std::to_array<Word>({
-    {IPPROTO_IP, "IP"}, {IPPROTO_ICMP, "ICMP"}, {IPPROTO_TCP, "TCP"}, {IPPROTO_UDP, "UDP"},
-    {IPPROTO_ICMPV6, "ICMPV6"}, {IPPROTO_UDPLITE, "UDPLITE"}, {IPPROTO_RAW, "RAW"},
+    {IPPROTO_IP, "IP"},
+    {IPPROTO_ICMP, "ICMP"},
+    {IPPROTO_TCP, "TCP"},
+    {IPPROTO_UDP, "UDP"},
+    {IPPROTO_ICMPV6, "ICMPV6"},
+    {IPPROTO_UDPLITE, "UDPLITE"},
+    {IPPROTO_RAW, "RAW"},
 });
 constexpr std::array kSocketTypes = std::to_array<Word>({
-    {SOCK_STREAM, "STREAM"}, {SOCK_DGRAM, "DGRAM"}, {SOCK_RAW, "RAW"}, {SOCK_SEQPACKET, "SEQPACKET"},
+    {SOCK_STREAM, "STREAM"},
+    {SOCK_DGRAM, "DGRAM"},
+    {SOCK_RAW, "RAW"},
+    {SOCK_SEQPACKET, "SEQPACKET"},
     {SOCK_PACKET, "PACKET"},
 });
 constexpr std::array kSocketStates = std::to_array<Word>({
-    {TCP_ESTABLISHED, "ESTABLISHED"}, {TCP_SYN_SENT, "SYN_SENT"},   {TCP_SYN_RECV, "SYN_RECV"},
-    {TCP_FIN_WAIT1, "FIN_WAIT1"},     {TCP_FIN_WAIT2, "FIN_WAIT2"}, {TCP_TIME_WAIT, "TIME_WAIT"},
-    {TCP_CLOSE, "CLOSE"},             {TCP_CLOSE_WAIT, "CLOSE_WAIT"}, {TCP_LAST_ACK, "LAST_ACK"},
-    {TCP_LISTEN, "LISTEN"},           {TCP_CLOSING, "CLOSING"},
+    {TCP_ESTABLISHED, "ESTABLISHED"},
+    {TCP_SYN_SENT, "SYN_SENT"},
+    {TCP_SYN_RECV, "SYN_RECV"},
+    {TCP_FIN_WAIT1, "FIN_WAIT1"},
+    {TCP_FIN_WAIT2, "FIN_WAIT2"},
+    {TCP_TIME_WAIT, "TIME_WAIT"},
+    {TCP_CLOSE, "CLOSE"},
+    {TCP_CLOSE_WAIT, "CLOSE_WAIT"},
+    {TCP_LAST_ACK, "LAST_ACK"},
+    {TCP_LISTEN, "LISTEN"},
+    {TCP_CLOSING, "CLOSING"},
 });
 
 std::string flags(std::span<const Word> words, std::uint64_t value) {

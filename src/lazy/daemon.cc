@@ -70,9 +70,7 @@ class Plan {
   std::map<NsPid, std::vector<image::Extent>> later_;
 };
 
-Result<UniqueFd> accept_restore(int listener) {
-  return accept_from(listener).during("waiting for a restore");
-}
+Result<UniqueFd> accept_restore(int listener) { return accept_from(listener).during("waiting for a restore"); }
 
 // A signal that would end us would give zeros to a program for what is still missing.
 void outlive_signals() {
@@ -93,7 +91,8 @@ Result<FaultReport> serve_restore(const DaemonOptions& options) {
     FERRY_TRY(remote, RemoteSource::connect(*options.page_server));
     server.add_source(*remote);
   } else if (plan->needs_page_server()) {
-    return fail(Kind::invalid, "pages of this set are with the tree that was dumped: --page-server with the --address and "
+    return fail(Kind::invalid,
+                "pages of this set are with the tree that was dumped: --page-server with the --address and "
                 "--port of criu dump --lazy-pages");
   }
   FERRY_TRY(const UniqueFd listener, listen_for_restore(options.work_dir, options.socket));

@@ -184,7 +184,8 @@ Result<void> handshake(SSL* session, int (*step)(SSL*)) {
     return {};
   }
   if (errno == EAGAIN || errno == EWOULDBLOCK) {
-    return fail(Kind::gone, "the peer of the page server's connection did not take part in the TLS handshake for {} s", kPatience_s);
+    return fail(Kind::gone, "the peer of the page server's connection did not take part in the TLS handshake for {} s",
+                kPatience_s);
   }
   const long verified = SSL_get_verify_result(session);
   return fail(Kind::denied, "the TLS handshake of the page server's connection failed: {}",

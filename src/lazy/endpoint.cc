@@ -23,7 +23,8 @@ Result<AddressList> look_up(const PageServerPlace& place, int flags) {
   hints.ai_flags = AI_NUMERICSERV | flags;
   addrinfo* list = nullptr;
   const std::string port = std::to_string(place.port);
-  const int failed = ::getaddrinfo(place.address.empty() ? nullptr : place.address.c_str(), port.c_str(), &hints, &list);
+  const int failed =
+      ::getaddrinfo(place.address.empty() ? nullptr : place.address.c_str(), port.c_str(), &hints, &list);
   if (failed != 0) {
     return fail(Kind::invalid, "{} is no address of a page server: {}", place.address, ::gai_strerror(failed));
   }
@@ -93,7 +94,8 @@ Result<UniqueFd> reach(const PageServerPlace& place) {
 
 Result<UniqueFd> connect_to(const PageServerPlace& place) {
   FERRY_TRY(auto socket, reach(place));
-  return place.tls ? encrypt_as_client(std::move(socket), *place.tls, place.address) : Result<UniqueFd>(std::move(socket));
+  return place.tls ? encrypt_as_client(std::move(socket), *place.tls, place.address)
+                   : Result<UniqueFd>(std::move(socket));
 }
 
 Result<UniqueFd> take_client(const PageServerPlace& place) {
@@ -113,7 +115,8 @@ Result<UniqueFd> listen_at(const PageServerPlace& place) {
     if (socket && ::bind(socket.get(), at->ai_addr, at->ai_addrlen) == 0 && ::listen(socket.get(), 1) == 0) {
       return socket;
     }
-    last = sys_fail(fmt::format("listen({} port {})", place.address.empty() ? "any address" : place.address, place.port));
+    last =
+        sys_fail(fmt::format("listen({} port {})", place.address.empty() ? "any address" : place.address, place.port));
   }
   return last;
 }

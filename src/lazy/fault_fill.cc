@@ -80,8 +80,14 @@ Result<bool> FaultServer::ask(const PageSource::Range& range, bool fault) {
       break;
     }
     if (covered == 0) {
-      log::error({Kind::corrupt, 0, fmt::format("page {:#x} of process {} is in no image and with no page server; who "
-                  "touches it waits", at, range.pid), {}, __FILE__, __LINE__});
+      log::error({Kind::corrupt,
+                  0,
+                  fmt::format("page {:#x} of process {} is in no image and with no page server; who "
+                              "touches it waits",
+                              at, range.pid),
+                  {},
+                  __FILE__,
+                  __LINE__});
       asked_[range.pid].stuck.add(at, at + kPage);
       covered = kPage;
     }
@@ -138,10 +144,10 @@ Result<void> FaultServer::deliver_to(Space& space, const PageSource::Piece& piec
     }
     const Missing::Part& part = parts.front();
     const std::uint64_t size = std::min(part.end - part.start, step);
-    FERRY_TRY(const auto filled,
-              piece.zeros != 0
-                  ? sys::missing_zero(space.uffd.get(), part.start, size)
-                  : sys::missing_copy(space.uffd.get(), part.start, piece.pages.data() + (part.origin - piece.vaddr), size));
+    FERRY_TRY(const auto filled, piece.zeros != 0
+                                     ? sys::missing_zero(space.uffd.get(), part.start, size)
+                                     : sys::missing_copy(space.uffd.get(), part.start,
+                                                         piece.pages.data() + (part.origin - piece.vaddr), size));
     space.missing.remove(part.start, part.start + filled.bytes);
     report_.pages += piece.zeros != 0 ? 0 : filled.bytes / kPage;
     switch (filled.end) {
@@ -168,8 +174,14 @@ Result<void> FaultServer::deliver_to(Space& space, const PageSource::Piece& piec
         break;
       case sys::Fill::unreadable:
         if (!std::exchange(told_unreadable_, true)) {
-          log::error({Kind::corrupt, 0, fmt::format("page {:#x} of process {} cannot be read from its pages file (was it "
-                      "cut?); who touches it waits until it can be", part.origin, piece.pid), {}, __FILE__, __LINE__});
+          log::error({Kind::corrupt,
+                      0,
+                      fmt::format("page {:#x} of process {} cannot be read from its pages file (was it "
+                                  "cut?); who touches it waits until it can be",
+                                  part.origin, piece.pid),
+                      {},
+                      __FILE__,
+                      __LINE__});
         }
         trouble_ = true;
         next_try_ = Clock::now() + kRetryAfter;

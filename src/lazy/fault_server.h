@@ -26,8 +26,8 @@
 namespace ferry::lazy {
 
 struct FaultReport {
-  std::uint64_t pages = 0;    // put in place, zeros apart
-  std::uint64_t faults = 0;   // that had to wait for content
+  std::uint64_t pages = 0;                  // put in place, zeros apart
+  std::uint64_t faults = 0;                 // that had to wait for content
   std::uint64_t median_us = 0, p99_us = 0;  // from when a fault was read until its page was there
 };
 
@@ -116,7 +116,7 @@ class FaultServer {
   std::map<Page, Clock::time_point> waiting_;  // origins that somebody waits for
   std::vector<Page> hints_;                    // where faults were, the last one at the end
   std::uint64_t flying_ = 0;                   // bytes asked for, not arrived
-  std::uint64_t chunk_ = kFirstChunk;                       // what the background asks for at a time
+  std::uint64_t chunk_ = kFirstChunk;          // what the background asks for at a time
   std::size_t next_space_ = 0;                 // where the background goes on
   std::uint64_t next_address_ = 0;
   Clock::time_point last_fault_{};

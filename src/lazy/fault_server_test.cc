@@ -29,7 +29,8 @@ const NsPid kPid(7);
 class MissingMemory : public testing::Test {
  protected:
   void SetUp() override {
-    void* at = ::mmap(nullptr, kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* at =
+        ::mmap(nullptr, kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     ASSERT_NE(at, MAP_FAILED);
     base_ = static_cast<std::uint64_t*>(at);
     uffd_ = UniqueFd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
@@ -51,7 +52,9 @@ class MissingMemory : public testing::Test {
     uffd_.reset();
     ::munmap(base_, kPages * kPage);
   }
-  [[nodiscard]] std::uint64_t address(std::size_t page) const { return reinterpret_cast<std::uint64_t>(base_) + page * kPage; }
+  [[nodiscard]] std::uint64_t address(std::size_t page) const {
+    return reinterpret_cast<std::uint64_t>(base_) + page * kPage;
+  }
   [[nodiscard]] std::uint64_t first_word(std::size_t page) const {
     return *static_cast<volatile std::uint64_t*>(base_ + page * kWords);
   }
@@ -147,7 +150,8 @@ class RemoteMemory : public MissingMemory {
     ASSERT_NE(port_, 0);
     // The addresses differ, as those of two processes would not: so the server is asked for the source's own.
     for (const image::Extent& e : extents()) {
-      supply_.offer(kPid, HostPid(::getpid()), memory_.get(), source_address(e.vaddr), source_address(e.vaddr) + e.page_count * kPage);
+      supply_.offer(kPid, HostPid(::getpid()), memory_.get(), source_address(e.vaddr),
+                    source_address(e.vaddr) + e.page_count * kPage);
     }
     offering_ = std::thread([this] { supplied_ = supply_.serve(); });
   }

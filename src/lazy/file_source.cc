@@ -61,7 +61,8 @@ std::uint64_t FileSource::covers(const Range& range) const {
 Result<void> FileSource::ask(const Range& range) {
   const image::Extent* const extent = find(range.pid, range.start);
   if (extent == nullptr || end_of(*extent) < range.end) {
-    return fail(Kind::invalid, "pages {:#x}-{:#x} of process {} are in no pages file", range.start, range.end, range.pid);
+    return fail(Kind::invalid, "pages {:#x}-{:#x} of process {} are in no pages file", range.start, range.end,
+                range.pid);
   }
   const std::byte* const from = files_.at(extent->fd).base + extent->offset + (range.start - extent->vaddr);
   const auto size = static_cast<std::size_t>(range.end - range.start);

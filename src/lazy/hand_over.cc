@@ -49,8 +49,10 @@ Result<UniqueFd> connect_to_daemon(int directory, const std::string& path) {
   FERRY_TRY(auto socket, make_socket());
   if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
     if (errno == ENOENT || errno == ECONNREFUSED) {
-      return fail(Kind::gone, "nobody listens at {} in the work directory: criu lazy-pages has to run there before a "
-                  "lazy restore", path);
+      return fail(Kind::gone,
+                  "nobody listens at {} in the work directory: criu lazy-pages has to run there before a "
+                  "lazy restore",
+                  path);
     }
     return sys_fail(fmt::format("connect({})", path));
   }
@@ -63,7 +65,8 @@ Result<UniqueFd> listen_for_restore(int directory, const std::string& path) {
   // A socket that nobody listens on any more is in the way of bind(2); anything else of that name stays.
   struct stat st {};
   if (::lstat(address.sun_path, &st) == 0 && S_ISSOCK(st.st_mode) &&
-      ::connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 && errno == ECONNREFUSED) {
+      ::connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 &&
+      errno == ECONNREFUSED) {
     ::unlink(address.sun_path);
   }
   FERRY_TRY(auto socket, make_socket());

@@ -84,7 +84,8 @@ Result<bool> RemoteSource::read_header() {
   const std::uint64_t wanted = (range.end - range.start) / image::kPageSize;
   if (answer.verb != static_cast<std::uint16_t>(Verb::add_f) || answer.vaddr != range.start ||
       answer.destination != static_cast<std::uint64_t>(range.pid.value) || answer.pages > wanted) {
-    return fail(Kind::corrupt, "the page server was asked for {} pages at {:#x} of process {} and answers with {} at {:#x} of {}",
+    return fail(Kind::corrupt,
+                "the page server was asked for {} pages at {:#x} of process {} and answers with {} at {:#x} of {}",
                 wanted, range.start, range.pid, answer.pages, answer.vaddr, answer.destination);
   }
   if ((answer.flags & image::kPresent) == 0 || answer.pages == 0) {

@@ -40,9 +40,9 @@ class RemoteSource final : public PageSource {
   std::size_t have_header_ = 0;
   std::uint64_t body_left_ = 0;  // bytes of the current answer that have not been taken
   NsPid body_of_;
-  std::uint64_t body_at_ = 0;    // the address of the next one
-  std::size_t have_body_ = 0;    // bytes in the buffer
-  bool handed_out_ = false;      // the buffer's whole pages belong to the last piece
+  std::uint64_t body_at_ = 0;  // the address of the next one
+  std::size_t have_body_ = 0;  // bytes in the buffer
+  bool handed_out_ = false;    // the buffer's whole pages belong to the last piece
 };
 
 }  // namespace ferry::lazy

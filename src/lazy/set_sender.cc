@@ -57,8 +57,10 @@ class Sink final : public image::PageSink {
 
   Result<void> send_range(const Range& range, std::span<const std::byte> content) {
     if ((range.flags & image::kInParent) != 0 && !has_parent_) {
-      return fail(Kind::unsupported, "the page server has no parent set with {}: give it the --prev-images-dir that the "
-                  "dump has", image::file_name(pagemap_));
+      return fail(Kind::unsupported,
+                  "the page server has no parent set with {}: give it the --prev-images-dir that the "
+                  "dump has",
+                  image::file_name(pagemap_));
     }
     Command command = lazy::command(Verb::add_f, destination_of(pagemap_));
     command.flags = static_cast<std::uint16_t>(range.flags);

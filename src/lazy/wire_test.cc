@@ -27,7 +27,7 @@ struct Pair {
 // What CRIU 4.2 sends for three pages with content at 0x7f0012345000 of the process 42.
 TEST(PageWire, IsTheLayoutOfCriu42) {
   const Command command{static_cast<std::uint16_t>(Verb::add_f), 4, 3, 0x7f0012345000, 42 << 8 | 1};
-  const unsigned char expected[kHeaderSize] = {6,    0,    4,    0,    0,    0, 0, 0, 3,    0,    0, 0, 0, 0, 0, 0,
+  const unsigned char expected[kHeaderSize] = {6,    0,    4,    0,    0,    0,    0, 0, 3,    0,    0, 0, 0, 0, 0, 0,
                                                0x00, 0x50, 0x34, 0x12, 0x00, 0x7f, 0, 0, 0x01, 0x2a, 0, 0, 0, 0, 0, 0};
   const auto bytes = encode(command);
   EXPECT_EQ(std::memcmp(bytes.data(), expected, kHeaderSize), 0);

@@ -22,13 +22,15 @@ constexpr std::chrono::milliseconds kPoll(50);
 constexpr std::size_t kShortest = 4;  // of the beginning of an id
 
 bool is_meant(const Entry& entry, const std::string& wanted) {
-  const bool begins = wanted.size() >= kShortest && (entry.move.starts_with(wanted) || entry.container_id.starts_with(wanted));
+  const bool begins =
+      wanted.size() >= kShortest && (entry.move.starts_with(wanted) || entry.container_id.starts_with(wanted));
   return entry.move == wanted || entry.container_name == wanted || begins;
 }
 
 Error too_late(const Entry& entry) {
   return Error{.kind = Kind::invalid,
-               .what = fmt::format("it is too late to cancel the move of container {}: it was given to {}", entry.container_name, entry.peer),
+               .what = fmt::format("it is too late to cancel the move of container {}: it was given to {}",
+                                   entry.container_name, entry.peer),
                .during = {}};
 }
 
@@ -48,8 +50,8 @@ Result<void> end_process(int pidfd, const Entry& entry) {
   pollfd ended{.fd = pidfd, .events = POLLIN, .revents = 0};
   const auto limit = static_cast<int>(std::chrono::duration_cast<std::chrono::milliseconds>(kEndLimit).count());
   if (::poll(&ended, 1, limit) <= 0) {
-    return fail(Kind::os, "ferry (process {}) was told to end the move of container {}, and still runs after {} s", entry.pid,
-                entry.container_name, kEndLimit.count());
+    return fail(Kind::os, "ferry (process {}) was told to end the move of container {}, and still runs after {} s",
+                entry.pid, entry.container_name, kEndLimit.count());
   }
   return {};
 }
@@ -79,7 +81,8 @@ Result<void> check_it_runs(const Entry& entry) {
   FERRY_TRY(container::Docker docker, container::Docker::connect());
   FERRY_TRY(const auto container, docker.container(entry.container_id));
   if (!container.running()) {
-    return fail(Kind::gone, "the move was cancelled, but container {} does not run: it is {}", entry.container_name, container.status);
+    return fail(Kind::gone, "the move was cancelled, but container {} does not run: it is {}", entry.container_name,
+                container.status);
   }
   const auto state = sys::read_file(entry.freeze_cgroup + "/freezer.state");
   if (state.has_value() && !state->starts_with("THAWED")) {

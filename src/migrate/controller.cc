@@ -38,11 +38,13 @@ bool Controller::fits(double memory_ms) const {
 
 // What can be fetched later is not sent in vain: a whole round is as long as fetching all of it.
 bool Controller::worth_a_round(std::uint64_t dirty) const {
-  return !limits_.may_postpone || rounds_ == 0 || dirty <= kNotWorthPostponing || comes_down(dirty) || fits(static_cast<double>(dirty) / bytes_per_ms_);
+  return !limits_.may_postpone || rounds_ == 0 || dirty <= kNotWorthPostponing || comes_down(dirty) ||
+         fits(static_cast<double>(dirty) / bytes_per_ms_);
 }
 
 void Controller::learn_bandwidth(const RoundFacts& round) {
-  const double now = static_cast<double>(std::max<std::uint64_t>(round.wire, 1)) / std::max(round.ms - round.scan_ms, 0.01);
+  const double now =
+      static_cast<double>(std::max<std::uint64_t>(round.wire, 1)) / std::max(round.ms - round.scan_ms, 0.01);
   if (bytes_per_ms_ == 0 || round.wire >= kTellsBandwidth) {
     bytes_per_ms_ = now;
   } else if (round.wire >= kHintsAtBandwidth) {

@@ -37,7 +37,8 @@ Outcome simulate(const World& world, const Controller::Limits& limits) {
     const double ms = world.scan_ms + world.round_ms + dirty / world.sent_per_ms;
     elapsed += ms;
     ++out.rounds;
-    out.step = controller.after({ms, world.scan_ms, static_cast<std::uint64_t>(dirty), static_cast<std::uint64_t>(dirty)}, elapsed);
+    out.step = controller.after(
+        {ms, world.scan_ms, static_cast<std::uint64_t>(dirty), static_cast<std::uint64_t>(dirty)}, elapsed);
     // Written during the round that has just ended, with the share it had then.
     dirty = std::min(world.memory, world.written_per_ms * out.share * ms);
     out.share = controller.share();
@@ -162,9 +163,7 @@ TEST(Controller, DoesNotWaitForWhatNoRoundCanBring) {
   EXPECT_GE(out.predicted_ms, 60);
 }
 
-TEST(Controller, NeverFitsIntoNothing) {
-  EXPECT_EQ(simulate({}, {.pause_ms = 0, .rounds = 5}).step, Step::give_up);
-}
+TEST(Controller, NeverFitsIntoNothing) { EXPECT_EQ(simulate({}, {.pause_ms = 0, .rounds = 5}).step, Step::give_up); }
 
 }  // namespace
 }  // namespace ferry::migrate

@@ -142,7 +142,8 @@ Result<DirectListener> DirectListener::open(const std::string& address, std::uin
     return sys_fail("socket");
   }
   const int yes = 1;
-  ::setsockopt(out.socket_.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);  // a fixed port may have been used just now
+  ::setsockopt(out.socket_.get(), SOL_SOCKET, SO_REUSEADDR, &yes,
+               sizeof yes);  // a fixed port may have been used just now
   if (::bind(out.socket_.get(), at->ai_addr, at->ai_addrlen) != 0) {
     return sys_fail(fmt::format("bind({}, port {})", address, port));
   }
@@ -160,7 +161,8 @@ Result<DirectListener> DirectListener::open(const std::string& address, std::uin
   return out;
 }
 
-Result<std::vector<Link>> DirectListener::accept(unsigned count, int control, milliseconds limit, const std::string& peer) {
+Result<std::vector<Link>> DirectListener::accept(unsigned count, int control, milliseconds limit,
+                                                 const std::string& peer) {
   const auto end = Clock::now() + limit;
   std::vector<std::unique_ptr<TlsTransport>> found(count);
   unsigned missing = count;
@@ -205,8 +207,8 @@ Result<std::vector<Link>> DirectListener::accept(unsigned count, int control, mi
   return out;
 }
 
-Result<std::vector<Link>> connect_directly(const std::string& address, std::uint16_t port, const OneTimeKey& key, unsigned count,
-                                           milliseconds limit, int interrupt, const std::string& peer) {
+Result<std::vector<Link>> connect_directly(const std::string& address, std::uint16_t port, const OneTimeKey& key,
+                                           unsigned count, milliseconds limit, int interrupt, const std::string& peer) {
   FERRY_TRY(const Addresses to, parse_address(address, port));
   std::vector<Link> out;
   for (unsigned number = 0; number < count; ++number) {

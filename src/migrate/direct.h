@@ -32,7 +32,8 @@ class DirectListener {
   // Waits for connections 0 to count-1; returns those that have come when all have, when the time is over,
   // or when `control` becomes readable (the source has seen how far it got) and nobody is in the middle of a
   // handshake.
-  Result<std::vector<Link>> accept(unsigned count, int control, std::chrono::milliseconds limit, const std::string& peer);
+  Result<std::vector<Link>> accept(unsigned count, int control, std::chrono::milliseconds limit,
+                                   const std::string& peer);
 
  private:
   UniqueFd socket_;
@@ -41,7 +42,8 @@ class DirectListener {
 };
 
 // All `count` of them, or an error.  `limit`: for each.
-Result<std::vector<Link>> connect_directly(const std::string& address, std::uint16_t port, const OneTimeKey& key, unsigned count,
-                                           std::chrono::milliseconds limit, int interrupt, const std::string& peer);
+Result<std::vector<Link>> connect_directly(const std::string& address, std::uint16_t port, const OneTimeKey& key,
+                                           unsigned count, std::chrono::milliseconds limit, int interrupt,
+                                           const std::string& peer);
 
 }  // namespace ferry::migrate

@@ -178,7 +178,8 @@ TEST_F(Direct, NoticesAChangedByte) {
   const auto copy = [&](int from, int to) {
     std::array<char, 4096> bytes{};
     for (ssize_t got = 0; (got = ::read(from, bytes.data(), bytes.size())) > 0;) {
-      bytes[static_cast<std::size_t>(got) - 1] = static_cast<char>(bytes[static_cast<std::size_t>(got) - 1] ^ (spoil ? 1 : 0));
+      bytes[static_cast<std::size_t>(got) - 1] =
+          static_cast<char>(bytes[static_cast<std::size_t>(got) - 1] ^ (spoil ? 1 : 0));
       if (::write(to, bytes.data(), static_cast<std::size_t>(got)) != got) {
         return;
       }
@@ -226,7 +227,8 @@ TEST(ReachedAddress, IsTheThirdWord) {
 TEST_F(Direct, BringsPagesBeforeTheirMark) {
   constexpr std::size_t kPages = 5000;
   constexpr std::size_t kPage = 4096;
-  auto* memory = static_cast<char*>(::mmap(nullptr, kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  auto* memory =
+      static_cast<char*>(::mmap(nullptr, kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   ASSERT_NE(memory, MAP_FAILED);
   for (std::size_t i = 0; i < kPages; i += 3) {  // two of three hold nothing
     std::memset(memory + i * kPage, static_cast<int>(i % 255 + 1), kPage);
@@ -257,7 +259,8 @@ TEST_F(Direct, BringsPagesBeforeTheirMark) {
     PageStreams streams(nobody, here, true);
     const auto mem = std::make_shared<const UniqueFd>();
     // The last range is not mapped, or not all of it: that is passed over.
-    streams.add({image::Type::pagemap, 7}, HostPid(::getpid()), mem, {{address, address + kPages * kPage}, {0x1000, 0x3000}});
+    streams.add({image::Type::pagemap, 7}, HostPid(::getpid()), mem,
+                {{address, address + kPages * kPage}, {0x1000, 0x3000}});
     const auto mark = streams.mark(false);
     ASSERT_TRUE(mark);
     ASSERT_TRUE((*intake)->wait_for(*mark));
@@ -287,14 +290,17 @@ std::size_t exclusive_pages(const char* at, std::size_t count) {
   std::vector<std::uint64_t> entries(count);
   const UniqueFd pagemap(::open("/proc/self/pagemap", O_RDONLY));
   const auto bytes = count * sizeof(std::uint64_t);
-  EXPECT_EQ(::pread(pagemap.get(), entries.data(), bytes, static_cast<off_t>(reinterpret_cast<std::uint64_t>(at) / 4096 * 8)),
-            static_cast<ssize_t>(bytes));
-  return static_cast<std::size_t>(std::count_if(entries.begin(), entries.end(), [](std::uint64_t e) { return (e >> 56 & 1) != 0; }));
+  EXPECT_EQ(
+      ::pread(pagemap.get(), entries.data(), bytes, static_cast<off_t>(reinterpret_cast<std::uint64_t>(at) / 4096 * 8)),
+      static_cast<ssize_t>(bytes));
+  return static_cast<std::size_t>(
+      std::count_if(entries.begin(), entries.end(), [](std::uint64_t e) { return (e >> 56 & 1) != 0; }));
 }
 
 TEST_F(Direct, LeavesPagesToThoseWhoShareThem) {
   constexpr std::size_t kPages = 512, kPage = 4096;
-  auto* memory = static_cast<char*>(::mmap(nullptr, kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  auto* memory =
+      static_cast<char*>(::mmap(nullptr, kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   ASSERT_NE(memory, MAP_FAILED);
   std::memset(memory, 's', kPages * kPage);
   std::vector<Link> here;
@@ -324,8 +330,8 @@ TEST_F(Direct, LeavesPagesToThoseWhoShareThem) {
     PageStreams streams(nobody, here, true);
     const auto mem = std::make_shared<const UniqueFd>(::open("/proc/self/mem", O_RDONLY));
     const auto address = reinterpret_cast<std::uint64_t>(memory);
-    streams.add({image::Type::pagemap, 7}, HostPid(::getpid()), mem, {{address, address + kPages * kPage}, {0x1000, 0x3000}},
-                state::memory::Reading::sharing);
+    streams.add({image::Type::pagemap, 7}, HostPid(::getpid()), mem,
+                {{address, address + kPages * kPage}, {0x1000, 0x3000}}, state::memory::Reading::sharing);
     const auto last = streams.mark(true);
     ASSERT_TRUE(last);
     ASSERT_TRUE((*intake)->finish(*last));
@@ -345,7 +351,8 @@ TEST_F(Direct, StopsTheSourceWhenPagesCannotBeTaken) {
     here = std::move(*connected);
   });
   ASSERT_EQ(there.size(), 1U);
-  auto intake = PageIntake::start(there, [](image::Name, std::span<const ArrivedPages>) -> Result<void> { return fail(Kind::os, "no room"); });
+  auto intake = PageIntake::start(
+      there, [](image::Name, std::span<const ArrivedPages>) -> Result<void> { return fail(Kind::os, "no room"); });
   ASSERT_TRUE(intake);
   Link nobody(UniqueFd(), UniqueFd(), -1, "nobody");
   PageStreams streams(nobody, here, false);

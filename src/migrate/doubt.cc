@@ -69,15 +69,17 @@ Result<void> serve_rest(const GivenRecord& record) {
   FERRY_CHECK(line.open());
   FERRY_CHECK(line.wait([&](const PostCopyLine::Standing& standing) -> Result<void> {
     if (!standing.connected && revival_is_wished(record.move)) {
-      return fail(Kind::gone, "{} is not reached, and the user wants container {} to run on here", record.destination, record.container_name);
+      return fail(Kind::gone, "{} is not reached, and the user wants container {} to run on here", record.destination,
+                  record.container_name);
     }
     if (!gone) {
       return {};
     }
-    return fail(Kind::gone,
-                "the processes of container {} are gone here, and with them memory that {} has not fetched: the container waits there for "
-                "pages that nobody has any more.  End it there; nothing can bring it back but a checkpoint",
-                record.container_name, record.destination);
+    return fail(
+        Kind::gone,
+        "the processes of container {} are gone here, and with them memory that {} has not fetched: the container waits there for "
+        "pages that nobody has any more.  End it there; nothing can bring it back but a checkpoint",
+        record.container_name, record.destination);
   }));
   forget_detour(record.move);
   return {};
@@ -119,7 +121,8 @@ Result<std::string> act(const GivenRecord& record, Decision decision) {
   std::string sentence;
   if (decision == Decision::taken) {
     if (record.post_copy) {
-      FERRY_CHECK(serve_rest(record).during("giving {} the memory of container {}", record.destination, record.container_name));
+      FERRY_CHECK(
+          serve_rest(record).during("giving {} the memory of container {}", record.destination, record.container_name));
     }
     FERRY_TRY(container::Docker docker, docker_of(record));
     FERRY_CHECK(end_source(docker, record).during("ending container {} here", record.container_name));
@@ -130,7 +133,8 @@ Result<std::string> act(const GivenRecord& record, Decision decision) {
       FERRY_TRY(container::Docker docker, docker_of(record));
       FERRY_CHECK(docker.set_restart_policy(record.container_id, {record.restart_policy, record.restart_retries}));
     }
-    sentence = fmt::format("container {} did not move to {}; it runs on here", record.container_name, record.destination);
+    sentence =
+        fmt::format("container {} did not move to {}; it runs on here", record.container_name, record.destination);
   }
   forget_given(record.move);
   return sentence;

@@ -35,7 +35,9 @@ BlockSum sum_of(std::span<const std::byte> block) {
 }
 
 // Calls `see` with every block of a file, in order; one that lies in a hole is not read.
-Result<std::uint64_t> each_block(int fd, std::string_view subject, const std::function<Result<void>(std::uint64_t offset, std::span<const std::byte>)>& see) {
+Result<std::uint64_t> each_block(
+    int fd, std::string_view subject,
+    const std::function<Result<void>(std::uint64_t offset, std::span<const std::byte>)>& see) {
   struct stat info {};
   if (::fstat(fd, &info) != 0) {
     return sys_fail(fmt::format("fstat({})", subject));
@@ -65,7 +67,8 @@ Result<std::uint64_t> each_block(int fd, std::string_view subject, const std::fu
       }
       if (got == 0) {
         // It became shorter meanwhile; that will be told by whoever watches.
-        std::fill(buffer.begin() + static_cast<std::ptrdiff_t>(have), buffer.begin() + static_cast<std::ptrdiff_t>(length), std::byte{0});
+        std::fill(buffer.begin() + static_cast<std::ptrdiff_t>(have),
+                  buffer.begin() + static_cast<std::ptrdiff_t>(length), std::byte{0});
         break;
       }
       have += static_cast<std::size_t>(got);
@@ -100,10 +103,12 @@ Result<std::vector<BlockSum>> decode_sums(std::string_view bytes) {
   return out;
 }
 
-Result<std::uint64_t> make_patch(int fd, std::vector<BlockSum>& there, const PatchSink& sink, std::string_view subject) {
+Result<std::uint64_t> make_patch(int fd, std::vector<BlockSum>& there, const PatchSink& sink,
+                                 std::string_view subject) {
   std::vector<BlockSum> here;
   std::vector<std::byte> piece;
-  FERRY_TRY(const std::uint64_t size, each_block(fd, subject, [&](std::uint64_t offset, std::span<const std::byte> block) -> Result<void> {
+  FERRY_TRY(const std::uint64_t size,
+            each_block(fd, subject, [&](std::uint64_t offset, std::span<const std::byte> block) -> Result<void> {
               here.push_back(sum_of(block));
               if (here.size() <= there.size() && there[here.size() - 1] == here.back()) {
                 return {};

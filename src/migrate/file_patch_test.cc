@@ -30,10 +30,13 @@ std::size_t carry(const UniqueFd& here, const UniqueFd& there, std::size_t porti
   auto sums = block_sums(there.get(), "there");
   EXPECT_TRUE(sums);
   std::vector<std::byte> stream;
-  const auto size = make_patch(here.get(), *sums, [&](std::span<const std::byte> bytes) -> Result<void> {
-    stream.insert(stream.end(), bytes.begin(), bytes.end());
-    return {};
-  }, "here");
+  const auto size = make_patch(
+      here.get(), *sums,
+      [&](std::span<const std::byte> bytes) -> Result<void> {
+        stream.insert(stream.end(), bytes.begin(), bytes.end());
+        return {};
+      },
+      "here");
   EXPECT_TRUE(size);
   EXPECT_EQ(*sums, *block_sums(here.get(), "here"));
   Patcher patcher(there.get(), *size);

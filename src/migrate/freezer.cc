@@ -17,11 +17,13 @@ bool is_v1(const std::string& cgroup) { return ::access((cgroup + "/freezer.stat
 }  // namespace
 
 Result<void> freeze(const std::string& cgroup) {
-  return is_v1(cgroup) ? sys::write_file(cgroup + "/freezer.state", "FROZEN") : sys::write_file(cgroup + "/cgroup.freeze", "1");
+  return is_v1(cgroup) ? sys::write_file(cgroup + "/freezer.state", "FROZEN")
+                       : sys::write_file(cgroup + "/cgroup.freeze", "1");
 }
 
 Result<void> thaw(const std::string& cgroup) {
-  return is_v1(cgroup) ? sys::write_file(cgroup + "/freezer.state", "THAWED") : sys::write_file(cgroup + "/cgroup.freeze", "0");
+  return is_v1(cgroup) ? sys::write_file(cgroup + "/freezer.state", "THAWED")
+                       : sys::write_file(cgroup + "/cgroup.freeze", "0");
 }
 
 Result<bool> is_frozen(const std::string& cgroup) {

@@ -169,7 +169,9 @@ Result<Verdict> HandOver::end() {
   }
   if (!answered || (!answer.has_taken() && !answer.has_refused())) {
     connected_ = false;
-    return ask_until_known(answered ? Error{.kind = Kind::corrupt, .what = "the destination's answer is none", .during = {}} : answered.error());
+    return ask_until_known(answered
+                               ? Error{.kind = Kind::corrupt, .what = "the destination's answer is none", .during = {}}
+                               : answered.error());
   }
   if (answer.has_taken()) {
     resumed_ns_ = answer.taken().resumed_ns();
@@ -211,11 +213,13 @@ Result<void> HandOver::serve_rest() {
   const auto tell = [&](const PostCopyLine::Standing& standing) -> Result<void> {
     book_.fetching(0, standing.connected);
     if (!standing.connected && said != standing.trouble) {
-      fmt::print(stderr, "ferry: {}; container {} runs on {} and waits for pages that are here.  ferry goes on trying to reach it; "
-                 "\"ferry resume {} --via ADDRESS\" names another way.  If {} is lost for good, \"ferry resolve {} --revive-source\" lets "
-                 "the container run on here, as it was when it was given away\n",
-                 standing.trouble, record_.container_name, record_.destination, record_.move.substr(0, 12), record_.destination,
-                 record_.move.substr(0, 12));
+      fmt::print(
+          stderr,
+          "ferry: {}; container {} runs on {} and waits for pages that are here.  ferry goes on trying to reach it; "
+          "\"ferry resume {} --via ADDRESS\" names another way.  If {} is lost for good, \"ferry resolve {} --revive-source\" lets "
+          "the container run on here, as it was when it was given away\n",
+          standing.trouble, record_.container_name, record_.destination, record_.move.substr(0, 12),
+          record_.destination, record_.move.substr(0, 12));
     } else if (standing.connected && !said.empty()) {
       fmt::print(stderr, "ferry: {} is reached again\n", record_.destination);
     }
@@ -224,8 +228,10 @@ Result<void> HandOver::serve_rest() {
       leave_it_to_the_guard();
     }
     if (user_wants_to_stop(0)) {
-      fmt::print(stderr, "ferry: container {} runs on {}, and a part of its memory is still here: ferry goes on giving it, in the background\n",
-                 record_.container_name, record_.destination);
+      fmt::print(
+          stderr,
+          "ferry: container {} runs on {}, and a part of its memory is still here: ferry goes on giving it, in the background\n",
+          record_.container_name, record_.destination);
       // Returning would end the tree, and with it this memory.  The guard goes on.
       ::_exit(1);
     }
@@ -238,7 +244,8 @@ Result<void> HandOver::serve_rest() {
 
 Result<Verdict> HandOver::ask_until_known(const Error& broken) {
   book_.doubt();  // before it is said: who reads the one and asks for the other finds it
-  fmt::print(stderr, "ferry: {}; it is not known whether {} took the container, so it stays frozen here while ferry asks\n",
+  fmt::print(stderr,
+             "ferry: {}; it is not known whether {} took the container, so it stays frozen here while ferry asks\n",
              broken.message(), record_.destination);
   const auto begin = std::chrono::steady_clock::now();
   bool said = false;
@@ -249,8 +256,10 @@ Result<Verdict> HandOver::ask_until_known(const Error& broken) {
     }
     if (!said && std::chrono::steady_clock::now() - begin > kFirstTries) {
       said = true;
-      fmt::print(stderr, "ferry: {} does not answer ({}): container {} stays frozen until it does; ferry goes on asking, also in the background after Ctrl-C, and so does \"ferry resolve {}\"\n",
-                 record_.destination, answer.error().message(), record_.container_name, record_.move);
+      fmt::print(
+          stderr,
+          "ferry: {} does not answer ({}): container {} stays frozen until it does; ferry goes on asking, also in the background after Ctrl-C, and so does \"ferry resolve {}\"\n",
+          record_.destination, answer.error().message(), record_.container_name, record_.move);
     }
     if (revival_is_wished(record_.move)) {
       leave_it_to_the_guard();

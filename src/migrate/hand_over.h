@@ -55,7 +55,15 @@ class HandOver : public engine::Keeper {
   // fetches the rest; nullptr if it has everything.
   HandOver(Link& link, StreamsOut& streams, StorageOut& storage, Logbook& book, GivenRecord record, Rounds* rounds,
            Throttle* throttle, Door& door, PostCopyLine* line = nullptr)
-      : link_(link), streams_(streams), storage_(storage), book_(book), record_(std::move(record)), rounds_(rounds), throttle_(throttle), door_(door), line_(line) {}
+      : link_(link),
+        streams_(streams),
+        storage_(storage),
+        book_(book),
+        record_(std::move(record)),
+        rounds_(rounds),
+        throttle_(throttle),
+        door_(door),
+        line_(line) {}
 
   Result<void> about_to_stop() override;
   std::function<Result<void>()> ahead_of_memory(std::span<const std::unique_ptr<state::DumpTask>> tasks) override {

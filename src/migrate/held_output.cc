@@ -19,7 +19,8 @@ Result<void> HeldOutput::hold(HostPid shim, HostPid root) {
   shim_ = shim;
   for (const int fd : {1, 2}) {
     // Room for what is printed meanwhile.  Terminals and files refuse, which is as well.
-    const UniqueFd output(::open(fmt::format("/proc/{}/fd/{}", root, fd).c_str(), O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
+    const UniqueFd output(
+        ::open(fmt::format("/proc/{}/fd/{}", root, fd).c_str(), O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
     if (output) {
       ::fcntl(output.get(), F_SETPIPE_SZ, kHeldPipe);
     }

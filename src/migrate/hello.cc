@@ -19,18 +19,21 @@ constexpr std::chrono::seconds kPongLimit(20);
 
 // Prefixes of instruction set extensions; the rest of the flags is about the kernel and its mitigations.
 constexpr std::array kFeaturePrefixes{
-    std::string_view("mmx"),    std::string_view("sse"),     std::string_view("ssse3"),  std::string_view("avx"),
-    std::string_view("amx"),    std::string_view("bmi"),     std::string_view("fma"),    std::string_view("sha"),
-    std::string_view("xsave"),  std::string_view("vaes"),    std::string_view("vpclmul"), std::string_view("movdir"),
-    std::string_view("rdrand"), std::string_view("rdseed"),  std::string_view("clflush"), std::string_view("3dnow")};
+    std::string_view("mmx"),    std::string_view("sse"),    std::string_view("ssse3"),   std::string_view("avx"),
+    std::string_view("amx"),    std::string_view("bmi"),    std::string_view("fma"),     std::string_view("sha"),
+    std::string_view("xsave"),  std::string_view("vaes"),   std::string_view("vpclmul"), std::string_view("movdir"),
+    std::string_view("rdrand"), std::string_view("rdseed"), std::string_view("clflush"), std::string_view("3dnow")};
 constexpr std::array kFeatures{
-    std::string_view("aes"),       std::string_view("pclmulqdq"), std::string_view("gfni"),    std::string_view("popcnt"),
-    std::string_view("movbe"),     std::string_view("f16c"),      std::string_view("adx"),     std::string_view("fsgsbase"),
-    std::string_view("cx16"),      std::string_view("abm"),       std::string_view("clwb"),    std::string_view("rdtscp"),
-    std::string_view("lahf_lm"),   std::string_view("rdpid"),     std::string_view("pku"),     std::string_view("ospke"),
-    std::string_view("serialize"), std::string_view("waitpkg"),   std::string_view("rtm"),     std::string_view("hle"),
-    std::string_view("fpu"),       std::string_view("cmov"),      std::string_view("fxsr"),    std::string_view("prefetchwt1"),
-    std::string_view("tbm"),       std::string_view("xop"),       std::string_view("lwp"),     std::string_view("enqcmd")};
+    std::string_view("aes"),     std::string_view("pclmulqdq"), std::string_view("gfni"),
+    std::string_view("popcnt"),  std::string_view("movbe"),     std::string_view("f16c"),
+    std::string_view("adx"),     std::string_view("fsgsbase"),  std::string_view("cx16"),
+    std::string_view("abm"),     std::string_view("clwb"),      std::string_view("rdtscp"),
+    std::string_view("lahf_lm"), std::string_view("rdpid"),     std::string_view("pku"),
+    std::string_view("ospke"),   std::string_view("serialize"), std::string_view("waitpkg"),
+    std::string_view("rtm"),     std::string_view("hle"),       std::string_view("fpu"),
+    std::string_view("cmov"),    std::string_view("fxsr"),      std::string_view("prefetchwt1"),
+    std::string_view("tbm"),     std::string_view("xop"),       std::string_view("lwp"),
+    std::string_view("enqcmd")};
 
 }  // namespace
 
@@ -99,8 +102,10 @@ Result<HostFacts> receive_hello(Link& link, std::chrono::milliseconds silence) {
                 .late_pages = hello.late_pages(),
                 .cpu_features = {hello.cpu_features().begin(), hello.cpu_features().end()}};
   if (out.protocol != kProtocol) {
-    return fail(Kind::unsupported, "ferry {} on {} speaks version {} of the protocol between hosts, this ferry {} speaks version {}: install the same ferry on both",
-                out.version, link.peer(), out.protocol, FERRY_VERSION, kProtocol);
+    return fail(
+        Kind::unsupported,
+        "ferry {} on {} speaks version {} of the protocol between hosts, this ferry {} speaks version {}: install the same ferry on both",
+        out.version, link.peer(), out.protocol, FERRY_VERSION, kProtocol);
   }
   return out;
 }
@@ -108,7 +113,8 @@ Result<HostFacts> receive_hello(Link& link, std::chrono::milliseconds silence) {
 std::vector<std::string> host_obstacles(const HostFacts& source, const HostFacts& destination) {
   std::vector<std::string> out;
   if (source.architecture != destination.architecture) {
-    out.push_back(fmt::format("the destination is a {} machine and the source a {} one", destination.architecture, source.architecture));
+    out.push_back(fmt::format("the destination is a {} machine and the source a {} one", destination.architecture,
+                              source.architecture));
     return out;
   }
   std::string missing;
@@ -118,7 +124,9 @@ std::vector<std::string> host_obstacles(const HostFacts& source, const HostFacts
     }
   }
   if (!missing.empty()) {
-    out.push_back(fmt::format("the destination's processor lacks {}, which programs of the container may have chosen to use: move it to a host with the same or a newer processor", missing));
+    out.push_back(fmt::format(
+        "the destination's processor lacks {}, which programs of the container may have chosen to use: move it to a host with the same or a newer processor",
+        missing));
   }
   return out;
 }
@@ -168,7 +176,8 @@ Result<ClockRelation> relate_clocks(Link& link) {
     }
     // Its clocks were read before ours.
     const state::timens::Clocks ahead = state::timens::Clocks{static_cast<std::int64_t>(pong.first_monotonic_ns()),
-                                                              static_cast<std::int64_t>(pong.first_boottime_ns())} - here;
+                                                              static_cast<std::int64_t>(pong.first_boottime_ns())} -
+                                        here;
     best.first_ahead.monotonic_ns = std::max(best.first_ahead.monotonic_ns, ahead.monotonic_ns);
     best.first_ahead.boottime_ns = std::max(best.first_ahead.boottime_ns, ahead.boottime_ns);
     best.has_time_namespaces = pong.first_boottime_ns() != 0;

@@ -18,11 +18,11 @@ inline constexpr std::uint32_t kProtocol = 6;
 
 struct HostFacts {
   std::uint32_t protocol = kProtocol;
-  std::string version;       // of ferry
+  std::string version;  // of ferry
   std::string name;
   std::string kernel;
   std::string architecture;
-  bool late_pages = false;   // a tree can run before its memory has come
+  bool late_pages = false;             // a tree can run before its memory has come
   std::set<std::string> cpu_features;  // as /proc/cpuinfo names them, those that programs use
 };
 Result<HostFacts> facts_of_this_host();

@@ -70,7 +70,8 @@ Result<void> Link::wait(Transport::Wait wanted, std::chrono::milliseconds silenc
   for (;;) {
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
     if (left <= 0) {
-      return fail(Kind::gone, "{} has been silent for {} s", peer_, std::chrono::duration_cast<std::chrono::seconds>(silence).count());
+      return fail(Kind::gone, "{} has been silent for {} s", peer_,
+                  std::chrono::duration_cast<std::chrono::seconds>(silence).count());
     }
     std::array<pollfd, 3> fds{pollfd{.fd = wanted.fd, .events = wanted.events, .revents = 0},
                               pollfd{.fd = interrupt_, .events = POLLIN, .revents = 0},
@@ -108,8 +109,7 @@ Result<void> Link::rest_until(std::chrono::steady_clock::time_point end) const {
 
 Result<void> Link::send_frame(FrameKind kind, std::span<const std::byte> head, std::span<const std::byte> body) {
   Head frame{.kind = static_cast<std::uint32_t>(kind), .zero = 0, .length = head.size() + body.size()};
-  std::array<iovec, 3> parts{iovec{&frame, sizeof frame},
-                             iovec{const_cast<std::byte*>(head.data()), head.size()},
+  std::array<iovec, 3> parts{iovec{&frame, sizeof frame}, iovec{const_cast<std::byte*>(head.data()), head.size()},
                              iovec{const_cast<std::byte*>(body.data()), body.size()}};
   std::size_t left = sizeof frame + head.size() + body.size();
   if (pace_ != nullptr) {
@@ -257,7 +257,8 @@ Result<void> Link::parse_control(std::span<const std::byte> body, wire::Message&
     return fail(Kind::corrupt, "a message from {} cannot be understood", peer_);
   }
   if (message.kind_case() == wire::Message::KIND_NOT_SET) {
-    return fail(Kind::unsupported, "{} sent a message that this ferry does not know: use the same version on both hosts", peer_);
+    return fail(Kind::unsupported,
+                "{} sent a message that this ferry does not know: use the same version on both hosts", peer_);
   }
   if (message.has_failure()) {
     return fail(Kind::os, "{}: {}", peer_, message.failure().reason());

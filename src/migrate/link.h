@@ -106,11 +106,11 @@ class Link {
   int interrupt_ = -1;
   int end_ = -1;
   std::string end_sentence_;
-  std::string peer_;         // "host h2", for sentences
-  std::uint64_t sent_ = 0;   // bytes
+  std::string peer_;                 // "host h2", for sentences
+  std::uint64_t sent_ = 0;           // bytes
   std::vector<std::byte> gathered_;  // of the frame that poll_frame() is about
   std::size_t have_ = 0;
-  bool starved_ = false;     // what is pending is less than a record
+  bool starved_ = false;  // what is pending is less than a record
 };
 
 }  // namespace ferry::migrate

@@ -188,7 +188,9 @@ Result<std::vector<Entry>> entries(const std::string& directory) {
       }
     }
   }
-  std::sort(out.begin(), out.end(), [](const Entry& a, const Entry& b) { return std::tie(a.began, a.move, a.role) < std::tie(b.began, b.move, b.role); });
+  std::sort(out.begin(), out.end(), [](const Entry& a, const Entry& b) {
+    return std::tie(a.began, a.move, a.role) < std::tie(b.began, b.move, b.role);
+  });
   return out;
 }
 

@@ -27,22 +27,22 @@ enum class Outcome : std::uint8_t { moved, stayed };
 struct Entry {
   std::string move;
   Role role = Role::source;
-  std::string container_id;    // of the container on this host; empty while there is no twin
+  std::string container_id;  // of the container on this host; empty while there is no twin
   std::string container_name;
-  std::string peer;            // the other host
-  std::string rsh;             // by which it was reached; source only
-  std::string docker_host;     // DOCKER_HOST
-  pid_t pid = 0;               // of ferry
+  std::string peer;              // the other host
+  std::string rsh;               // by which it was reached; source only
+  std::string docker_host;       // DOCKER_HOST
+  pid_t pid = 0;                 // of ferry
   std::uint64_t start_time = 0;  // of that process, as /proc/PID/stat has it
-  std::int64_t began = 0;      // seconds since 1970
+  std::int64_t began = 0;        // seconds since 1970
   std::int64_t changed = 0;
   Step step = Step::look;
   int round = 0;
   std::uint64_t pages_left = 0;  // written during that round
   // Post-copy: the destination took the tree, or is about to, and part of its memory is on the source only.
   bool pages_due = false;
-  bool disconnected = false;   // nothing is fetched at the moment
-  bool in_doubt = false;       // the source was told to ask, and nobody answers
+  bool disconnected = false;  // nothing is fetched at the moment
+  bool in_doubt = false;      // the source was told to ask, and nobody answers
   // To undo, or to do in the place of the ferry that is gone:
   bool restarts_suspended = false;
   std::string restart_policy = "no";
@@ -52,7 +52,7 @@ struct Entry {
   std::string freeze_cgroup;
   std::vector<std::string> volumes_made;  // for the twin
   std::vector<std::string> put_aside;     // directories of volumes whose content made room
-  pid_t root = 0;  // of the twin
+  pid_t root = 0;                         // of the twin
   pid_t shim = 0;
   // Who has the container, once that is known, and since when there is nothing left to do.
   std::optional<Outcome> outcome;

@@ -23,7 +23,7 @@ TEST(Pace, KeepsTheRateOverALongTime) {
 TEST(Pace, LetsALateSenderCatchUpButNotForEver) {
   Pace pace(10 * kMiB);
   const Pace::Clock::time_point begin(seconds(1000));
-  EXPECT_EQ(pace.book(begin, 2 * kMiB), begin);                    // 2.5 MiB had been saved
+  EXPECT_EQ(pace.book(begin, 2 * kMiB), begin);  // 2.5 MiB had been saved
   EXPECT_GT(pace.book(begin, 2 * kMiB), begin + milliseconds(100));
   const auto later = begin + seconds(60);
   EXPECT_EQ(pace.book(later, 2 * kMiB), later);

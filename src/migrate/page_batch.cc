@@ -83,7 +83,8 @@ Result<void> PageBatch::send(Link& link, bool pack) {
       packer_ = std::make_unique<Packer>();
     }
     // With room for less than there is, what does not become smaller is an error and goes as it is.
-    const std::size_t size = ZSTD_compressCCtx(packer_->context.get(), packer_->packed.data(), filled_ - 1, content.data(), filled_, kLevel);
+    const std::size_t size =
+        ZSTD_compressCCtx(packer_->context.get(), packer_->packed.data(), filled_ - 1, content.data(), filled_, kLevel);
     if (ZSTD_isError(size) == 0) {
       head.packing = Packing::zstd;
       content = std::span(packer_->packed).first(size);
@@ -129,7 +130,8 @@ Result<void> BatchReader::read(std::span<const std::byte> body, std::string_view
   if (type != image::Type::pagemap && type != image::Type::pagemap_shmem) {
     return fail(Kind::corrupt, "{} sent pages of an image that has none", peer);
   }
-  if (head.runs > kBatchRuns || head.content > kBatchContent || head.reserved != 0 || body.size() < head.runs * sizeof(PageRun)) {
+  if (head.runs > kBatchRuns || head.content > kBatchContent || head.reserved != 0 ||
+      body.size() < head.runs * sizeof(PageRun)) {
     return fail(Kind::corrupt, "{} sent pages whose head does not fit them", peer);
   }
   std::vector<PageRun> runs(head.runs);
@@ -154,7 +156,8 @@ Result<void> BatchReader::read(std::span<const std::byte> body, std::string_view
       unpacker_ = std::make_unique<Unpacker>();
     }
     content_.resize(head.content);
-    const std::size_t size = ZSTD_decompressDCtx(unpacker_->context.get(), content_.data(), content_.size(), body.data(), body.size());
+    const std::size_t size =
+        ZSTD_decompressDCtx(unpacker_->context.get(), content_.data(), content_.size(), body.data(), body.size());
     if (ZSTD_isError(size) != 0) {
       return fail(Kind::corrupt, "{} sent packed pages that cannot be unpacked: {}", peer, ZSTD_getErrorName(size));
     }

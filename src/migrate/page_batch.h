@@ -36,7 +36,7 @@ struct PageRun {
 };
 static_assert(sizeof(PageRun) == 16);
 
-inline constexpr std::size_t kBatchContent = 1U << 20;  // bytes at most
+inline constexpr std::size_t kBatchContent = 1U << 20;           // bytes at most
 inline constexpr std::size_t kBatchRuns = kBatchContent / 4096;  // each has a page at least that went through tail()
 
 // One that is being filled.

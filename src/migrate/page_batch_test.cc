@@ -84,10 +84,10 @@ TEST(PageBatch, SendsTheContentOfPagesThatAreNotZeroAndThePlaceOfAll) {
     const auto runs = receive_one(*ends.there, &wire);
     ASSERT_TRUE(runs);
     const std::vector<SentRun> expected{{0x10000, 1, ""},
-                                    {0x11000, 2, page_of('a') + page_of('b')},
-                                    {0x13000, 1, ""},
-                                    {0x50000, 1, page_of('c')},
-                                    {0x51000, 2, ""}};
+                                        {0x11000, 2, page_of('a') + page_of('b')},
+                                        {0x13000, 1, ""},
+                                        {0x50000, 1, page_of('c')},
+                                        {0x51000, 2, ""}};
     EXPECT_EQ(*runs, expected);
     if (pack) {
       EXPECT_LT(wire, kPage);
@@ -127,7 +127,12 @@ TEST(PageBatch, IsFullWhenNoFurtherPageFits) {
 }
 
 struct Wire {  // a batch as it might come from anybody
-  BatchHead head{.image_type = static_cast<std::uint32_t>(image::Type::pagemap), .packing = Packing::none, .image_id = 42, .runs = 1, .reserved = 0, .content = kPage};
+  BatchHead head{.image_type = static_cast<std::uint32_t>(image::Type::pagemap),
+                 .packing = Packing::none,
+                 .image_id = 42,
+                 .runs = 1,
+                 .reserved = 0,
+                 .content = kPage};
   PageRun run{0x10000, 1, 0};
   std::string content = page_of('x');
 };
@@ -137,10 +142,11 @@ Result<void> read_wire(const Wire& wire) {
   bytes.append(reinterpret_cast<const char*>(&wire.run), sizeof wire.run).append(wire.content);
   BatchReader reader;
   bool taken = false;
-  auto out = reader.read(std::as_bytes(std::span(bytes)), "somebody", [&](image::Name, std::span<const ArrivedPages>) -> Result<void> {
-    taken = true;
-    return {};
-  });
+  auto out = reader.read(std::as_bytes(std::span(bytes)), "somebody",
+                         [&](image::Name, std::span<const ArrivedPages>) -> Result<void> {
+                           taken = true;
+                           return {};
+                         });
   EXPECT_EQ(taken, out.has_value()) << "pages were taken of a batch that was refused";
   return out;
 }

@@ -84,13 +84,15 @@ Result<void> PageIntake::read(Stream& stream) {
 Result<void> PageIntake::await(std::uint64_t mark, bool last) {
   std::unique_lock<std::mutex> held(lock_);
   const auto here = [&] {
-    return !failure_ || std::all_of(streams_.begin(), streams_.end(), [&](const auto& stream) { return stream->mark >= mark; });
+    return !failure_ ||
+           std::all_of(streams_.begin(), streams_.end(), [&](const auto& stream) { return stream->mark >= mark; });
   };
   if (!changed_.wait_for(held, kMarkLimit, here)) {
     return fail(Kind::gone, "mark {} of the pages did not come", mark);
   }
   FERRY_CHECK(failure_);
-  if (std::any_of(streams_.begin(), streams_.end(), [&](const auto& stream) { return stream->mark != mark || stream->ended != last; })) {
+  if (std::any_of(streams_.begin(), streams_.end(),
+                  [&](const auto& stream) { return stream->mark != mark || stream->ended != last; })) {
     return fail(Kind::corrupt, "the source's pages and its messages do not belong together");
   }
   return {};

@@ -31,7 +31,8 @@ std::uint64_t bytes_of(const std::vector<sys::PageRange>& ranges) {
 
 }  // namespace
 
-PageStreams::PageStreams(Link& control, std::vector<Link>& direct, bool compress) : compress_(compress), direct_(!direct.empty()), nice_(::getpriority(PRIO_PROCESS, 0)) {
+PageStreams::PageStreams(Link& control, std::vector<Link>& direct, bool compress)
+    : compress_(compress), direct_(!direct.empty()), nice_(::getpriority(PRIO_PROCESS, 0)) {
   const auto add_worker = [&](Link& link) {
     workers_.push_back(std::make_unique<Worker>());
     workers_.back()->link = &link;

@@ -37,8 +37,8 @@ class PageStreams {
 
   // Memory of a process, which may run.  A page that cannot be read is left out: it has just been unmapped, and
   // if it comes back it counts as written.  `memory`: its /proc/PID/mem, needed for what may not be read otherwise.
-  void add(image::Name pagemap, HostPid pid, std::shared_ptr<const UniqueFd> memory, const std::vector<sys::PageRange>& ranges,
-           state::memory::Reading reading = state::memory::Reading::fast);
+  void add(image::Name pagemap, HostPid pid, std::shared_ptr<const UniqueFd> memory,
+           const std::vector<sys::PageRange>& ranges, state::memory::Reading reading = state::memory::Reading::fast);
   // Pages that have to arrive in order, and those before them of the same pagemap.
   Result<void> send_in_order(PageBatch& batch);
   // Until everything has left; `meanwhile` is called ten times a second.  Errors: the first of any connection.
@@ -96,7 +96,9 @@ class PageStreams {
 // that an empty pagemap arrives as well.
 class OrderedPages : public image::PageSink {
  public:
-  OrderedPages(PageStreams& streams, image::Name pagemap) : streams_(streams), pagemap_(pagemap) { batch_.begin(pagemap); }
+  OrderedPages(PageStreams& streams, image::Name pagemap) : streams_(streams), pagemap_(pagemap) {
+    batch_.begin(pagemap);
+  }
   void describe(std::uint64_t vaddr, std::uint64_t page_count, std::uint32_t flags) override;
   Result<void> append(std::span<const std::byte> pages) override;
   Result<void> finish() override;

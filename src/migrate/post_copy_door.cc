@@ -43,7 +43,8 @@ Result<UniqueFd> open_door(const std::string& path) {
   if (!out) {
     return sys_fail("socket(AF_UNIX)");
   }
-  if (::bind(out.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 || ::listen(out.get(), kWaiting) != 0) {
+  if (::bind(out.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 ||
+      ::listen(out.get(), kWaiting) != 0) {
     return sys_fail(fmt::format("listening at {}", path));
   }
   return out;
@@ -64,7 +65,8 @@ Result<Brought> take_what_is_brought(int socket) {
   if (got.bytes == 0 || got.fds.size() != 2) {
     return fail(Kind::corrupt, "a process came to bring a connection for memory, and brought none");
   }
-  return Brought{std::move(got.fds[0]), std::move(got.fds[1]), text[0] == 'd', std::string(text.data() + 1, got.bytes - 1)};
+  return Brought{std::move(got.fds[0]), std::move(got.fds[1]), text[0] == 'd',
+                 std::string(text.data() + 1, got.bytes - 1)};
 }
 
 Result<void> bring_connection(const std::string& move, const Link& link, bool direct, const std::string& reached) {

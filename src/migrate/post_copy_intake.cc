@@ -27,7 +27,8 @@ Result<UniqueFd> make_eventfd() {
 
 }  // namespace
 
-Result<std::unique_ptr<PostCopyIntake>> PostCopyIntake::open(const std::string& move, const std::string& freeze_cgroup, std::string peer) {
+Result<std::unique_ptr<PostCopyIntake>> PostCopyIntake::open(const std::string& move, const std::string& freeze_cgroup,
+                                                             std::string peer) {
   FERRY_TRY(auto warden, PostCopyWarden::post(freeze_cgroup));
   auto out = std::unique_ptr<PostCopyIntake>(new PostCopyIntake(std::move(warden), std::move(peer)));
   FERRY_TRY(out->wake_, make_eventfd());
@@ -185,7 +186,8 @@ Result<bool> PostCopyIntake::wake_up() {
 }
 
 void PostCopyIntake::let_in(Session session) {
-  log::info("pages come over {}", session.direct.empty() ? std::string("the remote shell") : fmt::format("{} direct connections", session.direct.size()));
+  log::info("pages come over {}", session.direct.empty() ? std::string("the remote shell")
+                                                         : fmt::format("{} direct connections", session.direct.size()));
   if (session.direct.empty()) {
     background_->connect(std::move(*session.control));
     session.control.reset();
@@ -246,7 +248,9 @@ void PostCopyIntake::guard_door() {
 // What the source said to the one that brings the connection was Join; it is answered here.
 Result<PostCopyIntake::Session> PostCopyIntake::greet(UniqueFd bringer) const {
   FERRY_TRY(auto brought, take_what_is_brought(bringer.get()));
-  Session out{std::move(bringer), std::make_unique<Link>(std::move(brought.in), std::move(brought.out), stop_.get(), peer_), {}};
+  Session out{std::move(bringer),
+              std::make_unique<Link>(std::move(brought.in), std::move(brought.out), stop_.get(), peer_),
+              {}};
   wire::Message message;
   message.mutable_done();
   FERRY_CHECK(out.control->send(message));

@@ -28,7 +28,8 @@ namespace ferry::migrate {
 class PostCopyIntake final : public engine::Latecomers {
  public:
   // `freeze_cgroup`: of the tree, which must not go on if this process is killed before everything is here.
-  static Result<std::unique_ptr<PostCopyIntake>> open(const std::string& move, const std::string& freeze_cgroup, std::string peer);
+  static Result<std::unique_ptr<PostCopyIntake>> open(const std::string& move, const std::string& freeze_cgroup,
+                                                      std::string peer);
   PostCopyIntake(const PostCopyIntake&) = delete;
   PostCopyIntake& operator=(const PostCopyIntake&) = delete;
   ~PostCopyIntake() override;
@@ -78,7 +79,7 @@ class PostCopyIntake final : public engine::Latecomers {
 
   PostCopyWarden warden_;
   std::string peer_;
-  std::string path_;      // of listener_
+  std::string path_;  // of listener_
   UniqueFd listener_;
   UniqueFd wake_, end_, stop_;
   std::unique_ptr<PostCopyLane> background_, faults_;

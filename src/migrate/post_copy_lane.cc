@@ -183,16 +183,16 @@ Result<void> PostCopyLane::accept(image::Name name, std::span<const ArrivedPages
   std::uint64_t expected = range.start;
   for (const ArrivedPages& run : runs) {
     const std::uint64_t bytes = run.pages * image::kPageSize;
-    if (name != image::Name{image::Type::pagemap, static_cast<std::uint64_t>(range.pid.value)} || run.vaddr != expected ||
-        bytes > range.end - expected) {
+    if (name != image::Name{image::Type::pagemap, static_cast<std::uint64_t>(range.pid.value)} ||
+        run.vaddr != expected || bytes > range.end - expected) {
       break;
     }
     pieces_.push_back({range.pid, run.vaddr, run.content, run.zeros ? bytes : 0});
     expected += bytes;
   }
   if (expected != range.end) {
-    return fail(Kind::corrupt, "{} was asked for {:#x}-{:#x} of process {}, and its answer has other pages", link_->peer(), range.start,
-                range.end, range.pid);
+    return fail(Kind::corrupt, "{} was asked for {:#x}-{:#x} of process {}, and its answer has other pages",
+                link_->peer(), range.start, range.end, range.pid);
   }
   return {};
 }
@@ -219,8 +219,9 @@ Result<std::optional<lazy::PageSource::Piece>> PostCopyLane::take() {
         FERRY_CHECK(link_->parse_control(body_, message));  // it may be a Failure, with a reason
         return fail(Kind::corrupt, "{} sent a message where pages belong", link_->peer());
       }
-      FERRY_CHECK(reader_.read(body_, link_->peer(),
-                               [this](image::Name name, std::span<const ArrivedPages> runs) { return accept(name, runs); }));
+      FERRY_CHECK(reader_.read(body_, link_->peer(), [this](image::Name name, std::span<const ArrivedPages> runs) {
+        return accept(name, runs);
+      }));
     }
     if (pieces_.empty()) {
       return std::optional<Piece>();

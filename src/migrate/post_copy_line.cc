@@ -59,7 +59,8 @@ Result<std::unique_ptr<PostCopyLine::Session>> PostCopyLine::connect() const {
   const std::string& destination = detour.empty() ? way_.destination : detour;
   FERRY_TRY(RemoteShell shell, RemoteShell::start(way_.rsh, destination, {"ferry", "receive"}));
   auto out = std::make_unique<Session>(Session{std::move(shell), nullptr, {}, {}, false});
-  out->control = std::make_unique<Link>(out->shell.take_output(), out->shell.take_input(), interrupt_.get(), destination);
+  out->control =
+      std::make_unique<Link>(out->shell.take_output(), out->shell.take_input(), interrupt_.get(), destination);
   FERRY_TRY(const HostFacts facts, facts_of_this_host());
   FERRY_CHECK(send_hello(*out->control, facts));
   FERRY_CHECK(receive_hello(*out->control, kAnswerLimit));
@@ -198,7 +199,8 @@ Result<void> PostCopyLine::wait(const std::function<Result<void>(const Standing&
         changed_.wait_for(held, kTell);
       }
       standing = {connected_, complete_, connected_ ? std::string() : trouble_,
-                  connected_ ? std::chrono::seconds(0) : std::chrono::duration_cast<std::chrono::seconds>(Clock::now() - broke_)};
+                  connected_ ? std::chrono::seconds(0)
+                             : std::chrono::duration_cast<std::chrono::seconds>(Clock::now() - broke_)};
     }
     if (standing.complete) {
       return {};

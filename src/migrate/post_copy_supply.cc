@@ -81,7 +81,8 @@ Result<void> PostCopySupply::obey(Link& link) const {
   }
 }
 
-Result<void> PostCopySupply::answer(NsPid name, std::uint64_t vaddr, std::uint64_t bytes, Link& link, PageBatch& batch) const {
+Result<void> PostCopySupply::answer(NsPid name, std::uint64_t vaddr, std::uint64_t bytes, Link& link,
+                                    PageBatch& batch) const {
   Process process;
   {
     const std::lock_guard<std::mutex> held(lock_);

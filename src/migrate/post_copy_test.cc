@@ -40,7 +40,8 @@ class PostCopy : public testing::Test {
  protected:
   void SetUp() override {
     const auto map = [] {
-      return static_cast<std::uint64_t*>(::mmap(nullptr, kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+      return static_cast<std::uint64_t*>(
+          ::mmap(nullptr, kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     };
     here_ = map();
     there_ = map();
@@ -76,7 +77,9 @@ class PostCopy : public testing::Test {
   }
   static std::uint64_t address(const std::uint64_t* at) { return reinterpret_cast<std::uint64_t>(at); }
   static std::uint64_t expected(std::size_t page) { return page % 4 == 0 ? 0 : page + 1; }
-  [[nodiscard]] std::uint64_t first_word(std::size_t page) const { return *static_cast<volatile std::uint64_t*>(there_ + page * kWords); }
+  [[nodiscard]] std::uint64_t first_word(std::size_t page) const {
+    return *static_cast<volatile std::uint64_t*>(there_ + page * kWords);
+  }
   void connect(PostCopyLane& lane) {
     auto [source, destination] = two_ends();
     serving_.emplace_back([this, link = std::move(source)]() mutable { static_cast<void>(supply_.serve(link)); });
@@ -137,10 +140,13 @@ TEST_F(PostCopy, WaitsForANewConnection) {
   ASSERT_EQ(::pipe2(wake.data(), O_CLOEXEC), 0);
   const UniqueFd reader(wake[0]);
   const UniqueFd writer(wake[1]);
-  ASSERT_TRUE(server_.watch(reader.get(), [&]() -> Result<bool> {
-    connect(*background_);
-    return false;
-  }).has_value());
+  ASSERT_TRUE(server_
+                  .watch(reader.get(),
+                         [&]() -> Result<bool> {
+                           connect(*background_);
+                           return false;
+                         })
+                  .has_value());
   std::thread mender([&] {
     breaker.join();
     static_cast<void>(!::write(writer.get(), "", 1));
@@ -170,7 +176,8 @@ TEST_F(PostCopy, AskingNeverWaitsForAConnectionThatTakesNothing) {
   background_->connect(std::move(destination));
   constexpr std::size_t kQuestions = 20000;  // more than a socket holds
   for (std::size_t i = 0; i < kQuestions; ++i) {
-    ASSERT_TRUE(background_->ask({kPid, address(here_) + i % kPages * kPage, address(here_) + (i % kPages + 1) * kPage}).has_value());
+    ASSERT_TRUE(background_->ask({kPid, address(here_) + i % kPages * kPage, address(here_) + (i % kPages + 1) * kPage})
+                    .has_value());
   }
   EXPECT_TRUE(background_->connected());
   std::thread reader([&, link = std::move(source)]() mutable {

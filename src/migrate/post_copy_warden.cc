@@ -24,8 +24,8 @@ namespace {
 constexpr int kDismissed = -1;
 constexpr int kNothing = -2;  // is to be held any more
 
-// A word, which is a number that is not negative or one of the above, and with it a descriptor that is to be held under this
-// number; a number without one is dropped.
+// A word, which is a number that is not negative or one of the above, and with it a descriptor that is to be held under
+// this number; a number without one is dropped.
 struct Word {
   int number = kDismissed;
   UniqueFd fd;

@@ -68,7 +68,8 @@ void Progress::end() {
   if (quiet_) {
     return;
   }
-  print(fmt::format("{:<28} {:>9.1f} ms{}\n", phase.name, phase.ms, phase.bytes == 0 ? "" : "   " + byte_text(phase.bytes)));
+  print(fmt::format("{:<28} {:>9.1f} ms{}\n", phase.name, phase.ms,
+                    phase.bytes == 0 ? "" : "   " + byte_text(phase.bytes)));
 }
 
 void Progress::print(std::string line) {

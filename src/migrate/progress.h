@@ -34,7 +34,9 @@ class Progress {
       rounds_(number, dirty_pages);
     }
   }
-  void watch_rounds(std::function<void(int number, std::uint64_t dirty_pages)> watcher) { rounds_ = std::move(watcher); }
+  void watch_rounds(std::function<void(int number, std::uint64_t dirty_pages)> watcher) {
+    rounds_ = std::move(watcher);
+  }
   void end();
   // A sentence between the phases.
   void say(const std::string& text);

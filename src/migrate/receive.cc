@@ -88,14 +88,16 @@ bool Receiver::leave() {
 
 Result<bool> Receiver::step() {
   const bool holding = stage_ == Stage::taken && !late_;
-  auto frame = link_.receive_head(holding ? std::chrono::milliseconds(kHoldLimit) : std::chrono::milliseconds(kSourceSilence));
+  auto frame =
+      link_.receive_head(holding ? std::chrono::milliseconds(kHoldLimit) : std::chrono::milliseconds(kSourceSilence));
   if (!frame && holding) {
     return output_is_late(frame.error());
   }
   FERRY_CHECK(frame);
   if (frame->kind == FrameKind::pages) {
     FERRY_CHECK(expect(Stage::started, "pages"));
-    FERRY_CHECK(reader_.receive(link_, *frame, [this](image::Name name, std::span<const ArrivedPages> runs) { return put(name, runs); }));
+    FERRY_CHECK(reader_.receive(
+        link_, *frame, [this](image::Name name, std::span<const ArrivedPages> runs) { return put(name, runs); }));
     return false;
   }
   Message message;
@@ -238,11 +240,12 @@ Result<bool> Receiver::join(const wire::Join& join) {
     return true;
   }
   if (entry.ended != 0 || !is_at_work(entry)) {
-    return fail(Kind::gone,
-                "container {} was ended here while a part of its memory was on {} only, because the ferry that fetched it was "
-                "ended; what is left of it stands frozen there, and \"ferry resolve {} --revive-source\" lets it run on there as it was "
-                "when it was given away",
-                entry.container_name, entry.peer, join.move().substr(0, 12));
+    return fail(
+        Kind::gone,
+        "container {} was ended here while a part of its memory was on {} only, because the ferry that fetched it was "
+        "ended; what is left of it stands frozen there, and \"ferry resolve {} --revive-source\" lets it run on there as it was "
+        "when it was given away",
+        entry.container_name, entry.peer, join.move().substr(0, 12));
   }
   FERRY_CHECK(bring_connection(join.move(), link_, join.direct(), reached_address(::getenv("SSH_CONNECTION"))));
   return true;

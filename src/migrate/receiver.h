@@ -35,12 +35,12 @@ namespace ferry::migrate {
 
 // What the source has brought us to.
 enum class Stage {
-  greeted,   // from the handshake; to offered by Offer; Ask and Join end here
-  offered,   // to created by Create; Image stays here
-  created,   // there is a twin; Layer and LogFile stay here, Start leads to started
-  started,   // its skeleton is ours; Precopy, pages, Round, PostCopy, Stale and Delta stay here, Images leads to grown
-  grown,     // only Given leads on
-  taken,     // it runs here; LogTail stays here, Finish ends
+  greeted,  // from the handshake; to offered by Offer; Ask and Join end here
+  offered,  // to created by Create; Image stays here
+  created,  // there is a twin; Layer and LogFile stay here, Start leads to started
+  started,  // its skeleton is ours; Precopy, pages, Round, PostCopy, Stale and Delta stay here, Images leads to grown
+  grown,    // only Given leads on
+  taken,    // it runs here; LogTail stays here, Finish ends
 };
 
 class Receiver {
@@ -94,7 +94,8 @@ class Receiver {
   [[nodiscard]] Result<std::string> freeze_cgroup_of(const container::ShimInfo& shim) const;
 
   // Docker works in a thread with a connection of its own, while this thread serves the criu it starts.
-  Result<engine::Skeleton> serve_start(engine::ReferenceServer& server, const std::string& checkpoint, const std::string& set);
+  Result<engine::Skeleton> serve_start(engine::ReferenceServer& server, const std::string& checkpoint,
+                                       const std::string& set);
 
   Result<bool> precopy();
 
@@ -147,7 +148,7 @@ class Receiver {
   Stage stage_ = Stage::greeted;
   std::string move_;
   std::optional<container::Arrival> arrival_;
-  std::optional<StorageIn> storage_;  // uses it
+  std::optional<StorageIn> storage_;        // uses it
   std::unique_ptr<PostCopyIntake> intake_;  // of a post-copy; outlives the twin
   std::optional<engine::Twin> twin_;
   image::Set looked_at_;  // what the twin's skeleton was made from

@@ -1,5 +1,3 @@
-#include "migrate/receiver.h"
-
 #include <fcntl.h>
 #include <poll.h>
 
@@ -9,6 +7,7 @@
 
 #include "base/log.h"
 #include "migrate/freezer.h"
+#include "migrate/receiver.h"
 #include "state/mount/refill.h"
 #include "sys/file.h"
 
@@ -113,7 +112,8 @@ Result<void> Receiver::fetch_rest() {
       }
     }
     if (!late_ && std::chrono::steady_clock::now() - begin > kHoldLimit) {
-      FERRY_CHECK(output_is_late(Error{.kind = Kind::gone, .what = "the container's memory is being fetched", .during = {}}));
+      FERRY_CHECK(
+          output_is_late(Error{.kind = Kind::gone, .what = "the container's memory is being fetched", .during = {}}));
     }
     const PostCopyIntake::Standing standing = intake_->standing();
     book_->fetching(standing.missing_bytes / image::kPageSize, standing.connected);

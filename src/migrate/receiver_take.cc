@@ -1,11 +1,10 @@
-#include "migrate/receiver.h"
-
 #include <fcntl.h>
 
 #include "base/log.h"
 #include "migrate/announce.h"
 #include "migrate/freezer.h"
 #include "migrate/hello.h"
+#include "migrate/receiver.h"
 #include "migrate/record.h"
 #include "state/net_gate/net_gate.h"
 #include "sys/file.h"
@@ -125,7 +124,9 @@ Result<Understudy> Receiver::post_understudy() {
 Result<bool> Receiver::output_is_late(const Error& error) {
   held_.release();
   late_ = true;
-  notes_.push_back(fmt::format("the last lines of the log did not come in time ({}): they may stand behind later ones, or be missing", error.message()));
+  notes_.push_back(fmt::format(
+      "the last lines of the log did not come in time ({}): they may stand behind later ones, or be missing",
+      error.message()));
   return false;
 }
 

@@ -1,5 +1,3 @@
-#include "migrate/receiver.h"
-
 #include <fcntl.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
@@ -12,6 +10,7 @@
 #include "container/run_directory.h"
 #include "migrate/freezer.h"
 #include "migrate/pump.h"
+#include "migrate/receiver.h"
 #include "migrate/record.h"
 #include "sys/file.h"
 
@@ -29,7 +28,8 @@ constexpr std::chrono::seconds kStartLimit(180);
 Result<bool> Receiver::offered(const wire::Offer& offer) {
   FERRY_CHECK(check_move_id(offer.move()));
   move_ = offer.move();
-  FERRY_TRY(Arrival arrival, Arrival::plan(docker_, offer.container_json(), offer.networks_json(), offer.volumes_json()));
+  FERRY_TRY(Arrival arrival,
+            Arrival::plan(docker_, offer.container_json(), offer.networks_json(), offer.volumes_json()));
   arrival_.emplace(std::move(arrival));
   storage_.emplace(link_, *arrival_);
   FERRY_CHECK(open_logbook());
@@ -109,7 +109,8 @@ Result<bool> Receiver::start(const wire::Start& start) {
   FERRY_CHECK(container::make_run_directory());
   const std::string socket = fmt::format("{}/{}.sock", container::kRunDirectory, move_);
   FERRY_TRY(auto server, engine::ReferenceServer::listen(socket));
-  FERRY_TRY(const auto reference, arrival_->refer(socket, {start.descriptors().begin(), start.descriptors().end()}, start.tcp_close()));
+  FERRY_TRY(const auto reference,
+            arrival_->refer(socket, {start.descriptors().begin(), start.descriptors().end()}, start.tcp_close()));
   FERRY_TRY(const engine::Skeleton skeleton, serve_start(server, reference.name(), set));
   FERRY_TRY(engine::Twin twin, engine::Twin::adopt(skeleton));
   twin_.emplace(std::move(twin));
@@ -129,7 +130,8 @@ Result<bool> Receiver::start(const wire::Start& start) {
   taken_record_.emplace(std::move(taken));
   FERRY_TRY(PageFiles pages, PageFiles::make());
   pages_.emplace(std::move(pages));
-  FERRY_CHECK(streams_.begin_pages([this](image::Name name, std::span<const ArrivedPages> runs) { return put(name, runs); }));
+  FERRY_CHECK(
+      streams_.begin_pages([this](image::Name name, std::span<const ArrivedPages> runs) { return put(name, runs); }));
   stage_ = Stage::started;
   return done();
 }
@@ -139,7 +141,8 @@ Result<std::string> Receiver::freeze_cgroup_of(const container::ShimInfo& shim) 
   return facts.freeze_cgroup;
 }
 
-Result<engine::Skeleton> Receiver::serve_start(engine::ReferenceServer& server, const std::string& checkpoint, const std::string& set) {
+Result<engine::Skeleton> Receiver::serve_start(engine::ReferenceServer& server, const std::string& checkpoint,
+                                               const std::string& set) {
   FERRY_TRY(looked_at_, image::decode(set).during("reading what the source looked like"));
   const UniqueFd failed(::eventfd(0, EFD_CLOEXEC));
   if (!failed) {

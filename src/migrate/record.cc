@@ -77,7 +77,8 @@ Draft::~Draft() {
 Result<bool> Draft::publish() {
   // Through /proc, since AT_EMPTY_PATH asks for more privileges (open(2), O_TMPFILE).
   const int linked = working_name_.empty()
-                         ? ::linkat(AT_FDCWD, fmt::format("/proc/self/fd/{}", file_.get()).c_str(), folder_.get(), name_.c_str(), AT_SYMLINK_FOLLOW)
+                         ? ::linkat(AT_FDCWD, fmt::format("/proc/self/fd/{}", file_.get()).c_str(), folder_.get(),
+                                    name_.c_str(), AT_SYMLINK_FOLLOW)
                          : ::linkat(folder_.get(), working_name_.c_str(), folder_.get(), name_.c_str(), 0);
   if (linked != 0) {
     if (errno == EEXIST) {
@@ -162,11 +163,11 @@ Result<GivenRecord> decode_given(std::string_view json) {
     return fail(Kind::corrupt, "the record of the move is damaged, or from another version of ferry");
   }
   GivenRecord out;
-  for (const auto& [key, field] : {std::pair{"move", &out.move}, std::pair{"container", &out.container_id},
-                                   std::pair{"name", &out.container_name}, std::pair{"destination", &out.destination},
-                                   std::pair{"rsh", &out.rsh}, std::pair{"docker_host", &out.docker_host},
-                                   std::pair{"freeze_cgroup", &out.freeze_cgroup},
-                                   std::pair{"restart_policy", &out.restart_policy}}) {
+  for (const auto& [key, field] :
+       {std::pair{"move", &out.move}, std::pair{"container", &out.container_id}, std::pair{"name", &out.container_name},
+        std::pair{"destination", &out.destination}, std::pair{"rsh", &out.rsh},
+        std::pair{"docker_host", &out.docker_host}, std::pair{"freeze_cgroup", &out.freeze_cgroup},
+        std::pair{"restart_policy", &out.restart_policy}}) {
     const Json value = root.value(key, Json());
     if (!value.is_string()) {
       // Not a const char*: clang could take that for fail()'s own last parameter.

@@ -37,7 +37,8 @@ class Draft {
   [[nodiscard]] std::string path() const { return directory_ + "/" + name_; }
 
  private:
-  Draft(std::string directory, std::string name, std::string text) : directory_(std::move(directory)), name_(std::move(name)), text_(std::move(text)) {}
+  Draft(std::string directory, std::string name, std::string text)
+      : directory_(std::move(directory)), name_(std::move(name)), text_(std::move(text)) {}
   std::string directory_, name_, text_;
   std::string working_name_;  // where a file without a name cannot be had
   UniqueFd folder_, file_;
@@ -66,7 +67,7 @@ struct GivenRecord {
   std::string restart_policy;
   long restart_retries = 0;
   bool keep_source = false;
-  bool post_copy = false;     // a destination that took the tree still fetches its memory from the frozen one
+  bool post_copy = false;  // a destination that took the tree still fetches its memory from the frozen one
 };
 std::string encode_given(const GivenRecord& record);
 Result<GivenRecord> decode_given(std::string_view json);

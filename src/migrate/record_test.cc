@@ -89,7 +89,8 @@ TEST(RemoteShellCommand, IsSplitAsAShellWould) {
 TEST(RemoteShellDestination, IsNoOption) { EXPECT_FALSE(RemoteShell::start("ssh", "-oProxyCommand=x", {})); }
 
 TEST(HostObstacles, NameWhatTheDestinationLacks) {
-  const HostFacts old{.version = {}, .name = {}, .kernel = {}, .architecture = "x86_64", .cpu_features = {"avx", "sse2"}};
+  const HostFacts old{
+      .version = {}, .name = {}, .kernel = {}, .architecture = "x86_64", .cpu_features = {"avx", "sse2"}};
   HostFacts fresh = old;
   fresh.cpu_features.insert("avx512f");
   EXPECT_TRUE(host_obstacles(old, fresh).empty());

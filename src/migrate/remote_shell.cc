@@ -147,7 +147,8 @@ Result<RemoteShell> RemoteShell::start(const std::string& command, const std::st
   posix_spawnattr_destroy(&attributes);
   posix_spawn_file_actions_destroy(&actions);
   if (failed != 0) {
-    return Result<RemoteShell>(sys_fail(failed, fmt::format("starting {}", words.front()))).during("reaching {}", destination);
+    return Result<RemoteShell>(sys_fail(failed, fmt::format("starting {}", words.front())))
+        .during("reaching {}", destination);
   }
   RemoteShell shell;
   shell.name_ = words.front() + " " + destination;
@@ -160,7 +161,8 @@ Result<RemoteShell> RemoteShell::start(const std::string& command, const std::st
   ::fcntl(shell.output_.get(), F_SETPIPE_SZ, 1 << 20);  // where it is not allowed, it stays as it is
   shell.errors_ = std::make_shared<Errors>();
   shell.destination_ = destination;
-  shell.reader_ = std::thread([from = std::move(errors[0]), to = shell.errors_, destination] { to->read(from, destination); });
+  shell.reader_ =
+      std::thread([from = std::move(errors[0]), to = shell.errors_, destination] { to->read(from, destination); });
   return shell;
 }
 

@@ -57,7 +57,10 @@ std::string time_text(double ms) {
   if (ms >= 1000) {
     return fmt::format("{:.{}f} s", ms / 1000, ms < 10000 ? 2 : 1);
   }
-  return ms == 0 ? "0" : ms >= 100 ? fmt::format("{:.0f} ms", ms) : ms >= 1 ? fmt::format("{:.1f} ms", ms) : fmt::format("{:.2f} ms", ms);
+  return ms == 0     ? "0"
+         : ms >= 100 ? fmt::format("{:.0f} ms", ms)
+         : ms >= 1   ? fmt::format("{:.1f} ms", ms)
+                     : fmt::format("{:.2f} ms", ms);
 }
 
 std::string rate_text(std::uint64_t bytes, double ms) {
@@ -85,15 +88,18 @@ class Page {
   std::string out_;
 };
 
-std::string colour(std::size_t index, std::string_view name) { return name == "move" ? "hot" : fmt::format("c{}", index % 7); }
+std::string colour(std::size_t index, std::string_view name) {
+  return name == "move" ? "hot" : fmt::format("c{}", index % 7);
+}
 
 // Lines at round values over the width of a drawing.
 void draw_grid(Page& page, double most, double height) {
   const double step = grid_step(most);
   for (double at = 0; at <= most * 1.0001; at += step) {
     const double x = at / most * kWidth;
-    page.put(R"(<line x1="{0:.1f}" y1="0" x2="{0:.1f}" y2="{1:.0f}"/><text class="s" x="{2:.1f}" y="{3:.0f}"{4}>{5}</text>)", x, height,
-             std::min(x + 4, kWidth), height + 14, x + 60 > kWidth ? R"( text-anchor="end")" : "", time_text(at));
+    page.put(
+        R"(<line x1="{0:.1f}" y1="0" x2="{0:.1f}" y2="{1:.0f}"/><text class="s" x="{2:.1f}" y="{3:.0f}"{4}>{5}</text>)",
+        x, height, std::min(x + 4, kWidth), height + 14, x + 60 > kWidth ? R"( text-anchor="end")" : "", time_text(at));
   }
 }
 
@@ -116,12 +122,13 @@ void draw_cascade(Page& page, const std::vector<Bar>& bars, double most, std::st
     const double width = std::max(bar.ms / most * kWidth, kLeast);
     const std::string label = fmt::format("{} · {}", escaped(bar.name), time_text(bar.ms));
     const bool left = x + width > kWidth * 0.6;
-    page.put(R"(<rect class="{}" x="{:.1f}" y="{:.0f}" width="{:.1f}" height="{:.0f}" rx="3"><title>{}</title></rect>)", bar.colour, x, y, width,
-             kRow - 6, label);
+    page.put(R"(<rect class="{}" x="{:.1f}" y="{:.0f}" width="{:.1f}" height="{:.0f}" rx="3"><title>{}</title></rect>)",
+             bar.colour, x, y, width, kRow - 6, label);
     if (left && width > kWidth * 0.4) {
       page.put(R"(<text x="{:.1f}" y="{:.0f}" style="fill:#fff">{}</text>)", x + 8, y + 13, label);
     } else {
-      page.put(R"(<text x="{:.1f}" y="{:.0f}"{}>{}</text>)", left ? x - 6 : x + width + 6, y + 13, left ? R"( text-anchor="end")" : "", label);
+      page.put(R"(<text x="{:.1f}" y="{:.0f}"{}>{}</text>)", left ? x - 6 : x + width + 6, y + 13,
+               left ? R"( text-anchor="end")" : "", label);
     }
     y += kRow;
   }
@@ -143,8 +150,9 @@ void put_timeline(Page& page, const SendReport& report) {
   page.raw("<table><tr><th>phase</th><th>time</th><th>share</th><th>sent</th></tr>");
   for (std::size_t i = 0; i < report.phases.size(); ++i) {
     const Phase& phase = report.phases[i];
-    page.put(R"(<tr><td><i class="k {}"></i>{}</td><td>{}</td><td>{:.0f} %</td><td>{}</td></tr>)", bars[i].colour, escaped(phase.name),
-             time_text(phase.ms), at > 0 ? phase.ms / at * 100 : 0, phase.bytes == 0 ? "–" : byte_text(phase.bytes));
+    page.put(R"(<tr><td><i class="k {}"></i>{}</td><td>{}</td><td>{:.0f} %</td><td>{}</td></tr>)", bars[i].colour,
+             escaped(phase.name), time_text(phase.ms), at > 0 ? phase.ms / at * 100 : 0,
+             phase.bytes == 0 ? "–" : byte_text(phase.bytes));
   }
   page.raw("</table></section>");
 }
@@ -159,26 +167,33 @@ void draw_rounds(Page& page, const std::vector<Round>& rounds) {
   // From a quarter of a page up: the last rounds are thousandths of the first.
   constexpr double kLeastBytes = 1024;
   const auto y_of = [&](double value, double most) {
-    return value <= kLeastBytes ? kHeight : kHeight - std::log10(value / kLeastBytes) / std::log10(std::max(most / kLeastBytes, 10.0)) * kHeight;
+    return value <= kLeastBytes
+               ? kHeight
+               : kHeight - std::log10(value / kLeastBytes) / std::log10(std::max(most / kLeastBytes, 10.0)) * kHeight;
   };
   const double slot = kWidth / static_cast<double>(rounds.size());
   const double width = std::min(slot * 0.3, 46.0);
-  page.put(R"(<svg viewBox="0 -8 {:.0f} {:.0f}" role="img" aria-label="bytes written and sent in each round, logarithmic">)", kWidth, kHeight + 36);
+  page.put(
+      R"(<svg viewBox="0 -8 {:.0f} {:.0f}" role="img" aria-label="bytes written and sent in each round, logarithmic">)",
+      kWidth, kHeight + 36);
   for (const double bytes : {32.0 * 1024, 1024.0 * 1024, 32.0 * 1024 * 1024, 1024.0 * 1024 * 1024}) {
     if (bytes < most_bytes) {
       const double y = y_of(bytes, most_bytes);
-      page.put(R"(<line x1="0" x2="{0:.0f}" y1="{1:.1f}" y2="{1:.1f}"/><text class="s" x="0" y="{2:.1f}">{3}</text>)", kWidth, y,
-               y - 3, byte_text(static_cast<std::uint64_t>(bytes)));
+      page.put(R"(<line x1="0" x2="{0:.0f}" y1="{1:.1f}" y2="{1:.1f}"/><text class="s" x="0" y="{2:.1f}">{3}</text>)",
+               kWidth, y, y - 3, byte_text(static_cast<std::uint64_t>(bytes)));
     }
   }
   for (std::size_t i = 0; i < rounds.size(); ++i) {
     const double middle = slot * (static_cast<double>(i) + 0.5);
-    const std::array<std::pair<double, const char*>, 2> pair{std::pair{static_cast<double>(rounds[i].dirty), "c3"}, std::pair{static_cast<double>(rounds[i].bytes), "c0"}};
+    const std::array<std::pair<double, const char*>, 2> pair{std::pair{static_cast<double>(rounds[i].dirty), "c3"},
+                                                             std::pair{static_cast<double>(rounds[i].bytes), "c0"}};
     double x = middle - width;
     for (const auto& [value, shade] : pair) {
       const double y = y_of(value, most_bytes);
-      page.put(R"(<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="2"><title>round {}: {}</title></rect>)", shade, x,
-               std::min(y, kHeight - kLeast), width - 2, std::max(kHeight - y, kLeast), i + 1, byte_text(static_cast<std::uint64_t>(value)));
+      page.put(
+          R"(<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="2"><title>round {}: {}</title></rect>)",
+          shade, x, std::min(y, kHeight - kLeast), width - 2, std::max(kHeight - y, kLeast), i + 1,
+          byte_text(static_cast<std::uint64_t>(value)));
       x += width;
     }
     if (rounds.size() <= 16 || i % 4 == 0) {
@@ -192,16 +207,19 @@ void put_rounds(Page& page, const SendReport& report, const PageFacts& facts) {
   if (report.rounds.empty()) {
     return;
   }
-  page.put("<section><h2>Memory, in rounds</h2><p><i class=\"k c3\"></i>written since the round before &nbsp; <i class=\"k c0\"></i>sent, without pages of "
-           "zeros. Heights are logarithmic. The rounds end when one takes no longer than {}.</p>",
-           time_text(facts.downtime_limit_ms));
+  page.put(
+      "<section><h2>Memory, in rounds</h2><p><i class=\"k c3\"></i>written since the round before &nbsp; <i class=\"k c0\"></i>sent, without pages of "
+      "zeros. Heights are logarithmic. The rounds end when one takes no longer than {}.</p>",
+      time_text(facts.downtime_limit_ms));
   draw_rounds(page, report.rounds);
-  page.raw("<table><tr><th>round</th><th>time</th><th>written</th><th>sent</th><th>throughput</th><th>dirty rate</th></tr>");
+  page.raw(
+      "<table><tr><th>round</th><th>time</th><th>written</th><th>sent</th><th>throughput</th><th>dirty rate</th></tr>");
   double before = 0;
   for (std::size_t i = 0; i < report.rounds.size(); ++i) {
     const Round& round = report.rounds[i];
-    page.put("<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>", i + 1, time_text(round.ms), byte_text(round.dirty),
-             byte_text(round.bytes), rate_text(round.bytes, round.ms), i == 0 ? "–" : rate_text(round.dirty, before));
+    page.put("<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>", i + 1, time_text(round.ms),
+             byte_text(round.dirty), byte_text(round.bytes), rate_text(round.bytes, round.ms),
+             i == 0 ? "–" : rate_text(round.dirty, before));
     before = round.ms;
   }
   page.raw("</table></section>");
@@ -228,8 +246,9 @@ void put_pause(Page& page, const SendReport& report) {
     bars.push_back({part.name, part.ms, at, fmt::format("c{}", i % 4)});
     at += part.ms;
   }
-  page.put("<section><h2>The pause: {}</h2><p>Give or take {}, since two clocks were read. Much of what the destination did (“there”) it did while the source was busy, too.</p>",
-           time_text(report.pause_ms), time_text(report.pause_error_ms));
+  page.put(
+      "<section><h2>The pause: {}</h2><p>Give or take {}, since two clocks were read. Much of what the destination did (“there”) it did while the source was busy, too.</p>",
+      time_text(report.pause_ms), time_text(report.pause_error_ms));
   double most = std::max(report.pause_ms, 1e-3);
   for (const Bar& bar : bars) {
     most = std::max(most, bar.from + bar.ms);
@@ -249,15 +268,17 @@ std::string report_page(const SendReport& report, const PageFacts& facts) {
     total += phase.ms;
   }
   const std::string title = fmt::format("{} → {}", escaped(report.container), escaped(facts.destination));
-  page.put("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">"
-           "<title>ferry: {}</title><style>",
-           title);
+  page.put(
+      "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">"
+      "<title>ferry: {}</title><style>",
+      title);
   page.raw(kStyle);
-  page.put("</style></head><body><main><h1>{}</h1><p>Moved by ferry, {}.</p><div class=\"facts\">", title, escaped(facts.when));
-  page.put("<div class=\"hot\"><b>{}</b><span>pause</span></div><div><b>{}</b><span>from first to last</span></div>", time_text(report.pause_ms),
-           time_text(total));
-  page.put("<div><b>{}</b><span>sent in all</span></div><div><b>{}</b><span>{} of memory</span></div></div>", byte_text(report.bytes),
-           report.rounds.size(), report.rounds.size() == 1 ? "round" : "rounds");
+  page.put("</style></head><body><main><h1>{}</h1><p>Moved by ferry, {}.</p><div class=\"facts\">", title,
+           escaped(facts.when));
+  page.put("<div class=\"hot\"><b>{}</b><span>pause</span></div><div><b>{}</b><span>from first to last</span></div>",
+           time_text(report.pause_ms), time_text(total));
+  page.put("<div><b>{}</b><span>sent in all</span></div><div><b>{}</b><span>{} of memory</span></div></div>",
+           byte_text(report.bytes), report.rounds.size(), report.rounds.size() == 1 ? "round" : "rounds");
   put_timeline(page, report);
   put_rounds(page, report, facts);
   put_pause(page, report);

@@ -18,7 +18,8 @@ SendReport some_report() {
 
 TEST(ReportPage, NamesEveryPhaseRoundAndPartOfThePause) {
   const std::string page = report_page(some_report(), {.destination = "h2", .when = "today", .downtime_limit_ms = 20});
-  for (const char* const part : {"reach h2", "send memory", "7.5 ms", "hand over", "there: record", "1.0 MiB", "<td>2</td>"}) {
+  for (const char* const part :
+       {"reach h2", "send memory", "7.5 ms", "hand over", "there: record", "1.0 MiB", "<td>2</td>"}) {
     EXPECT_NE(page.find(part), std::string::npos) << part;
   }
 }

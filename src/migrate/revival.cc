@@ -20,10 +20,11 @@ std::string wish_path(const std::string& move) { return fmt::format("{}/{}.reviv
 
 // Whatever the user believes.
 Error has_it(const GivenRecord& record) {
-  return Error{.kind = Kind::invalid,
-               .what = fmt::format("{} answers, and says that it has container {}: run here as well, it would have two lives",
-                                   record.destination, record.container_name),
-               .during = {}};
+  return Error{
+      .kind = Kind::invalid,
+      .what = fmt::format("{} answers, and says that it has container {}: run here as well, it would have two lives",
+                          record.destination, record.container_name),
+      .during = {}};
 }
 
 }  // namespace
@@ -45,12 +46,14 @@ Result<std::string> revive(const GivenRecord& record) {
   FERRY_TRY(std::string sentence, act(record, Decision::refused));
   forget_revival(record.move);
   if (!fate.has_value()) {
-    sentence = fmt::format("container {} runs on here as it was when it was given to {}; should that host come back, end the container "
-                           "there before it does anything (docker rm --force {})",
-                           record.container_name, record.destination, record.container_name);
+    sentence = fmt::format(
+        "container {} runs on here as it was when it was given to {}; should that host come back, end the container "
+        "there before it does anything (docker rm --force {})",
+        record.container_name, record.destination, record.container_name);
   } else if (fate->lost) {
-    sentence = fmt::format("container {} runs on here as it was when it was given to {}, where it was ended before it had its memory",
-                           record.container_name, record.destination);
+    sentence = fmt::format(
+        "container {} runs on here as it was when it was given to {}, where it was ended before it had its memory",
+        record.container_name, record.destination);
   }
   return sentence;
 }
@@ -58,7 +61,8 @@ Result<std::string> revive(const GivenRecord& record) {
 Result<std::string> revive_source(const Entry& entry) {
   const auto given = read_given(entry.move);
   if (entry.role != Role::source || !given.has_value()) {
-    return fail(Kind::invalid, "container {} was not given away by this host: there is nothing to revive", entry.container_name);
+    return fail(Kind::invalid, "container {} was not given away by this host: there is nothing to revive",
+                entry.container_name);
   }
   if (const auto fate = ask_fate(given->rsh, given->destination, given->move);
       fate.has_value() && fate->decision == Decision::taken && !fate->lost) {
@@ -77,8 +81,11 @@ Result<std::string> revive_source(const Entry& entry) {
       }
     }
     if (std::chrono::steady_clock::now() > end) {
-      return fail(Kind::os, "the ferry that has the move of container {} in hand (process {}) has not let it run on within {} s; it is to do "
-                  "so when it finds that {} does not answer", entry.container_name, now.pid, kPatience.count(), given->destination);
+      return fail(
+          Kind::os,
+          "the ferry that has the move of container {} in hand (process {}) has not let it run on within {} s; it is to do "
+          "so when it finds that {} does not answer",
+          entry.container_name, now.pid, kPatience.count(), given->destination);
     }
     std::this_thread::sleep_for(kPoll);
   }

@@ -1,4 +1,5 @@
-// The user's last word on a move whose destination is lost: the frozen source runs on, as it was when it was given away.
+// The user's last word on a move whose destination is lost: the frozen source runs on, as it was when it was given
+// away.
 //
 // It is against the rule that only the destination's word thaws a source, and so it is for the user alone to say, who
 // can know that the other host will not come back.  A destination that answers is believed more than the user.

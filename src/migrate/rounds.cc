@@ -140,8 +140,8 @@ Result<Round> Rounds::round(Progress* progress) {
       continue;
     }
     out.dirty += state::memory::count_pages(scan->written) * kPageSize;
-    streams_->add(pagemap_of(it.ns_pid), pid,
-                  std::make_shared<const UniqueFd>(std::move(*memory)), scan->written, it.reading);
+    streams_->add(pagemap_of(it.ns_pid), pid, std::make_shared<const UniqueFd>(std::move(*memory)), scan->written,
+                  it.reading);
     ++watched;
   }
   FERRY_CHECK(streams_->drain([&] {
@@ -155,7 +155,8 @@ Result<Round> Rounds::round(Progress* progress) {
   message.mutable_round()->set_dirty_pages(out.dirty / kPageSize);
   message.mutable_round()->set_mark(mark);
   FERRY_CHECK(control_->send(message));
-  FERRY_CHECK(await_done("the pages have arrived", progress != nullptr ? std::chrono::milliseconds(kAnswerLimit) : kCatchUpAnswerLimit));
+  FERRY_CHECK(await_done("the pages have arrived",
+                         progress != nullptr ? std::chrono::milliseconds(kAnswerLimit) : kCatchUpAnswerLimit));
   out.bytes = streams_->content_bytes() - content_before;
   out.wire = streams_->wire_bytes() - wire_before;
   out.ms = ms_since(begin);
@@ -206,7 +207,8 @@ Result<void> Rounds::postpone(PostCopySupply& supply) {
   return {};
 }
 
-Result<Controller::Step> Rounds::run(const Controller::Limits& limits, Progress& progress, Throttle* throttle, StorageOut* storage) {
+Result<Controller::Step> Rounds::run(const Controller::Limits& limits, Progress& progress, Throttle* throttle,
+                                     StorageOut* storage) {
   const auto begin = Clock::now();
   Controller controller(limits);
   double share = 1;
@@ -219,13 +221,14 @@ Result<Controller::Step> Rounds::run(const Controller::Limits& limits, Progress&
     last.files_ms = files_ms;
     last.ms += files_ms;
     // Files take their time in the pause, too, and memory is written meanwhile: as finding what was written.
-    const auto step = controller.after({.ms = last.ms, .scan_ms = last.scan_ms + files_ms, .dirty = last.dirty, .wire = last.wire}, ms_since(begin));
+    const auto step = controller.after(
+        {.ms = last.ms, .scan_ms = last.scan_ms + files_ms, .dirty = last.dirty, .wire = last.wire}, ms_since(begin));
     last.share = share;
     last.predicted_ms = rounds_.empty() ? 0 : controller.predicted_ms();
     rounds_.push_back(last);
     progress.round(static_cast<int>(rounds_.size()), last.dirty / kPageSize);
-    log::debug("round {}: {} KiB written, {} KiB sent, {:.1f} ms, a pause of {:.1f} ms", rounds_.size(), last.dirty >> 10, last.bytes >> 10,
-               last.ms, last.predicted_ms);
+    log::debug("round {}: {} KiB written, {} KiB sent, {:.1f} ms, a pause of {:.1f} ms", rounds_.size(),
+               last.dirty >> 10, last.bytes >> 10, last.ms, last.predicted_ms);
     if (step == Controller::Step::hand_over && storage != nullptr && storage->worth_another(limits.pause_ms) &&
         static_cast<int>(rounds_.size()) < limits.rounds) {
       continue;  // memory would fit, files do not yet
@@ -248,7 +251,9 @@ Result<Controller::Step> Rounds::run(const Controller::Limits& limits, Progress&
       case Controller::Step::slower:
         FERRY_CHECK(throttle->slow_to(controller.share()));
         share = controller.share();
-        progress.say(fmt::format("it writes faster than its memory can be sent: from here on it has {:.0f} % of its processor time", share * 100));
+        progress.say(fmt::format(
+            "it writes faster than its memory can be sent: from here on it has {:.0f} % of its processor time",
+            share * 100));
         break;
       case Controller::Step::hand_over:
       case Controller::Step::postpone:

@@ -48,7 +48,9 @@ class Rounds {
   // Errors: unsupported, if this kernel cannot watch memory.
   static Result<Rounds> watch(Link& control, PageStreams& streams, HostPid root, std::set<NsPid> skeletons);
   // Watches nothing: all memory is sent in the freeze, to its final place nevertheless.
-  static Rounds none(Link& control, PageStreams& streams, std::set<NsPid> skeletons) { return {control, streams, std::move(skeletons)}; }
+  static Rounds none(Link& control, PageStreams& streams, std::set<NsPid> skeletons) {
+    return {control, streams, std::move(skeletons)};
+  }
   // Shared memory goes with the rounds as well, and in the freeze only what differs.
   void take_along(SegmentsOut segments) { segments_ = std::move(segments); }
   // Shared memory alone, until little of it is written meanwhile, where private memory comes later.
@@ -59,7 +61,8 @@ class Rounds {
   // Sends until the controller says hand_over, postpone or give_up, which is the value.
   // `throttle`: nullptr if the container must not be slowed down, or cannot be.
   // `storage`: files that changed go before each round of memory.
-  Result<Controller::Step> run(const Controller::Limits& limits, Progress& progress, Throttle* throttle, StorageOut* storage = nullptr);
+  Result<Controller::Step> run(const Controller::Limits& limits, Progress& progress, Throttle* throttle,
+                               StorageOut* storage = nullptr);
 
   // What can wait is not sent in the freeze: it is left to `supply`, which has to outlive this.  The destination drops
   // what it has of that while there is time.

@@ -31,7 +31,9 @@ using image::kPageSize;
 
 constexpr std::size_t kChunk = 1U << 20;
 
-double ms_since(Clock::time_point begin) { return std::chrono::duration<double, std::milli>(Clock::now() - begin).count(); }
+double ms_since(Clock::time_point begin) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
+}
 
 // As much as there is; what a truncation has taken away meanwhile is zeros.
 Result<void> read_chunk(int fd, std::span<std::byte> into, std::uint64_t at) {
@@ -193,7 +195,8 @@ Result<SegmentsOut> SegmentsOut::find(HostPid root, const std::set<std::uint32_t
       break;
     }
     const auto text = sys::read_file(fmt::format("/proc/{}/maps", pid));
-    const auto mappings = text.has_value() ? sys::parse_maps(*text) : Result<std::vector<sys::Mapping>>(std::vector<sys::Mapping>());
+    const auto mappings =
+        text.has_value() ? sys::parse_maps(*text) : Result<std::vector<sys::Mapping>>(std::vector<sys::Mapping>());
     FERRY_CHECK(mappings);
     for (const sys::Mapping& m : *mappings) {
       const auto shmid = static_cast<std::uint32_t>(m.inode);

@@ -44,7 +44,9 @@ class PageSums {
 // Pages that are not described are zeros.
 class SegmentPages : public image::PageSink {
  public:
-  SegmentPages(PageStreams& streams, image::Name pagemap, PageSums& sums) : streams_(streams), sums_(sums) { batch_.begin(pagemap); }
+  SegmentPages(PageStreams& streams, image::Name pagemap, PageSums& sums) : streams_(streams), sums_(sums) {
+    batch_.begin(pagemap);
+  }
   void describe(std::uint64_t offset, std::uint64_t page_count, std::uint32_t flags) override;
   Result<void> append(std::span<const std::byte> pages) override;
   Result<void> finish() override;

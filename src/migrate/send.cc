@@ -78,16 +78,22 @@ Result<Logbook> open_logbook(const SendOptions& options, const Departure& depart
 Error what_the_user_did(Docker& docker, const container::Container& container, Error error) {
   const auto now = docker.container(container.id);
   if (!now && now.error().kind == Kind::gone) {
-    return Error{.kind = Kind::gone, .what = fmt::format("container {} was removed while it was being moved", container.name), .during = {}};
+    return Error{.kind = Kind::gone,
+                 .what = fmt::format("container {} was removed while it was being moved", container.name),
+                 .during = {}};
   }
   if (now && !now->running()) {
     const bool paused = now->status == "paused";
     return Error{.kind = Kind::gone,
-                 .what = fmt::format("container {} {} while it was being moved; it stays here, {}", container.name, paused ? "was paused" : "ended", now->status),
+                 .what = fmt::format("container {} {} while it was being moved; it stays here, {}", container.name,
+                                     paused ? "was paused" : "ended", now->status),
                  .during = {}};
   }
   if (now && now->pid != container.pid) {
-    return Error{.kind = Kind::invalid, .what = fmt::format("container {} was started anew while it was being moved; it stays here", container.name), .during = {}};
+    return Error{
+        .kind = Kind::invalid,
+        .what = fmt::format("container {} was started anew while it was being moved; it stays here", container.name),
+        .during = {}};
   }
   return error;
 }

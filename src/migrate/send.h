@@ -21,42 +21,42 @@ enum class Mode : std::uint8_t {
 };
 
 struct SendOptions {
-  std::string container;       // id or name
+  std::string container;  // id or name
   std::string destination;
   std::string rsh = "ssh";
   bool keep_source = false;
   bool drop_exec = false;
   bool tcp_close = false;
   Mode mode = Mode::automatic;
-  bool precopy = true;         // memory is sent while the container runs
+  bool precopy = true;                           // memory is sent while the container runs
   std::chrono::milliseconds downtime_limit{20};  // the rounds go on until the rest takes no longer
   int max_rounds = 30;
   std::chrono::seconds timeout{600};  // for the rounds
-  bool auto_converge = true;   // a container that writes too fast is slowed down
-  bool switch_anyway = false;  // when rounds or time are used up; otherwise the container stays
+  bool auto_converge = true;          // a container that writes too fast is slowed down
+  bool switch_anyway = false;         // when rounds or time are used up; otherwise the container stays
   StreamOptions streams;
   container::VolumeChoice volumes;
-  bool quiet = false;          // nothing on standard output
+  bool quiet = false;  // nothing on standard output
 };
 
 struct SendReport {
-  std::string container;       // name
-  double pause_ms = 0;         // from before the first thread was stopped until the tree ran again
-  double pause_error_ms = 0;   // how wrong that may be, since two clocks were read
-  double predicted_pause_ms = 0;  // by the last round; 0 if there was none
+  std::string container;           // name
+  double pause_ms = 0;             // from before the first thread was stopped until the tree ran again
+  double pause_error_ms = 0;       // how wrong that may be, since two clocks were read
+  double predicted_pause_ms = 0;   // by the last round; 0 if there was none
   std::vector<Round> rounds;       // of memory, the last ones within the pause
   std::vector<Phase> pause_parts;  // what it was spent on
-  std::size_t streams = 0;     // direct connections; 0: everything went through the remote shell
-  std::uint64_t bytes = 0;     // all that was sent
+  std::size_t streams = 0;         // direct connections; 0: everything went through the remote shell
+  std::uint64_t bytes = 0;         // all that was sent
   std::uint64_t image_bytes = 0;
   std::uint64_t layer_bytes = 0;
   std::uint64_t memory_bytes = 0;
   std::uint64_t postponed_bytes = 0;  // of memory, fetched after the hand-over
   struct Fetched {
-    std::uint64_t pages = 0;  // those of zeros apart
-    double ms = 0;            // from when the container ran until the last one was there
+    std::uint64_t pages = 0;                              // those of zeros apart
+    double ms = 0;                                        // from when the container ran until the last one was there
     std::uint64_t faults = 0, median_us = 0, p99_us = 0;  // that waited for one, and how long
-  } fetched;                       // what the destination says of that
+  } fetched;                                              // what the destination says of that
   std::vector<Phase> phases;
   std::vector<std::string> notes;
 };

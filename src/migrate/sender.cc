@@ -135,13 +135,15 @@ Result<void> Sender::send_image() {
   FERRY_TRY(report_.image_bytes, send_written(
                                      streams_.bulk(),
                                      [&](int fd) -> Result<void> {
-                                       FERRY_TRY(sent, container::export_image(docker_, departure_.image().id, present_, fd));
+                                       FERRY_TRY(sent,
+                                                 container::export_image(docker_, departure_.image().id, present_, fd));
                                        return {};
                                      },
                                      [&](std::uint64_t bytes) { progress_.bytes(bytes); }));
   FERRY_CHECK(wait_done());
   progress_.bytes(report_.image_bytes);
-  progress_.say(fmt::format("{} of {} image layers were missing there: {}", sent.layers_sent, sent.layers, byte_text(report_.image_bytes)));
+  progress_.say(fmt::format("{} of {} image layers were missing there: {}", sent.layers_sent, sent.layers,
+                            byte_text(report_.image_bytes)));
   return {};
 }
 
@@ -183,14 +185,16 @@ Result<std::uint64_t> Sender::send_piece(const Message& head, const container::L
   std::vector<std::byte> buffer(256 << 10);
   std::uint64_t at = piece.from;
   while (at < piece.to) {
-    const ssize_t got = ::pread(piece.fd.get(), buffer.data(), std::min<std::uint64_t>(buffer.size(), piece.to - at), static_cast<off_t>(at));
+    const ssize_t got = ::pread(piece.fd.get(), buffer.data(), std::min<std::uint64_t>(buffer.size(), piece.to - at),
+                                static_cast<off_t>(at));
     if (got < 0 && errno != EINTR) {
       return sys_fail("pread(log)");
     }
     if (got == 0) {
       return fail(Kind::corrupt, "the log of container {} became shorter while it was read", name());
     }
-    FERRY_CHECK(streams_.bulk().send_bulk(std::span(buffer).first(static_cast<std::size_t>(std::max<ssize_t>(got, 0)))));
+    FERRY_CHECK(
+        streams_.bulk().send_bulk(std::span(buffer).first(static_cast<std::size_t>(std::max<ssize_t>(got, 0)))));
     at += static_cast<std::uint64_t>(std::max<ssize_t>(got, 0));
   }
   FERRY_CHECK(streams_.bulk().end_bulk());
@@ -202,7 +206,9 @@ Error Sender::explained(Error error) {
     Message message;
     const auto last = link_.receive(message, std::chrono::seconds(5));
     if (last && message.has_refused()) {
-      return Error{.kind = Kind::os, .what = fmt::format("{}: {}", options_.destination, message.refused().reason()), .during = {}};
+      return Error{.kind = Kind::os,
+                   .what = fmt::format("{}: {}", options_.destination, message.refused().reason()),
+                   .during = {}};
     }
     if (!last && last.error().kind == Kind::os) {
       return last.error();

@@ -29,9 +29,16 @@ namespace ferry::migrate {
 
 class Sender {
  public:
-  Sender(const SendOptions& options, container::Docker& docker, container::Departure& departure, Logbook& book, RemoteShell& shell, int interrupt)
-      : options_(options), docker_(docker), departure_(departure), book_(book), shell_(shell),
-        storage_(departure), link_(shell.take_output(), shell.take_input(), interrupt, options.destination), streams_(link_, options.streams),
+  Sender(const SendOptions& options, container::Docker& docker, container::Departure& departure, Logbook& book,
+         RemoteShell& shell, int interrupt)
+      : options_(options),
+        docker_(docker),
+        departure_(departure),
+        book_(book),
+        shell_(shell),
+        storage_(departure),
+        link_(shell.take_output(), shell.take_input(), interrupt, options.destination),
+        streams_(link_, options.streams),
         progress_(kPhases, options.quiet) {}
 
   Result<SendReport> run();
@@ -99,11 +106,11 @@ class Sender {
   const SendOptions& options_;
   container::Docker& docker_;
   container::Departure& departure_;
-  bool keeps_addresses_ = false;  // the twin has the same ones
-  std::set<NsPid> skeletons_;     // that the destination has
+  bool keeps_addresses_ = false;      // the twin has the same ones
+  std::set<NsPid> skeletons_;         // that the destination has
   std::set<std::uint32_t> segments_;  // shared memory that the destination has a file for
-  std::optional<Rounds> rounds_;  // what was sent ahead
-  double look_ms_ = 0;            // how long the look took
+  std::optional<Rounds> rounds_;      // what was sent ahead
+  double look_ms_ = 0;                // how long the look took
   std::optional<Throttle> throttle_;
   std::unique_ptr<PostCopySupply> supply_;  // of what is fetched after the hand-over
   std::unique_ptr<PostCopyLine> line_;      // uses it

@@ -1,5 +1,3 @@
-#include "migrate/sender.h"
-
 #include <stdlib.h>
 
 #include <chrono>
@@ -7,6 +5,7 @@
 #include "engine/checkpoint.h"
 #include "migrate/hand_over.h"
 #include "migrate/message.pb.h"
+#include "migrate/sender.h"
 #include "state/timens/timens.h"
 
 namespace ferry::migrate {
@@ -93,8 +92,10 @@ Result<std::string> Sender::with_clocks_of_destination(const std::string& look) 
   FERRY_TRY(image::Set set, image::decode(look));
   FERRY_TRY(const state::timens::Clocks offsets, state::timens::root_offsets(set));
   if (!clocks_.has_time_namespaces && !clocks_.same_boot) {
-    return fail(Kind::unsupported, "the kernel of {} has no time namespaces (CONFIG_TIME_NS), so that CLOCK_MONOTONIC of the container could not go on there",
-                options_.destination);
+    return fail(
+        Kind::unsupported,
+        "the kernel of {} has no time namespaces (CONFIG_TIME_NS), so that CLOCK_MONOTONIC of the container could not go on there",
+        options_.destination);
   }
   FERRY_CHECK(state::timens::go_on(set, clocks_.translate(offsets)));
   return image::encode(set);
@@ -137,7 +138,8 @@ Result<void> Sender::copy_ahead() {
                                   .time_ms = static_cast<double>(options_.timeout.count()) * 1000,
                                   .may_slow = throttle_.has_value(),
                                   .may_postpone = can_postpone};
-  FERRY_TRY(const Controller::Step step, rounds_->run(limits, progress_, throttle_.has_value() ? &*throttle_ : nullptr, &storage_));
+  FERRY_TRY(const Controller::Step step,
+            rounds_->run(limits, progress_, throttle_.has_value() ? &*throttle_ : nullptr, &storage_));
   const Round& last = rounds_->rounds().back();
   report_.predicted_pause_ms = last.predicted_ms;
   std::uint64_t sent = 0;
@@ -145,30 +147,34 @@ Result<void> Sender::copy_ahead() {
     sent += round.bytes;
   }
   progress_.bytes(sent);
-  progress_.say(fmt::format("{} rounds, the last one {} in {:.1f} ms", rounds_->rounds().size(), byte_text(last.bytes), last.ms));
+  progress_.say(
+      fmt::format("{} rounds, the last one {} in {:.1f} ms", rounds_->rounds().size(), byte_text(last.bytes), last.ms));
   if (step == Controller::Step::postpone) {
     FERRY_CHECK(postpone_rest());
   }
   if (step == Controller::Step::give_up && !options_.switch_anyway) {
-    return fail(Kind::os,
-                "container {} writes faster than its memory can be sent{}: after {} rounds {} were left, which take {:.0f} ms; "
-                "it stays here.  Allow a longer pause with --downtime-limit, or switch anyway with --switch-anyway",
-                name(), last.share < 1 ? fmt::format(", even with {:.0f} % of its processor time", last.share * 100) : "",
-                rounds_->rounds().size(), byte_text(last.bytes), last.ms);
+    return fail(
+        Kind::os,
+        "container {} writes faster than its memory can be sent{}: after {} rounds {} were left, which take {:.0f} ms; "
+        "it stays here.  Allow a longer pause with --downtime-limit, or switch anyway with --switch-anyway",
+        name(), last.share < 1 ? fmt::format(", even with {:.0f} % of its processor time", last.share * 100) : "",
+        rounds_->rounds().size(), byte_text(last.bytes), last.ms);
   }
   return departure_.check_again();
 }
 
 Result<void> Sender::postpone_rest() {
-  progress_.say(fmt::format("the rest of its memory follows when container {} runs on {}: until it is there, its memory is on both "
-                            "hosts, and if one of them is lost, so is the container.  --mode pre-copy excludes that",
-                            name(), options_.destination));
+  progress_.say(fmt::format(
+      "the rest of its memory follows when container {} runs on {}: until it is there, its memory is on both "
+      "hosts, and if one of them is lost, so is the container.  --mode pre-copy excludes that",
+      name(), options_.destination));
   Message message;
   message.mutable_post_copy();
   FERRY_CHECK(link_.send(message));
   FERRY_CHECK(wait_done());
   supply_ = std::make_unique<PostCopySupply>(options_.streams.compress);
-  line_ = std::make_unique<PostCopyLine>(PostCopyLine::Way{record_.move, options_.destination, options_.rsh, options_.streams}, *supply_);
+  line_ = std::make_unique<PostCopyLine>(
+      PostCopyLine::Way{record_.move, options_.destination, options_.rsh, options_.streams}, *supply_);
   FERRY_TRY(const std::string why_not, line_->open());
   if (!why_not.empty()) {
     report_.notes.push_back(why_not);
@@ -238,8 +244,8 @@ Result<void> Sender::hand_over() {
     report_.notes.push_back("the source did not end cleanly: " + moved.error().message());
     static_cast<void>(docker_.kill(container.id));
   }
-  const std::uint64_t end = keeper.resumed_ns() == 0 ? monotonic_ns()
-                                                     : keeper.resumed_ns() - static_cast<std::uint64_t>(clocks_.ahead_ns);
+  const std::uint64_t end =
+      keeper.resumed_ns() == 0 ? monotonic_ns() : keeper.resumed_ns() - static_cast<std::uint64_t>(clocks_.ahead_ns);
   const std::uint64_t begin = keeper.times().begun_ns;
   report_.pause_ms = static_cast<double>(end - begin) / 1e6;
   report_.pause_error_ms = static_cast<double>(clocks_.error_ns) / 1e6;
@@ -276,7 +282,8 @@ void Sender::finish() {
     }
   };
   note(departure_.wait_until_stopped());
-  note(connected_ ? send_rest() : Result<void>(fail(Kind::gone, "the connection broke, so the last lines of the log stayed here")));
+  note(connected_ ? send_rest()
+                  : Result<void>(fail(Kind::gone, "the connection broke, so the last lines of the log stayed here")));
   note(departure_.leave(options_.keep_source));
 }
 

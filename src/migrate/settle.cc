@@ -11,8 +11,8 @@
 #include "container/docker.h"
 #include "container/move_target.h"
 #include "migrate/announce.h"
-#include "migrate/doubt.h"
 #include "migrate/door.h"
+#include "migrate/doubt.h"
 #include "migrate/freezer.h"
 #include "migrate/mend.h"
 #include "migrate/revival.h"
@@ -48,7 +48,8 @@ Result<std::string> end(Entry entry, Outcome outcome, std::string sentence) {
   entry.outcome = outcome;
   entry.in_doubt = false;
   entry.reason = sentence;
-  entry.ended = std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  entry.ended =
+      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
   entry.changed = entry.ended;
   FERRY_CHECK(save_entry(entry, false));
   return sentence;
@@ -66,7 +67,8 @@ Result<std::string> keep_source(const Entry& entry) {
     FERRY_TRY(Docker docker, docker_of(entry));
     FERRY_CHECK(give_policy_back(docker, entry));
   }
-  return end(entry, Outcome::stayed, fmt::format("container {} did not move to {}; it stays here", entry.container_name, entry.peer));
+  return end(entry, Outcome::stayed,
+             fmt::format("container {} did not move to {}; it stays here", entry.container_name, entry.peer));
 }
 
 Result<std::string> settle_source(const Entry& entry) {
@@ -92,7 +94,9 @@ Result<std::string> settle_source(const Entry& entry) {
   left.freeze_cgroup = entry.freeze_cgroup;
   left.keep_source = entry.keep_source;
   FERRY_CHECK(end_source(docker, left));
-  return end(entry, Outcome::moved, fmt::format("container {} runs on {}; what was left of it here is removed", entry.container_name, entry.peer));
+  return end(
+      entry, Outcome::moved,
+      fmt::format("container {} runs on {}; what was left of it here is removed", entry.container_name, entry.peer));
 }
 
 // It was taken: nobody else has it.
@@ -101,7 +105,8 @@ Result<std::string> keep_twin(const Entry& entry) {
   if (pids.has_value() && !pids->empty()) {
     FERRY_TRY(const int lost, mend_connections(entry.freeze_cgroup, Mend::reset));
     if (lost > 0) {
-      log::warning("{} connections of container {} were reset: what they had to send was lost with ferry", lost, entry.container_name);
+      log::warning("{} connections of container {} were reset: what they had to send was lost with ferry", lost,
+                   entry.container_name);
     }
     FERRY_CHECK(reopen_door_of(pids->front()));
     FERRY_CHECK(thaw(entry.freeze_cgroup));
@@ -116,17 +121,20 @@ Result<std::string> keep_twin(const Entry& entry) {
     FERRY_TRY(Docker docker, docker_of(entry));
     FERRY_CHECK(give_policy_back(docker, entry));
   }
-  return end(entry, Outcome::moved, fmt::format("container {} came from {} and runs here", entry.container_name, entry.peer));
+  return end(entry, Outcome::moved,
+             fmt::format("container {} came from {} and runs here", entry.container_name, entry.peer));
 }
 
 // It was taken, and nobody can bring the rest of its memory any more: with zeros in its place it must not run.
 Result<std::string> end_twin(const Entry& entry) {
   FERRY_CHECK(freeze(entry.freeze_cgroup));
   FERRY_CHECK(kill_frozen(entry.freeze_cgroup));
-  return end(entry, Outcome::moved,
-             fmt::format("container {} had to be ended: the ferry that fetched its memory from {} was ended before all of it was here; "
-                         "what is left of it stands frozen there",
-                         entry.container_name, entry.peer));
+  return end(
+      entry, Outcome::moved,
+      fmt::format(
+          "container {} had to be ended: the ferry that fetched its memory from {} was ended before all of it was here; "
+          "what is left of it stands frozen there",
+          entry.container_name, entry.peer));
 }
 
 Result<std::string> settle_destination(const Entry& entry) {
@@ -157,7 +165,8 @@ Result<std::string> settle_destination(const Entry& entry) {
     FERRY_TRY(Docker docker, docker_of(entry));
     FERRY_CHECK(container::undo_volumes(docker, entry.volumes_made, entry.put_aside, entry.move));
   }
-  return end(entry, Outcome::stayed, fmt::format("container {} did not come from {}; its twin is removed", entry.container_name, entry.peer));
+  return end(entry, Outcome::stayed,
+             fmt::format("container {} did not come from {}; its twin is removed", entry.container_name, entry.peer));
 }
 
 }  // namespace
@@ -171,10 +180,12 @@ Result<std::string> settle(const std::string& move, Role role) {
   }
   FERRY_CHECK(entry);
   if (entry->ended == 0 && is_at_work(*entry)) {
-    return fail(Kind::invalid, "the move of container {} is in the hands of process {}, which still runs", entry->container_name, entry->pid);
+    return fail(Kind::invalid, "the move of container {} is in the hands of process {}, which still runs",
+                entry->container_name, entry->pid);
   }
-  auto settled = entry->ended != 0 ? Result<std::string>(entry->reason)
-                                   : role == Role::source ? settle_source(*entry) : settle_destination(*entry);
+  auto settled = entry->ended != 0      ? Result<std::string>(entry->reason)
+                 : role == Role::source ? settle_source(*entry)
+                                        : settle_destination(*entry);
   forget_lock(move);
   return settled;
 }

@@ -41,24 +41,24 @@ struct StepInfo {
 };
 
 inline constexpr std::array<StepInfo, 18> kSteps{{
-    {Step::look, "look", true, false, false},          // what Docker knows of the container
-    {Step::reach, "reach", true, false, false},        // the remote shell and the greeting
-    {Step::offer, "offer", true, true, false},         // what is in the way
-    {Step::image, "image", true, true, false},         // missing layers
-    {Step::twin, "twin", true, true, false},           // from here on there is something to undo
-    {Step::files, "files", true, true, false},         // writable layer, log
-    {Step::start, "start", true, true, false},         // the look at the tree; the runtime starts the twin
-    {Step::rounds, "rounds", true, true, false},       // memory, while the container runs
-    {Step::freeze, "freeze", true, false, false},      // entered before the tree is stopped
-    {Step::grow, "grow", false, true, true},           // the tree is complete on the destination
-    {Step::record, "record", true, false, true},       // GIVEN is written, and not sent
-    {Step::given, "given", true, false, true},         // it was sent
-    {Step::hold, "hold", false, true, true},           // the twin's tree no longer needs the receiver
-    {Step::taken, "taken", false, true, true},         // TAKEN is written, the tree is still held
-    {Step::resumed, "resumed", false, true, true},     // it runs, and the source does not know yet
-    {Step::decided, "decided", true, false, true},     // the source knows, and has not acted
-    {Step::pages, "pages", true, true, false},         // post-copy: it runs there, and its memory follows
-    {Step::finish, "finish", true, true, false},       // the log's last lines, the restart policy, the source's end
+    {Step::look, "look", true, false, false},       // what Docker knows of the container
+    {Step::reach, "reach", true, false, false},     // the remote shell and the greeting
+    {Step::offer, "offer", true, true, false},      // what is in the way
+    {Step::image, "image", true, true, false},      // missing layers
+    {Step::twin, "twin", true, true, false},        // from here on there is something to undo
+    {Step::files, "files", true, true, false},      // writable layer, log
+    {Step::start, "start", true, true, false},      // the look at the tree; the runtime starts the twin
+    {Step::rounds, "rounds", true, true, false},    // memory, while the container runs
+    {Step::freeze, "freeze", true, false, false},   // entered before the tree is stopped
+    {Step::grow, "grow", false, true, true},        // the tree is complete on the destination
+    {Step::record, "record", true, false, true},    // GIVEN is written, and not sent
+    {Step::given, "given", true, false, true},      // it was sent
+    {Step::hold, "hold", false, true, true},        // the twin's tree no longer needs the receiver
+    {Step::taken, "taken", false, true, true},      // TAKEN is written, the tree is still held
+    {Step::resumed, "resumed", false, true, true},  // it runs, and the source does not know yet
+    {Step::decided, "decided", true, false, true},  // the source knows, and has not acted
+    {Step::pages, "pages", true, true, false},      // post-copy: it runs there, and its memory follows
+    {Step::finish, "finish", true, true, false},    // the log's last lines, the restart policy, the source's end
 }};
 
 constexpr const StepInfo& info_of(Step step) { return kSteps[static_cast<std::size_t>(step)]; }

@@ -63,7 +63,8 @@ Result<void> dress(int fd, const wire::Patch& patch) {
   for (std::size_t at = 0; at < names.size();) {
     const std::string name = names.c_str() + at;
     at += name.size() + 1;
-    if (!patch.attributes().contains(name) && !name.starts_with("trusted.overlay.") && ::fremovexattr(fd, name.c_str()) != 0 && errno != ENODATA) {
+    if (!patch.attributes().contains(name) && !name.starts_with("trusted.overlay.") &&
+        ::fremovexattr(fd, name.c_str()) != 0 && errno != ENODATA) {
       return sys_fail(fmt::format("fremovexattr({}, {})", patch.path(), name));
     }
   }
@@ -126,7 +127,9 @@ Result<void> StorageIn::patch(const wire::Patch& patch, Link& way) {
   FERRY_TRY(const std::string directory, arrival_.mounted_tree(patch.tree()));
   FERRY_TRY(const UniqueFd file, open_file_below(directory, patch.path(), O_WRONLY));
   Patcher patcher(file.get(), patch.size());
-  FERRY_TRY(const auto bytes, (patch.freeze() ? way : control_).receive_stream([&](std::span<const std::byte> piece) { return patcher.take(piece); }));
+  FERRY_TRY(const auto bytes, (patch.freeze() ? way : control_).receive_stream([&](std::span<const std::byte> piece) {
+    return patcher.take(piece);
+  }));
   FERRY_CHECK(patcher.finish());
   FERRY_CHECK(dress(file.get(), patch));
   return patch.freeze() ? Result<void>() : done(bytes);

@@ -1,4 +1,5 @@
-// The destination's side of a move's files.  What arrives is written below the directories of the twin and nowhere else.
+// The destination's side of a move's files.  What arrives is written below the directories of the twin and nowhere
+// else.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,7 @@ class Layer;
 class Delta;
 class Blocks;
 class Patch;
-}
+}  // namespace wire
 
 class StorageIn {
  public:

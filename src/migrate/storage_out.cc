@@ -26,7 +26,9 @@ using wire::Message;
 constexpr std::chrono::minutes kWork(10);
 constexpr double kProgress = 0.7;
 
-double ms_since(Clock::time_point begin) { return std::chrono::duration<double, std::milli>(Clock::now() - begin).count(); }
+double ms_since(Clock::time_point begin) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
+}
 
 bool is_below(const std::string& path, const std::string& top) {
   return top == "/" ? path.starts_with('/') : path == top || (path.starts_with(top) && path[top.size()] == '/');
@@ -40,8 +42,9 @@ Result<std::map<std::string, std::string>> attributes_of(int fd, const std::stri
   std::map<std::string, std::string> out;
   const ssize_t size = ::flistxattr(fd, nullptr, 0);
   if (size <= 0) {
-    return size == 0 || errno == ENOTSUP ? Result<std::map<std::string, std::string>>(std::move(out))
-                                         : Result<std::map<std::string, std::string>>(sys_fail(fmt::format("flistxattr({})", subject)));
+    return size == 0 || errno == ENOTSUP
+               ? Result<std::map<std::string, std::string>>(std::move(out))
+               : Result<std::map<std::string, std::string>>(sys_fail(fmt::format("flistxattr({})", subject)));
   }
   std::string names(static_cast<std::size_t>(size), '\0');
   const ssize_t listed = ::flistxattr(fd, names.data(), names.size());
@@ -101,7 +104,8 @@ StorageOut::StorageOut(const container::Departure& departure)
     }
   }
   mounts_.emplace_back("/", 0);
-  std::stable_sort(mounts_.begin(), mounts_.end(), [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });
+  std::stable_sort(mounts_.begin(), mounts_.end(),
+                   [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });
 }
 
 // A path of the container, as which path of which tree; nothing if it is in none.
@@ -149,10 +153,13 @@ Result<void> StorageOut::send_all(Link& control, Link& way, const std::function<
     message.mutable_layer()->set_tree(static_cast<std::uint32_t>(i));
     FERRY_CHECK(control.send(message));
     const std::uint64_t before = bytes_;
-    FERRY_TRY(const std::uint64_t sent, send_written(way, [&](int fd) -> Result<void> {
-                FERRY_CHECK(trees_[i].pack_all(fd));
-                return {};
-              }, [&](std::uint64_t bytes) { on_bytes(before + bytes); }));
+    FERRY_TRY(const std::uint64_t sent, send_written(
+                                            way,
+                                            [&](int fd) -> Result<void> {
+                                              FERRY_CHECK(trees_[i].pack_all(fd));
+                                              return {};
+                                            },
+                                            [&](std::uint64_t bytes) { on_bytes(before + bytes); }));
     bytes_ += sent;
     FERRY_CHECK(wait_done(control));
   }
@@ -162,7 +169,8 @@ Result<void> StorageOut::send_all(Link& control, Link& way, const std::function<
 Result<double> StorageOut::send_changes(Link& control) {
   const auto begin = Clock::now();
   FERRY_CHECK(remember_mapped());
-  FERRY_CHECK(send_tree_changes(control, control, {std::vector<std::set<std::string>>(trees_.size()), ever_mapped_}, false));
+  FERRY_CHECK(
+      send_tree_changes(control, control, {std::vector<std::set<std::string>>(trees_.size()), ever_mapped_}, false));
   before_ms_ = last_ms_;
   last_ms_ = ms_since(begin);
   return last_ms_;
@@ -261,7 +269,8 @@ Result<void> StorageOut::send_tree_changes(Link& control, Link& way, Suspects su
   return {};
 }
 
-Result<void> StorageOut::send_delta(Link& control, Link& way, std::size_t tree, const TreeChanges& changes, bool freeze) {
+Result<void> StorageOut::send_delta(Link& control, Link& way, std::size_t tree, const TreeChanges& changes,
+                                    bool freeze) {
   Message message;
   wire::Delta& delta = *message.mutable_delta();
   delta.set_tree(static_cast<std::uint32_t>(tree));
@@ -315,10 +324,13 @@ Result<bool> StorageOut::send_patch(Link& control, Link& way, std::size_t tree, 
     pending.clear();
     return sent;
   };
-  const auto made = make_patch(file->get(), sums, [&](std::span<const std::byte> piece) -> Result<void> {
-    pending.insert(pending.end(), piece.begin(), piece.end());
-    return pending.size() < (1U << 20) ? Result<void>() : flush();
-  }, path);
+  const auto made = make_patch(
+      file->get(), sums,
+      [&](std::span<const std::byte> piece) -> Result<void> {
+        pending.insert(pending.end(), piece.begin(), piece.end());
+        return pending.size() < (1U << 20) ? Result<void>() : flush();
+      },
+      path);
   FERRY_CHECK(made);
   FERRY_CHECK(flush());
   FERRY_CHECK(way.end_bulk());

@@ -38,8 +38,8 @@ class StorageOut {
   // Within the freeze.
   Result<void> send_rest(Link& control, Link& way, const image::Set& set);
 
-  [[nodiscard]] std::uint64_t bytes() const { return bytes_; }        // of all streams
-  [[nodiscard]] std::uint64_t rest_bytes() const { return rest_; }    // of those within the freeze
+  [[nodiscard]] std::uint64_t bytes() const { return bytes_; }      // of all streams
+  [[nodiscard]] std::uint64_t rest_bytes() const { return rest_; }  // of those within the freeze
   [[nodiscard]] std::size_t trees() const { return trees_.size(); }
 
  private:
@@ -50,7 +50,8 @@ class StorageOut {
   [[nodiscard]] std::optional<std::pair<std::size_t, std::string>> place_of(const std::string& path) const;
   [[nodiscard]] Suspects suspects_in(const image::Set& set) const;
   Result<void> send_tree_changes(Link& control, Link& way, Suspects suspects, bool freeze);
-  Result<void> send_delta(Link& control, Link& way, std::size_t tree, const container::TreeChanges& changes, bool freeze);
+  Result<void> send_delta(Link& control, Link& way, std::size_t tree, const container::TreeChanges& changes,
+                          bool freeze);
   // False if it is not there, or is none any more here.
   Result<bool> send_patch(Link& control, Link& way, std::size_t tree, const std::string& path, bool freeze);
   Result<void> remember_mapped();
@@ -58,7 +59,7 @@ class StorageOut {
   std::string cgroup_;
   std::vector<container::LeavingTree> trees_;
   std::vector<std::pair<std::string, std::optional<std::size_t>>> mounts_;  // where in the container, which tree
-  std::set<std::size_t> late_;        // that exist at the destination only when the twin is started
+  std::set<std::size_t> late_;  // that exist at the destination only when the twin is started
   std::optional<StorageWatch> watch_;
   std::string why_it_looks_;
   std::vector<std::set<std::string>> ever_mapped_;

@@ -19,8 +19,8 @@
 namespace ferry::migrate {
 namespace {
 
-constexpr std::uint64_t kMask = FAN_MODIFY | FAN_CLOSE_WRITE | FAN_ATTRIB | FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM |
-                                FAN_MOVED_TO | FAN_ONDIR;
+constexpr std::uint64_t kMask =
+    FAN_MODIFY | FAN_CLOSE_WRITE | FAN_ATTRIB | FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO | FAN_ONDIR;
 constexpr std::size_t kBuffer = 256 << 10;
 
 std::uint64_t id_of(const __kernel_fsid_t& id) {
@@ -32,16 +32,19 @@ std::uint64_t id_of(const __kernel_fsid_t& id) {
 
 Result<UniqueFd> make_queue() {
   // Without FAN_UNLIMITED_QUEUE: a busy host must not fill its memory with names for us.
-  UniqueFd queue(::fanotify_init(FAN_CLASS_NOTIF | FAN_CLOEXEC | FAN_NONBLOCK | FAN_REPORT_DFID_NAME, O_RDONLY | O_LARGEFILE | O_CLOEXEC));
+  UniqueFd queue(::fanotify_init(FAN_CLASS_NOTIF | FAN_CLOEXEC | FAN_NONBLOCK | FAN_REPORT_DFID_NAME,
+                                 O_RDONLY | O_LARGEFILE | O_CLOEXEC));
   if (!queue) {
-    return fail(Kind::unsupported, "this kernel does not name files that change (fanotify_init: {})", std::string_view(std::strerror(errno)));
+    return fail(Kind::unsupported, "this kernel does not name files that change (fanotify_init: {})",
+                std::string_view(std::strerror(errno)));
   }
   return queue;
 }
 
 Result<void> mark(int queue, const std::string& directory) {
   if (::fanotify_mark(queue, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, kMask, AT_FDCWD, directory.c_str()) != 0) {
-    return fail(Kind::unsupported, "the filesystem of {} does not name files that change (fanotify_mark: {})", directory, std::string_view(std::strerror(errno)));
+    return fail(Kind::unsupported, "the filesystem of {} does not name files that change (fanotify_mark: {})",
+                directory, std::string_view(std::strerror(errno)));
   }
   return {};
 }
@@ -86,7 +89,8 @@ Result<void> hear_an_overlay(const std::string& upper) {
   FERRY_TRY(const UniqueFd file, sys::open_at(mount.get(), "probe", O_WRONLY | O_CREAT, 0600));
   FERRY_TRY(const UniqueFd queue, make_queue());
   // This directory only, so that whatever else happens on the host is not taken for the answer.
-  if (::fanotify_mark(queue.get(), FAN_MARK_ADD, FAN_MODIFY | FAN_EVENT_ON_CHILD, AT_FDCWD, (scratch.path() + "/upper").c_str()) != 0) {
+  if (::fanotify_mark(queue.get(), FAN_MARK_ADD, FAN_MODIFY | FAN_EVENT_ON_CHILD, AT_FDCWD,
+                      (scratch.path() + "/upper").c_str()) != 0) {
     return sys_fail("fanotify_mark(probe)");
   }
   FERRY_CHECK(sys::write_all(file.get(), "x", 1, "probe"));
@@ -107,7 +111,8 @@ Result<StorageWatch> StorageWatch::begin(const std::vector<Place>& places) {
     if (place.overlay) {
       auto told = hear_an_overlay(place.directory);
       if (!told && told.error().kind != Kind::unsupported) {
-        return fail(Kind::unsupported, "it could not be tried whether writes through an overlay are told: {}", told.error().message());
+        return fail(Kind::unsupported, "it could not be tried whether writes through an overlay are told: {}",
+                    told.error().message());
       }
       FERRY_CHECK(told);
     }
@@ -198,7 +203,8 @@ Result<void> StorageWatch::read_event(const char* event, std::vector<std::set<st
       auto known = known_.find({i, key});
       if (known == known_.end()) {
         std::string directory;
-        const UniqueFd opened(::open_by_handle_at(watched_[i].root.get(), reinterpret_cast<file_handle*>(const_cast<char*>(handle)), O_PATH | O_CLOEXEC));
+        const UniqueFd opened(::open_by_handle_at(
+            watched_[i].root.get(), reinterpret_cast<file_handle*>(const_cast<char*>(handle)), O_PATH | O_CLOEXEC));
         if (!opened && errno != ESTALE) {
           return sys_fail("open_by_handle_at");
         }
@@ -214,7 +220,8 @@ Result<void> StorageWatch::read_event(const char* event, std::vector<std::set<st
 }
 
 // `directory` is as the kernel prints it, and empty if it is gone.
-void StorageWatch::add(const std::string& top, const std::string& directory, const std::string& name, std::set<std::string>& out) {
+void StorageWatch::add(const std::string& top, const std::string& directory, const std::string& name,
+                       std::set<std::string>& out) {
   if (directory != top && !(directory.starts_with(top) && directory[top.size()] == '/')) {
     return;
   }

@@ -1,9 +1,9 @@
 // Which files of some directories have been changed: asked of the kernel instead of looked for.
 //
-// fanotify(7) on the filesystems that hold the directories, by name and by the handle of the parent (FAN_REPORT_DFID_NAME,
-// since 5.9).  A write through an overlay is heard on its upper filesystem by some kernels only, so that is tried before
-// it is relied on.  Not heard: stores through shared mappings, which others have to name.
-// State   one object per move; the queue is the kernel's, and what does not fit into it makes everything count as changed
+// fanotify(7) on the filesystems that hold the directories, by name and by the handle of the parent
+// (FAN_REPORT_DFID_NAME, since 5.9).  A write through an overlay is heard on its upper filesystem by some kernels only,
+// so that is tried before it is relied on.  Not heard: stores through shared mappings, which others have to name. State
+// one object per move; the queue is the kernel's, and what does not fit into it makes everything count as changed
 #pragma once
 
 #include <cstdint>
@@ -34,13 +34,14 @@ class StorageWatch {
 
  private:
   struct Watched {
-    UniqueFd root;     // open on the directory
-    std::string path;  // as the kernel prints it
+    UniqueFd root;                 // open on the directory
+    std::string path;              // as the kernel prints it
     std::uint64_t filesystem = 0;  // f_fsid
   };
   StorageWatch() = default;
   Result<void> read_event(const char* event, std::vector<std::set<std::string>>& out);
-  static void add(const std::string& top, const std::string& directory, const std::string& name, std::set<std::string>& out);
+  static void add(const std::string& top, const std::string& directory, const std::string& name,
+                  std::set<std::string>& out);
 
   UniqueFd queue_;
   std::vector<Watched> watched_;

@@ -44,8 +44,8 @@ Result<std::string> StreamsOut::open() {
     if (answer.port() < 1 || answer.port() > 65535) {
       return fail(Kind::corrupt, "{} listens on port {}", control_.peer(), answer.port());
     }
-    return connect_directly(answer.address(), static_cast<std::uint16_t>(answer.port()), key, options_.count, kConnectLimit,
-                            control_.interrupt(), control_.peer());
+    return connect_directly(answer.address(), static_cast<std::uint16_t>(answer.port()), key, options_.count,
+                            kConnectLimit, control_.interrupt(), control_.peer());
   };
   auto connected = connect();
   if (!connected && (connected.error().kind == Kind::corrupt || connected.error().kind == Kind::invalid)) {
@@ -76,7 +76,8 @@ void StreamsOut::hurry() {
 }
 
 std::uint64_t StreamsOut::sent() const {
-  return std::accumulate(direct_.begin(), direct_.end(), control_.sent(), [](std::uint64_t sum, const Link& link) { return sum + link.sent(); });
+  return std::accumulate(direct_.begin(), direct_.end(), control_.sent(),
+                         [](std::uint64_t sum, const Link& link) { return sum + link.sent(); });
 }
 
 }  // namespace ferry::migrate

@@ -15,12 +15,12 @@
 namespace ferry::migrate {
 
 struct StreamOptions {
-  bool tunnel = false;        // everything through the remote shell
-  unsigned count = 2;         // of direct connections
-  std::string address;        // at which the destination is reached; empty: as the remote shell reached it
-  std::uint16_t port = 0;     // 0: any that is free there
+  bool tunnel = false;          // everything through the remote shell
+  unsigned count = 2;           // of direct connections
+  std::string address;          // at which the destination is reached; empty: as the remote shell reached it
+  std::uint16_t port = 0;       // 0: any that is free there
   std::uint64_t bandwidth = 0;  // bytes per second at most; 0: as many as there can be
-  bool compress = false;      // memory
+  bool compress = false;        // memory
 };
 
 class StreamsOut {

@@ -59,7 +59,9 @@ Result<void> write_quota(const std::string& directory, const CpuQuota& wanted) {
     return sys::write_file(directory + "/cpu.max", fmt::format("{} {}\n", quota, wanted.period_us));
   }
   FERRY_TRY(const CpuQuota now, read_quota(directory));
-  const auto write = [&](const char* file, std::int64_t value) { return sys::write_file(fmt::format("{}/{}", directory, file), std::to_string(value) + "\n"); };
+  const auto write = [&](const char* file, std::int64_t value) {
+    return sys::write_file(fmt::format("{}/{}", directory, file), std::to_string(value) + "\n");
+  };
   // Two files, and after each of them the limit must not exceed that of the group above.  A longer period alone
   // only lowers it, a shorter one after a smaller quota does not exceed what is wanted.
   if (wanted.period_us >= now.period_us) {
@@ -88,7 +90,8 @@ Result<std::uint64_t> used(const std::string& usage) {
 }
 
 // A file of a group, in the hierarchy that has it.  Empty if there is none.
-std::string file_of(const std::vector<container::MountPoint>& mounts, const char* type, const std::string& group, const char* file) {
+std::string file_of(const std::vector<container::MountPoint>& mounts, const char* type, const std::string& group,
+                    const char* file) {
   for (const container::MountPoint& mount : mounts) {
     const std::string path = mount.path + group + "/" + file;
     // The root group has no quota, and is not the container's.
@@ -106,8 +109,10 @@ CpuQuota slower(const CpuQuota& now, double processors, double share) {
   if (now.quota_us >= 0) {
     limit = std::min(limit, share * static_cast<double>(now.quota_us) / static_cast<double>(now.period_us));
   }
-  const double period = std::clamp(static_cast<double>(kLeastUs) / limit, static_cast<double>(kPeriodUs), static_cast<double>(kLongestUs));
-  return {.quota_us = std::max(kLeastUs, static_cast<std::int64_t>(limit * period)), .period_us = static_cast<std::int64_t>(period)};
+  const double period = std::clamp(static_cast<double>(kLeastUs) / limit, static_cast<double>(kPeriodUs),
+                                   static_cast<double>(kLongestUs));
+  return {.quota_us = std::max(kLeastUs, static_cast<std::int64_t>(limit * period)),
+          .period_us = static_cast<std::int64_t>(period)};
 }
 
 Result<Throttle> Throttle::of(HostPid root) {
@@ -118,9 +123,10 @@ Result<Throttle> Throttle::of(HostPid root) {
     std::string quota, usage;
   };
   const std::string v2 = container::cgroup_path(membership, "");
-  const Files candidates[] = {{file_of(mounted, "cgroup", container::cgroup_path(membership, "cpu"), "cpu.cfs_quota_us"),
-                               file_of(mounted, "cgroup", container::cgroup_path(membership, "cpuacct"), "cpuacct.usage")},
-                              {file_of(mounted, "cgroup2", v2, "cpu.max"), file_of(mounted, "cgroup2", v2, "cpu.stat")}};
+  const Files candidates[] = {
+      {file_of(mounted, "cgroup", container::cgroup_path(membership, "cpu"), "cpu.cfs_quota_us"),
+       file_of(mounted, "cgroup", container::cgroup_path(membership, "cpuacct"), "cpuacct.usage")},
+      {file_of(mounted, "cgroup2", v2, "cpu.max"), file_of(mounted, "cgroup2", v2, "cpu.stat")}};
   for (const Files& files : candidates) {
     if (!files.quota.empty() && !files.usage.empty()) {
       return at(files.quota.substr(0, files.quota.rfind('/')), files.usage);
@@ -138,8 +144,13 @@ Result<Throttle> Throttle::at(std::string directory, std::string usage) {
 }
 
 Throttle::Throttle(Throttle&& other) noexcept
-    : directory_(std::move(other.directory_)), usage_(std::move(other.usage_)), own_(other.own_), laid_on_(std::exchange(other.laid_on_, std::nullopt)),
-      since_(other.since_), used_us_(other.used_us_), processors_(other.processors_) {}
+    : directory_(std::move(other.directory_)),
+      usage_(std::move(other.usage_)),
+      own_(other.own_),
+      laid_on_(std::exchange(other.laid_on_, std::nullopt)),
+      since_(other.since_),
+      used_us_(other.used_us_),
+      processors_(other.processors_) {}
 
 Throttle::~Throttle() {
   if (auto lifted = lift(); !lifted && lifted.error().kind != Kind::gone) {

@@ -50,11 +50,11 @@ class Throttle {
 
   std::string directory_;
   std::string usage_;
-  CpuQuota own_;                    // the user's
-  std::optional<CpuQuota> laid_on_; // ours
+  CpuQuota own_;                     // the user's
+  std::optional<CpuQuota> laid_on_;  // ours
   std::chrono::steady_clock::time_point since_;
-  std::uint64_t used_us_ = 0;       // by then
-  double processors_ = 0;           // on average, until it was slowed down
+  std::uint64_t used_us_ = 0;  // by then
+  double processors_ = 0;      // on average, until it was slowed down
 };
 
 }  // namespace ferry::migrate

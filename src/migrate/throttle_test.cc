@@ -12,7 +12,9 @@
 namespace ferry::migrate {
 namespace {
 
-double limit_of(const CpuQuota& quota) { return static_cast<double>(quota.quota_us) / static_cast<double>(quota.period_us); }
+double limit_of(const CpuQuota& quota) {
+  return static_cast<double>(quota.quota_us) / static_cast<double>(quota.period_us);
+}
 
 TEST(CpuQuota, LeavesTheShareOfWhatWasUsed) {
   EXPECT_NEAR(limit_of(slower({}, 1.0, 0.7)), 0.7, 0.001);

@@ -73,8 +73,9 @@ struct TlsTransport::State {
   SSL_SESSION* session() const {
     const SSL_CIPHER* cipher = SSL_CIPHER_find(ssl.get(), kAes128Gcm.data());
     SSL_SESSION* out = SSL_SESSION_new();
-    if (out != nullptr && (cipher == nullptr || SSL_SESSION_set1_master_key(out, key.bytes.data(), key.bytes.size()) != 1 ||
-                           SSL_SESSION_set_cipher(out, cipher) != 1 || SSL_SESSION_set_protocol_version(out, TLS1_3_VERSION) != 1)) {
+    if (out != nullptr &&
+        (cipher == nullptr || SSL_SESSION_set1_master_key(out, key.bytes.data(), key.bytes.size()) != 1 ||
+         SSL_SESSION_set_cipher(out, cipher) != 1 || SSL_SESSION_set_protocol_version(out, TLS1_3_VERSION) != 1)) {
       SSL_SESSION_free(out);
       return nullptr;
     }
@@ -83,7 +84,8 @@ struct TlsTransport::State {
 
   static State& of(SSL* ssl) { return *static_cast<State*>(SSL_get_app_data(ssl)); }
 
-  static int offer(SSL* ssl, const EVP_MD* digest, const unsigned char** id, std::size_t* id_size, SSL_SESSION** session) {
+  static int offer(SSL* ssl, const EVP_MD* digest, const unsigned char** id, std::size_t* id_size,
+                   SSL_SESSION** session) {
     State& self = of(ssl);
     *session = nullptr;
     if (digest != nullptr && EVP_MD_get_type(digest) != NID_sha256) {
@@ -116,7 +118,8 @@ struct TlsTransport::State {
 TlsTransport::TlsTransport(std::unique_ptr<State> state) : state_(std::move(state)) {}
 TlsTransport::~TlsTransport() = default;
 
-Result<std::unique_ptr<TlsTransport>> TlsTransport::make(UniqueFd socket, const OneTimeKey& key, unsigned number, bool is_server) {
+Result<std::unique_ptr<TlsTransport>> TlsTransport::make(UniqueFd socket, const OneTimeKey& key, unsigned number,
+                                                         bool is_server) {
   const int flags = ::fcntl(socket.get(), F_GETFL);
   if (flags < 0 || ::fcntl(socket.get(), F_SETFL, flags | O_NONBLOCK) != 0) {
     return sys_fail("fcntl(socket, O_NONBLOCK)");
@@ -182,7 +185,8 @@ Result<bool> TlsTransport::shake_hands() {
     case SSL_ERROR_SYSCALL:
       return fail(Kind::gone, "the direct connection ended in the handshake");
     default:
-      return fail(Kind::denied, "the other side of the direct connection does not have the key of this move ({})", openssl_reason());
+      return fail(Kind::denied, "the other side of the direct connection does not have the key of this move ({})",
+                  openssl_reason());
   }
 }
 

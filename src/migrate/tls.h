@@ -49,7 +49,8 @@ class TlsTransport : public Transport {
  private:
   struct State;
   explicit TlsTransport(std::unique_ptr<State> state);
-  static Result<std::unique_ptr<TlsTransport>> make(UniqueFd socket, const OneTimeKey& key, unsigned number, bool is_server);
+  static Result<std::unique_ptr<TlsTransport>> make(UniqueFd socket, const OneTimeKey& key, unsigned number,
+                                                    bool is_server);
   std::unique_ptr<State> state_;
 };
 

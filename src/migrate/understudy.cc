@@ -16,7 +16,8 @@ namespace {
 
 constexpr std::size_t kPage = 4096;
 
-[[noreturn]] void wait_in_the_wings(const UniqueFd& pipe, int* begun, const std::function<void()>& at_death, const std::function<void()>& late) {
+[[noreturn]] void wait_in_the_wings(const UniqueFd& pipe, int* begun, const std::function<void()>& at_death,
+                                    const std::function<void()>& late) {
   sigset_t all;
   sigfillset(&all);
   ::sigprocmask(SIG_SETMASK, &all, nullptr);
@@ -34,7 +35,8 @@ constexpr std::size_t kPage = 4096;
 
 }  // namespace
 
-Result<Understudy> Understudy::post(const std::function<void()>& at_once, const std::function<void()>& at_death, const std::function<void()>& late) {
+Result<Understudy> Understudy::post(const std::function<void()>& at_once, const std::function<void()>& at_death,
+                                    const std::function<void()>& late) {
   void* const page = ::mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (page == MAP_FAILED) {
     return sys_fail("mmap(understudy)");
@@ -63,7 +65,9 @@ Result<Understudy> Understudy::post(const std::function<void()>& at_once, const 
 }
 
 Understudy::Understudy(Understudy&& other) noexcept
-    : child_(std::exchange(other.child_, -1)), pipe_(std::move(other.pipe_)), begun_(std::exchange(other.begun_, nullptr)) {}
+    : child_(std::exchange(other.child_, -1)),
+      pipe_(std::move(other.pipe_)),
+      begun_(std::exchange(other.begun_, nullptr)) {}
 
 void Understudy::take_the_stage() { std::atomic_ref<int>(*begun_).store(1); }
 

@@ -17,7 +17,8 @@ class Understudy {
  public:
   // The copy begins with `at_once` and runs `at_death`, with all signals held back, when this process has ended
   // before take_the_stage(); `late` when it ended after that.  It leaves by _exit(2).
-  static Result<Understudy> post(const std::function<void()>& at_once, const std::function<void()>& at_death, const std::function<void()>& late);
+  static Result<Understudy> post(const std::function<void()>& at_once, const std::function<void()>& at_death,
+                                 const std::function<void()>& late);
   Understudy(Understudy&& other) noexcept;
   Understudy& operator=(Understudy&&) = delete;
   ~Understudy();  // dismisses it

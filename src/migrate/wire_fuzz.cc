@@ -46,7 +46,8 @@ void read_frames(Link& link) {
     }
     if (frame->kind == FrameKind::pages) {
       BatchReader reader;
-      if (!reader.receive(link, *frame, [](image::Name, std::span<const ArrivedPages>) -> Result<void> { return {}; })) {
+      if (!reader.receive(link, *frame,
+                          [](image::Name, std::span<const ArrivedPages>) -> Result<void> { return {}; })) {
         return;
       }
       continue;

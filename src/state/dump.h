@@ -17,11 +17,11 @@
 #include "base/error.h"
 #include "base/ids.h"
 #include "base/unique_fd.h"
+#include "image/page_sink.h"
 #include "image/proto/core.pb.h"
 #include "image/proto/files.pb.h"
 #include "image/proto/mm.pb.h"
 #include "image/proto/pstree.pb.h"
-#include "image/page_sink.h"
 #include "image/set.h"
 #include "state/options.h"
 #include "sys/proc.h"
@@ -36,7 +36,7 @@ struct DumpThread {
   std::size_t index = 0;          // in the process's threads
   tracee::Registers registers{};  // as the stop left them
   std::uint64_t signal_mask = 0;
-  std::optional<sys::Status> status;  // /proc/PID/task/TID/status; there once it is collected
+  std::optional<sys::Status> status;    // /proc/PID/task/TID/status; there once it is collected
   std::optional<sys::TaskWords> words;  // if the process was looked at (sys/task_look.h)
   // Index of an earlier thread of which the kernel holds the same `nature`: what that one answered counts for
   // this one too.  Its own if there is none: then it is asked.
@@ -44,7 +44,7 @@ struct DumpThread {
   struct {
     std::uint64_t pointer = 0;  // 0: not registered
     std::uint32_t size = 0, signature = 0;
-  } rseq;  // there once system calls are settled
+  } rseq;                         // there once system calls are settled
   pb::CoreEntry* core = nullptr;  // in the Set; the leader's holds tc as well
 };
 
@@ -58,13 +58,13 @@ struct DumpTask {
   int stop_signal = 0;
   sys::Stat stat;
   sys::Status status;
-  UniqueFd proc;   // /proc/PID, O_PATH
-  UniqueFd pidfd;  // pidfd_open(2)
+  UniqueFd proc;                       // /proc/PID, O_PATH
+  UniqueFd pidfd;                      // pidfd_open(2)
   std::vector<sys::Mapping> mappings;  // from smaps, with vm_flags
   std::vector<DumpThread> threads;     // leader first
   tracee::Process process;             // stopped; runs batches once the engine has mapped the area
   pb::PstreeEntry* entry = nullptr;
-  pb::CoreEntry* core = nullptr;       // the leader's
+  pb::CoreEntry* core = nullptr;  // the leader's
   pb::MmEntry* mm = nullptr;
   pb::TaskKobjIdsEntry* ids = nullptr;
 

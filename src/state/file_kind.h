@@ -27,11 +27,11 @@ namespace ferry::state {
 // One descriptor of a stopped task, looked at from outside.
 struct FdProbe {
   DumpTask& task;
-  int fd;                 // its number in the task
-  int ours;               // a duplicate of the same description in our table; -1 for O_PATH-like refusals
-  struct stat stat;       // of the description
-  sys::FdInfo info;       // /proc/PID/fdinfo/FD
-  std::string link;       // /proc/PID/fd/FD, with " (deleted)" where the kernel says so
+  int fd;            // its number in the task
+  int ours;          // a duplicate of the same description in our table; -1 for O_PATH-like refusals
+  struct stat stat;  // of the description
+  sys::FdInfo info;  // /proc/PID/fdinfo/FD
+  std::string link;  // /proc/PID/fd/FD, with " (deleted)" where the kernel says so
   [[nodiscard]] std::uint32_t status_flags() const { return info.flags & ~02000000U; }  // without O_CLOEXEC
   [[nodiscard]] std::string subject() const { return fmt::format("pid {} fd {} ({})", task.pid, fd, link); }
 };
@@ -113,8 +113,8 @@ class FileTable {
   Result<std::uint32_t> add_path(DumpContext& context, DumpTask& task, int ours, const std::string& link,
                                  std::uint32_t flags);
   // Fills a REG entry (names.h).
-  Result<void> describe(DumpContext& context, DumpTask& task, int ours, const struct stat& stat, const std::string& link,
-                        const std::string& subject, pb::RegFileEntry& out);
+  Result<void> describe(DumpContext& context, DumpTask& task, int ours, const struct stat& stat,
+                        const std::string& link, const std::string& subject, pb::RegFileEntry& out);
   // The images are complete: helper names of --link-remap stay.
   void keep_links();
   // An id for a further entry of files.img that a kind needs (a FIFO's path).

@@ -94,8 +94,11 @@ Result<void> Inside::enter_namespaces(HostPid pid) {
     UniqueFd theirs;
   };
   // mnt last: it changes the root directory as well.
-  std::array<Kind, 5> kinds{{{"net", CLONE_NEWNET, {}}, {"uts", CLONE_NEWUTS, {}}, {"ipc", CLONE_NEWIPC, {}},
-                             {"cgroup", CLONE_NEWCGROUP, {}}, {"mnt", CLONE_NEWNS, {}}}};
+  std::array<Kind, 5> kinds{{{"net", CLONE_NEWNET, {}},
+                             {"uts", CLONE_NEWUTS, {}},
+                             {"ipc", CLONE_NEWIPC, {}},
+                             {"cgroup", CLONE_NEWCGROUP, {}},
+                             {"mnt", CLONE_NEWNS, {}}}};
   // Opened from our own side: once inside, the worker's /proc shows other processes, or none.
   for (Kind& kind : kinds) {
     FERRY_TRY(kind.theirs, sys::open(fmt::format("/proc/{}/ns/{}", pid, kind.name), O_RDONLY));

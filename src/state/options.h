@@ -71,9 +71,9 @@ struct InheritFd {
   bool operator==(const InheritFd&) const = default;
 };
 struct JoinNamespace {
-  std::string kind;  // pid, net, ipc, uts, mnt, user, time
-  std::string file;  // path, or a pid in decimal
-  std::string extra; // user: "UID,GID"
+  std::string kind;   // pid, net, ipc, uts, mnt, user, time
+  std::string file;   // path, or a pid in decimal
+  std::string extra;  // user: "UID,GID"
   bool operator==(const JoinNamespace&) const = default;
 };
 
@@ -132,19 +132,19 @@ struct CommonOptions {
   std::string cgroup_yard;                      // where the hierarchies are mounted; empty: where they are found
   std::vector<std::string> cgroup_controllers;  // whose properties are saved; empty: all
   std::vector<std::string> cgroup_properties;   // saved beside those that are known
-  std::uint32_t cpu_capability = 5;  // fpu and instructions, for a set that says what its processor had
+  std::uint32_t cpu_capability = 5;             // fpu and instructions, for a set that says what its processor had
   bool operator==(const CommonOptions&) const = default;
 };
 
 struct DumpOptions : CommonOptions {
   HostPid pid;
   bool leave_running = false;
-  bool skip_in_flight = false;  // connections that wait for accept(2) are left out
-  bool skip_memory = false;  // a look at the tree: no page is read, so the set cannot be restored
-  std::string freeze_cgroup;  // directory of the freezer cgroup, v1 or v2; empty: by ptrace alone
+  bool skip_in_flight = false;           // connections that wait for accept(2) are left out
+  bool skip_memory = false;              // a look at the tree: no page is read, so the set cannot be restored
+  std::string freeze_cgroup;             // directory of the freezer cgroup, v1 or v2; empty: by ptrace alone
   std::uint64_t ghost_limit = 1U << 20;  // bytes
   std::chrono::seconds timeout{10};      // to stop the tree
-  std::string parent_images;  // relative to images_dir
+  std::string parent_images;             // relative to images_dir
   bool track_memory = false;
   bool auto_dedup = false;
   // Pages go there instead of into images_dir; with lazy_pages, where the stopped tree's pages are to be had.
@@ -162,8 +162,8 @@ struct DumpReport {  // all times in µs, as stats_entry has them
 };
 
 struct RestoreOptions : CommonOptions {
-  bool detached = false;        // return as soon as the tree runs
-  bool sibling = false;         // the root task becomes a child of our parent (clone(2) CLONE_PARENT)
+  bool detached = false;  // return as soon as the tree runs
+  bool sibling = false;   // the root task becomes a child of our parent (clone(2) CLONE_PARENT)
   std::vector<InheritFd> inherit_fds;
   std::vector<JoinNamespace> join_namespaces;
   std::vector<std::string> veth_pairs;

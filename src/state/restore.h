@@ -15,8 +15,8 @@
 #include "image/proto/mm.pb.h"
 #include "image/proto/pstree.pb.h"
 #include "image/set.h"
-#include "state/options.h"
 #include "state/inside.h"
+#include "state/options.h"
 #include "tracee/process.h"
 
 namespace ferry::state {
@@ -30,15 +30,15 @@ struct RestoreThread {
 
 struct RestoreTask {
   const pb::PstreeEntry* entry = nullptr;
-  const pb::CoreEntry* core = nullptr;            // the leader's
-  const pb::MmEntry* mm = nullptr;                // nullptr: zombie
-  const pb::TaskKobjIdsEntry* ids = nullptr;      // nullptr: zombie
-  const pb::FsEntry* fs = nullptr;                // nullptr: zombie
-  RestoreTask* parent = nullptr;                  // nullptr: the root
-  HostPid pid;                                    // ours to ptrace
-  std::vector<RestoreThread> threads;             // leader first; host tids known once they are made
-  tracee::Process process;                        // the skeleton, stopped; runs batches
-  int controller_pidfd = -1;                      // in the skeleton's table: a pidfd of ours, for pidfd_getfd(2)
+  const pb::CoreEntry* core = nullptr;        // the leader's
+  const pb::MmEntry* mm = nullptr;            // nullptr: zombie
+  const pb::TaskKobjIdsEntry* ids = nullptr;  // nullptr: zombie
+  const pb::FsEntry* fs = nullptr;            // nullptr: zombie
+  RestoreTask* parent = nullptr;              // nullptr: the root
+  HostPid pid;                                // ours to ptrace
+  std::vector<RestoreThread> threads;         // leader first; host tids known once they are made
+  tracee::Process process;                    // the skeleton, stopped; runs batches
+  int controller_pidfd = -1;                  // in the skeleton's table: a pidfd of ours, for pidfd_getfd(2)
 
   [[nodiscard]] NsPid ns_pid() const { return NsPid(static_cast<pid_t>(entry->pid())); }
   tracee::Thread& leader() { return process.leader(); }

@@ -50,7 +50,8 @@ IteratorProgram::IteratorProgram() = default;
 IteratorProgram::IteratorProgram(IteratorProgram&&) noexcept = default;
 IteratorProgram::~IteratorProgram() = default;
 
-void IteratorProgram::put(std::uint8_t code, std::uint8_t to, std::uint8_t from, std::int16_t offset, std::int32_t value) {
+void IteratorProgram::put(std::uint8_t code, std::uint8_t to, std::uint8_t from, std::int16_t offset,
+                          std::int32_t value) {
   bpf_insn i{};
   i.code = code;
   i.dst_reg = to & 0xf;

@@ -74,8 +74,8 @@ Result<Btf> Btf::parse(std::string bytes) {
   out.strings_ = std::size_t{header.hdr_len} + header.str_off;
   out.strings_size_ = header.str_len;
   const std::size_t end = out.types_ + header.type_len;
-  if (header.magic != BTF_MAGIC || end > size || out.strings_ + out.strings_size_ > size ||
-      out.strings_size_ == 0 || out.bytes_[out.strings_ + out.strings_size_ - 1] != '\0') {
+  if (header.magic != BTF_MAGIC || end > size || out.strings_ + out.strings_size_ > size || out.strings_size_ == 0 ||
+      out.bytes_[out.strings_ + out.strings_size_ - 1] != '\0') {
     return fail(Kind::corrupt, "the kernel's type information of {} bytes is not well-formed", size);
   }
   out.at_.reserve(header.type_len / 20);

@@ -16,7 +16,7 @@ namespace ferry::sys {
 class MappingFlags {
  public:
   struct Example {
-    std::uint64_t word = 0;   // vm_flags of the kernel
+    std::uint64_t word = 0;  // vm_flags of the kernel
     std::string_view names;  // of the same mapping, "rd wr mr"
   };
   // Bits that come only together in the examples are told apart from no bit, not from each other.

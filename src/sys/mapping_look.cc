@@ -103,7 +103,7 @@ class Model {
 
   static void make_mappings() {
     constexpr int kWrite = PROT_READ | PROT_WRITE;
-    constexpr int kAdvice[] = {MADV_DONTFORK,  MADV_DONTDUMP,   MADV_WIPEONFORK, MADV_HUGEPAGE,
+    constexpr int kAdvice[] = {MADV_DONTFORK,   MADV_DONTDUMP,  MADV_WIPEONFORK, MADV_HUGEPAGE,
                                MADV_NOHUGEPAGE, MADV_MERGEABLE, MADV_SEQUENTIAL, MADV_RANDOM};
     for (const int advice : kAdvice) {
       (void)::madvise(memory(kWrite, MAP_PRIVATE), kSize, advice);

@@ -28,9 +28,11 @@ pid_t make_large_process() {
   }
   const pid_t child = ::fork();
   if (child == 0) {
-    constexpr int kAdvice[] = {MADV_DONTFORK, MADV_DONTDUMP, MADV_WIPEONFORK, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_NORMAL};
+    constexpr int kAdvice[] = {MADV_DONTFORK, MADV_DONTDUMP,   MADV_WIPEONFORK,
+                               MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_NORMAL};
     for (int i = 0; i < 3000; ++i) {
-      void* at = ::mmap(nullptr, 8192, i % 2 == 0 ? PROT_READ | PROT_WRITE : PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      void* at =
+          ::mmap(nullptr, 8192, i % 2 == 0 ? PROT_READ | PROT_WRITE : PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       ::madvise(at, 8192, kAdvice[i % 6]);
     }
     (void)!::write(ends[1], "", 1);

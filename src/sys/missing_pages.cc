@@ -12,8 +12,8 @@ namespace ferry::sys {
 namespace {
 
 constexpr std::uint64_t kPage = 4096;
-constexpr std::uint64_t kEvents = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE |
-                                  UFFD_FEATURE_EVENT_UNMAP;
+constexpr std::uint64_t kEvents =
+    UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
 
 #ifdef USERFAULTFD_IOC_NEW
 static_assert(USERFAULTFD_IOC_NEW == kNewUserfaultfd);
@@ -54,7 +54,8 @@ Result<void> missing_negotiate(int uffd) {
   api.features = kEvents;
   if (::ioctl(uffd, UFFDIO_API, &api) != 0) {
     if (errno == EINVAL) {
-      return fail(Kind::unsupported, "this kernel's userfaultfd does not tell of forks, moves and unmappings (Linux 4.11)");
+      return fail(Kind::unsupported,
+                  "this kernel's userfaultfd does not tell of forks, moves and unmappings (Linux 4.11)");
     }
     return sys_fail("ioctl(UFFDIO_API)");
   }

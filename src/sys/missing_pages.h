@@ -32,11 +32,11 @@ Result<std::optional<MissingEvent>> missing_read(int uffd);
 // How far a range was filled, from its start, and why no further.
 enum class Fill : std::uint8_t {
   done,
-  busy,       // the address space is being changed: an event is or will be there to be read first
-  there,      // the next page is there already
-  unmapped,   // the next page's mapping is gone, or is none of those that were registered
-  unreadable, // the source of the next page cannot be read
-  gone,       // the process has ended, or has another address space by execve(2)
+  busy,        // the address space is being changed: an event is or will be there to be read first
+  there,       // the next page is there already
+  unmapped,    // the next page's mapping is gone, or is none of those that were registered
+  unreadable,  // the source of the next page cannot be read
+  gone,        // the process has ended, or has another address space by execve(2)
 };
 struct Filled {
   std::uint64_t bytes = 0;

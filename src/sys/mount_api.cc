@@ -100,8 +100,7 @@ Result<void> set_mount_attributes(int mount, std::uint64_t set, std::uint64_t cl
   attributes.attr_clr = clear;
   attributes.propagation = propagation;
   if (::syscall(SYS_mount_setattr, mount, "", AT_EMPTY_PATH, &attributes, sizeof attributes) != 0) {
-    return sys_fail(
-        fmt::format("mount_setattr(set {:#x}, clear {:#x}, propagation {:#x})", set, clear, propagation));
+    return sys_fail(fmt::format("mount_setattr(set {:#x}, clear {:#x}, propagation {:#x})", set, clear, propagation));
   }
   return {};
 }

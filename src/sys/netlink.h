@@ -25,8 +25,8 @@ class Netlink {
 
   // Sends one request and gives every message of the answer to `take` (its payload, behind nlmsghdr).
   // `flags`: NLM_F_DUMP, or 0 for a single answer.  Errors: what NLMSG_ERROR says, as errno.
-  Result<void> request(std::uint16_t type, std::uint16_t flags, std::span<const std::byte> body, std::string_view subject,
-                       const std::function<Result<void>(std::span<const std::byte>)>& take);
+  Result<void> request(std::uint16_t type, std::uint16_t flags, std::span<const std::byte> body,
+                       std::string_view subject, const std::function<Result<void>(std::span<const std::byte>)>& take);
 
  private:
   explicit Netlink(UniqueFd fd) : fd_(std::move(fd)) {}

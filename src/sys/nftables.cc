@@ -15,7 +15,7 @@
 namespace ferry::sys {
 namespace {
 
-constexpr std::uint32_t kTableOwner = 2;        // NFT_TABLE_F_OWNER
+constexpr std::uint32_t kTableOwner = 2;          // NFT_TABLE_F_OWNER
 constexpr std::size_t kElementsPerMessage = 400;  // an attribute holds at most 64 KiB
 constexpr std::size_t kAnswerRoom = 64 * 1024;
 
@@ -128,9 +128,7 @@ NftRule& NftRule::then_queue(QueueBy how) {
   return *this;
 }
 
-NftRule& NftRule::then_chain(std::string_view chain) {
-  return verdict(static_cast<std::uint32_t>(NFT_GOTO), chain);
-}
+NftRule& NftRule::then_chain(std::string_view chain) { return verdict(static_cast<std::uint32_t>(NFT_GOTO), chain); }
 
 NftRule& NftRule::verdict(std::uint32_t value, std::string_view chain) {
   Attributes code, data, immediate;
@@ -211,7 +209,8 @@ void NftTransaction::add_set(std::uint8_t family, std::string_view table, std::s
   }
 }
 
-void NftTransaction::add_rule(std::uint8_t family, std::string_view table, std::string_view chain, const NftRule& rule) {
+void NftTransaction::add_rule(std::uint8_t family, std::string_view table, std::string_view chain,
+                              const NftRule& rule) {
   Attributes a;
   a.text(NFTA_RULE_TABLE, table);
   a.text(NFTA_RULE_CHAIN, chain);
@@ -265,8 +264,12 @@ Result<void> Nftables::commit(const NftTransaction& transaction, std::string_vie
 Result<void> Nftables::find_table(std::uint8_t family, std::string_view table) {
   Attributes a;
   a.text(NFTA_TABLE_NAME, table);
-  const auto message = encode({.subsystem = NFNL_SUBSYS_NFTABLES, .type = NFT_MSG_GETTABLE, .flags = NLM_F_ACK,
-                               .family = family, .sequence = ++sequence_}, a.data());
+  const auto message = encode({.subsystem = NFNL_SUBSYS_NFTABLES,
+                               .type = NFT_MSG_GETTABLE,
+                               .flags = NLM_F_ACK,
+                               .family = family,
+                               .sequence = ++sequence_},
+                              a.data());
   if (::send(fd_.get(), message.data(), message.size(), 0) < 0) {
     return sys_fail(fmt::format("send(nf_tables: table {})", table));
   }

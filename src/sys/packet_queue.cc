@@ -46,8 +46,13 @@ Result<PacketQueue> PacketQueue::open(std::uint32_t most) {
 }
 
 Result<void> PacketQueue::configure(const Attributes& what, const char* name) {
-  const auto message = encode({.subsystem = NFNL_SUBSYS_QUEUE, .type = NFQNL_MSG_CONFIG, .flags = NLM_F_ACK,
-                               .family = AF_UNSPEC, .resource = kNumber, .sequence = ++sequence_}, what.data());
+  const auto message = encode({.subsystem = NFNL_SUBSYS_QUEUE,
+                               .type = NFQNL_MSG_CONFIG,
+                               .flags = NLM_F_ACK,
+                               .family = AF_UNSPEC,
+                               .resource = kNumber,
+                               .sequence = ++sequence_},
+                              what.data());
   if (::send(fd_.get(), message.data(), message.size(), 0) < 0) {
     return sys_fail(fmt::format("send({})", name));
   }
@@ -114,8 +119,12 @@ Result<void> PacketQueue::decide(std::uint32_t verdict) {
   Attributes what;
   what.bytes(NFQA_VERDICT_HDR, bytes_of(all));
   // Of all packets up to this one.
-  const auto message = encode({.subsystem = NFNL_SUBSYS_QUEUE, .type = NFQNL_MSG_VERDICT_BATCH, .family = AF_UNSPEC,
-                               .resource = kNumber, .sequence = ++sequence_}, what.data());
+  const auto message = encode({.subsystem = NFNL_SUBSYS_QUEUE,
+                               .type = NFQNL_MSG_VERDICT_BATCH,
+                               .family = AF_UNSPEC,
+                               .resource = kNumber,
+                               .sequence = ++sequence_},
+                              what.data());
   if (::send(fd_.get(), message.data(), message.size(), 0) < 0) {
     return sys_fail("send(verdict on queued packets)");
   }

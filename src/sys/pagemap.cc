@@ -108,8 +108,8 @@ PmScanArg own_content(Backing backing) {
 
 }  // namespace
 
-Result<void> own_pages(int pagemap, std::uint64_t start, std::uint64_t end, Backing backing, std::vector<PageRange>& out,
-                       std::vector<PageRange>* guards) {
+Result<void> own_pages(int pagemap, std::uint64_t start, std::uint64_t end, Backing backing,
+                       std::vector<PageRange>& out, std::vector<PageRange>* guards) {
   auto walked = walk(pagemap, start, end, own_content(backing), [&](const PageRegion& region) {
     if ((region.categories & kIsGuard) == 0) {
       append(out, region.start, region.end);

@@ -24,8 +24,8 @@ enum class Backing : bool { nothing, file };
 // `pagemap`: an open /proc/PID/pagemap.  Without PAGEMAP_SCAN the entries are read one by one, and
 // zero pages are not told apart.  Guard pages (madvise(2), MADV_GUARD_INSTALL), which nobody can read, go into
 // `guards` since Linux 6.15; before, they cannot be told from pages that are swapped out.
-Result<void> own_pages(int pagemap, std::uint64_t start, std::uint64_t end, Backing backing, std::vector<PageRange>& out,
-                       std::vector<PageRange>* guards = nullptr);
+Result<void> own_pages(int pagemap, std::uint64_t start, std::uint64_t end, Backing backing,
+                       std::vector<PageRange>& out, std::vector<PageRange>* guards = nullptr);
 
 // The same pages, told apart by whether they were written since they were last protected (userfaultfd.h).
 struct WrittenPages {

@@ -14,7 +14,8 @@ constexpr std::size_t kControlSize = CMSG_SPACE(kMostPassedFds * sizeof(int));
 
 }  // namespace
 
-Result<std::size_t> send_with_fds(int socket, std::span<const std::byte> bytes, std::span<const int> fds, std::string_view what) {
+Result<std::size_t> send_with_fds(int socket, std::span<const std::byte> bytes, std::span<const int> fds,
+                                  std::string_view what) {
   iovec part{const_cast<std::byte*>(bytes.data()), bytes.size()};
   alignas(cmsghdr) std::array<char, kControlSize> control{};
   msghdr message{};

@@ -14,9 +14,10 @@ namespace ferry::sys {
 
 inline constexpr std::size_t kMostPassedFds = 2;  // in one message, of ours
 
-// Returns how many of the bytes went; at least one of them, or no descriptor would.  `fds`: at most kMostPassedFds; stay
-// the caller's.  `what` names the socket in errors.  Raises no SIGPIPE.
-Result<std::size_t> send_with_fds(int socket, std::span<const std::byte> bytes, std::span<const int> fds, std::string_view what);
+// Returns how many of the bytes went; at least one of them, or no descriptor would.  `fds`: at most kMostPassedFds;
+// stay the caller's.  `what` names the socket in errors.  Raises no SIGPIPE.
+Result<std::size_t> send_with_fds(int socket, std::span<const std::byte> bytes, std::span<const int> fds,
+                                  std::string_view what);
 
 struct Passed {
   std::size_t bytes = 0;  // 0: the other side has hung up

@@ -20,7 +20,9 @@ class PassedFds : public ::testing::Test {
     there = UniqueFd(ends[1]);
   }
   Result<Passed> receive() { return receive_with_fds(there.get(), room, "a pair"); }
-  Result<std::size_t> send(std::span<const int> fds) { return send_with_fds(here.get(), std::as_bytes(std::span("word", 4)), fds, "a pair"); }
+  Result<std::size_t> send(std::span<const int> fds) {
+    return send_with_fds(here.get(), std::as_bytes(std::span("word", 4)), fds, "a pair");
+  }
 
   UniqueFd here, there;
   std::array<std::byte, 16> room{};
@@ -35,7 +37,8 @@ TEST_F(PassedFds, ArriveInOrderAndCloseOnExec) {
   EXPECT_EQ(got->bytes, 4U);
   ASSERT_EQ(got->fds.size(), 2U);
   for (std::size_t i = 0; i < 2; ++i) {
-    struct stat sent {}, arrived {};
+    struct stat sent {};
+    struct stat arrived {};
     ASSERT_EQ(::fstat(fds[i], &sent), 0);
     ASSERT_EQ(::fstat(got->fds[i].get(), &arrived), 0);
     EXPECT_EQ(sent.st_rdev, arrived.st_rdev);

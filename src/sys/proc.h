@@ -56,12 +56,12 @@ Result<Status> parse_status(std::string_view text);
 
 struct Mapping {  // one line of maps, with what smaps adds
   std::uint64_t start = 0, end = 0;
-  int prot = 0;          // PROT_*
-  bool shared = false;   // MAP_SHARED
+  int prot = 0;              // PROT_*
+  bool shared = false;       // MAP_SHARED
   std::uint64_t offset = 0;  // bytes
   std::uint64_t dev = 0;     // kernel style: major << 20 | minor
   std::uint64_t inode = 0;
-  std::string name;      // path, "[heap]", "[vdso]", … without " (deleted)"
+  std::string name;  // path, "[heap]", "[vdso]", … without " (deleted)"
   bool deleted = false;
   std::string vm_flags;  // " rd wr mr …" of smaps, with a blank on either side; empty if from maps
 

@@ -89,15 +89,16 @@ Result<UnixDiag> unix_diag(Netlink& netlink, std::uint32_t inode) {
   return *out;
 }
 
-Result<std::vector<InetDiag>> inet_diag(Netlink& netlink, std::uint8_t family, std::uint8_t protocol, std::uint32_t states) {
+Result<std::vector<InetDiag>> inet_diag(Netlink& netlink, std::uint8_t family, std::uint8_t protocol,
+                                        std::uint32_t states) {
   inet_diag_req_v2 request{};
   request.sdiag_family = family;
   request.sdiag_protocol = protocol;
   request.idiag_states = states;
   request.id.idiag_cookie[0] = request.id.idiag_cookie[1] = INET_DIAG_NOCOOKIE;
   std::vector<InetDiag> out;
-  FERRY_CHECK(netlink.request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, std::as_bytes(std::span(&request, 1)), "Internet sockets",
-                              [&](std::span<const std::byte> payload) -> Result<void> {
+  FERRY_CHECK(netlink.request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, std::as_bytes(std::span(&request, 1)),
+                              "Internet sockets", [&](std::span<const std::byte> payload) -> Result<void> {
                                 const auto message = value_at<inet_diag_msg>(payload);
                                 if (!message) {
                                   return fail(Kind::corrupt, "an answer of sock_diag has {} bytes", payload.size());

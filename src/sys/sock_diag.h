@@ -33,10 +33,11 @@ Result<std::map<std::uint32_t, UnixDiag>> all_unix_diags(Netlink& netlink);
 struct InetDiag {
   std::uint8_t state = 0;  // TCP_*
   std::uint32_t inode = 0;
-  std::uint16_t local_port = 0, remote_port = 0;          // host order
-  std::array<std::uint32_t, 4> local{}, remote{};         // network order; the first word for IPv4
+  std::uint16_t local_port = 0, remote_port = 0;   // host order
+  std::array<std::uint32_t, 4> local{}, remote{};  // network order; the first word for IPv4
 };
 // All of that family and protocol whose state is in the mask (1 << TCP_*).
-Result<std::vector<InetDiag>> inet_diag(Netlink& netlink, std::uint8_t family, std::uint8_t protocol, std::uint32_t states);
+Result<std::vector<InetDiag>> inet_diag(Netlink& netlink, std::uint8_t family, std::uint8_t protocol,
+                                        std::uint32_t states);
 
 }  // namespace ferry::sys

@@ -3,8 +3,8 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/prctl.h>
-#include <sys/wait.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -51,7 +51,8 @@ TEST_F(TaskLookOfThisKernel, TellsWhatAThreadWouldAnswer) {
   ASSERT_TRUE(threads.has_value()) << threads.error().message();
   ASSERT_GE(threads->size(), 2U);
   EXPECT_EQ(threads->front().tid, static_cast<std::uint64_t>(::getpid()));
-  const auto found = std::find_if(threads->begin(), threads->end(), [&](const TaskWords& t) { return t.tid == static_cast<std::uint64_t>(tid.load()); });
+  const auto found = std::find_if(threads->begin(), threads->end(),
+                                  [&](const TaskWords& t) { return t.tid == static_cast<std::uint64_t>(tid.load()); });
   ASSERT_NE(found, threads->end());
   EXPECT_STREQ(found->name.data(), "watched");
   EXPECT_EQ(found->ns_tid, found->tid);
@@ -86,7 +87,8 @@ TEST_F(TaskLookOfThisKernel, SeesAChildAndAnotherSetOfCredentials) {
   step.notify_one();
   other.join();
   ASSERT_TRUE(threads.has_value()) << threads.error().message();
-  const auto with = std::count_if(threads->begin(), threads->end(), [](const TaskWords& t) { return t.has_children(); });
+  const auto with =
+      std::count_if(threads->begin(), threads->end(), [](const TaskWords& t) { return t.has_children(); });
   EXPECT_EQ(with, 1);
   EXPECT_NE(threads->back().nature.credentials, threads->front().nature.credentials);
 }

@@ -65,8 +65,9 @@ Result<void> uffd_watch(int uffd, std::uint64_t start, std::uint64_t end) {
   while (::ioctl(uffd, UFFDIO_WRITEPROTECT, &clear) != 0) {
     if (errno != EAGAIN) {
       // ENOENT: a mapping went away meanwhile; nothing is protected where there is none.
-      return errno == ENOENT ? Result<void>()
-                             : Result<void>(sys_fail(fmt::format("ioctl(UFFDIO_WRITEPROTECT, {:#x}-{:#x})", start, end)));
+      return errno == ENOENT
+                 ? Result<void>()
+                 : Result<void>(sys_fail(fmt::format("ioctl(UFFDIO_WRITEPROTECT, {:#x}-{:#x})", start, end)));
     }
   }
   return {};

@@ -96,8 +96,9 @@ std::vector<std::byte> Batch::place(std::uint64_t base, int end_signal, std::uin
         break;
       case Fixup::What::copy_to:
         records[f.record].argument[f.index] =
-            f.extra == kDataTarget ? data_base + f.target
-                                   : record_address(f.target) + offsetof(Record, argument) + f.extra * sizeof(std::uint64_t);
+            f.extra == kDataTarget
+                ? data_base + f.target
+                : record_address(f.target) + offsetof(Record, argument) + f.extra * sizeof(std::uint64_t);
         break;
       case Fixup::What::data: {
         const std::uint64_t address = data_base + f.target;

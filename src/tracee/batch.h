@@ -55,8 +55,8 @@ class Argument {
 class Batch {
  public:
   static constexpr std::uint32_t kReturn = 0xffffffff;  // argument[0]: stack pointer for rt_sigreturn
-  static constexpr std::uint32_t kCopy = 0xfffffffe;  // argument[0]: from, argument[1]: to; 8 bytes
-  static constexpr std::uint32_t kMust = 1;           // a failure of this record ends the batch
+  static constexpr std::uint32_t kCopy = 0xfffffffe;    // argument[0]: from, argument[1]: to; 8 bytes
+  static constexpr std::uint32_t kMust = 1;             // a failure of this record ends the batch
 
   // Appends a call that has to succeed; `what` names it in the error.  A literal: kept by pointer.
   Value must(const char* what, long number, std::initializer_list<Argument> arguments);
@@ -91,10 +91,10 @@ class Batch {
   friend class Replies;
   struct Fixup {
     enum class What : std::uint8_t { argument, copy_from, copy_to, data } what;
-    std::uint32_t record;   // data: unused
-    std::uint32_t index;    // argument number; data: offset of the pointer in data_
-    std::uint64_t target;   // offset in data_, or record number for copy_from/copy_to
-    std::uint32_t extra;    // copy_to: argument number within the record, or kDataTarget
+    std::uint32_t record;  // data: unused
+    std::uint32_t index;   // argument number; data: offset of the pointer in data_
+    std::uint64_t target;  // offset in data_, or record number for copy_from/copy_to
+    std::uint32_t extra;   // copy_to: argument number within the record, or kDataTarget
   };
   static constexpr std::uint32_t kDataTarget = 0xffffffff;
 

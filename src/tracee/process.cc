@@ -20,8 +20,8 @@ namespace ferry::tracee {
 namespace {
 
 constexpr std::size_t kPage = 4096;
-constexpr std::size_t kFrameRoom = 4096;  // a signal frame, rounded up to keep the next one aligned
-constexpr std::size_t kSideBySide = 64;   // processes: enough that nobody waits for the slowest
+constexpr std::size_t kFrameRoom = 4096;       // a signal frame, rounded up to keep the next one aligned
+constexpr std::size_t kSideBySide = 64;        // processes: enough that nobody waits for the slowest
 constexpr std::chrono::seconds kCallTime{30};  // a call on a dead network file system must not hold us for ever
 std::uint64_t all_but(int signal) { return ~(std::uint64_t{1} << (signal - 1)); }
 
@@ -65,7 +65,7 @@ class Borrowed {
 };
 
 Registers clean(Registers regs) {
-  regs.orig_rax = ~0ULL;  // not in a system call: the kernel must not restart one
+  regs.orig_rax = ~0ULL;                 // not in a system call: the kernel must not restart one
   regs.eflags &= ~std::uint64_t{0x500};  // no direction flag, no single step
   return regs;
 }
@@ -332,7 +332,8 @@ Result<std::vector<Replies>> Process::run_all(std::span<const Job> jobs) {
       FERRY_CHECK(r->job.thread->resume(PTRACE_CONT));
     }
     for (const auto& r : running) {
-      FERRY_CHECK(await_batch(*r, deadline).during("running {} calls in task {}", r->job.batch->calls(), r->job.thread->tid()));
+      FERRY_CHECK(
+          await_batch(*r, deadline).during("running {} calls in task {}", r->job.batch->calls(), r->job.thread->tid()));
     }
     // All at once: thousands of small reads would take longer than the batches.
     FERRY_CHECK(sys::read_memory(pid_, area_.base + kPage, image));
@@ -355,7 +356,8 @@ Result<void> Process::run_side_by_side(std::span<const Work> work) {
       Process& p = *w.process;
       const std::size_t extra = p.disposable_ ? 0 : kFrameRoom;
       if (w.batch->size() + extra > p.area_.size - kPage) {
-        return fail(Kind::invalid, "a batch of {} bytes does not fit into the area of {}", w.batch->size(), p.area_.size);
+        return fail(Kind::invalid, "a batch of {} bytes does not fit into the area of {}", w.batch->size(),
+                    p.area_.size);
       }
       jobs.push_back({&p.leader(), w.batch});
       running.push_back(std::make_unique<Running>(jobs.back(), all_but(p.end_signal_)));
@@ -366,7 +368,8 @@ Result<void> Process::run_side_by_side(std::span<const Work> work) {
     }
     for (std::size_t i = 0; i < some.size(); ++i) {
       Process& p = *some[i].process;
-      FERRY_CHECK(p.await_batch(*running[i], deadline).during("running {} calls in task {}", some[i].batch->calls(), p.leader().tid()));
+      FERRY_CHECK(p.await_batch(*running[i], deadline)
+                      .during("running {} calls in task {}", some[i].batch->calls(), p.leader().tid()));
       if (running[i]->failed != 0) {
         std::vector<std::byte> image(some[i].batch->size());
         FERRY_CHECK(sys::read_memory(p.pid_, p.area_.base + kPage, image));
@@ -419,17 +422,19 @@ Result<Replies> Process::collect(const Running& running, std::span<const std::by
   out.records_.resize(batch.records_.size());
   out.data_.resize(batch.data_.size());
   const std::span<const std::byte> own = image.subspan(running.base - area_.base - kPage);
-  std::ranges::copy(own.first(out.records_.size() * sizeof(Record)), std::as_writable_bytes(std::span(out.records_)).begin());
+  std::ranges::copy(own.first(out.records_.size() * sizeof(Record)),
+                    std::as_writable_bytes(std::span(out.records_)).begin());
   // Not memcpy(3), which takes no null pointer even for nothing: not every batch has data.
-  std::ranges::copy(own.subspan((out.records_.size() + Batch::kEndRecords) * sizeof(Record), out.data_.size()), out.data_.begin());
+  std::ranges::copy(own.subspan((out.records_.size() + Batch::kEndRecords) * sizeof(Record), out.data_.size()),
+                    out.data_.begin());
   if (running.failed != 0) {
     const std::uint64_t index = (running.failed - running.base) / sizeof(Record);
     if (index >= batch.records_.size()) {
       return fail(Kind::os, "task {} came back from a batch in disorder", running.job.thread->tid());
     }
-    return sys_fail(static_cast<int>(-out.records_[index].result),
-                    fmt::format("{} (call {} of a batch in task {})", batch.names_[index], index,
-                                running.job.thread->tid()));
+    return sys_fail(
+        static_cast<int>(-out.records_[index].result),
+        fmt::format("{} (call {} of a batch in task {})", batch.names_[index], index, running.job.thread->tid()));
   }
   return out;
 }

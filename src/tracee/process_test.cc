@@ -32,8 +32,7 @@ struct Shared {
 class Counting {
  public:
   Counting() {
-    shared_ = static_cast<Shared*>(
-        ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+    shared_ = static_cast<Shared*>(::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
     new (shared_) Shared;
     pid_ = ::fork();
     if (pid_ == 0) {

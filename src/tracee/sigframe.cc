@@ -37,7 +37,7 @@ struct SoftwareBytes {
 };
 static_assert(sizeof(SoftwareBytes) == 48);
 
-constexpr std::uint64_t kHasExtendedState = 1;    // UC_FP_XSTATE
+constexpr std::uint64_t kHasExtendedState = 1;     // UC_FP_XSTATE
 constexpr std::uint64_t kHasStackSegment = 2 | 4;  // UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS
 constexpr std::size_t kSoftwareOffset = 464;
 constexpr std::size_t kHeaderOffset = 512;
@@ -108,8 +108,11 @@ SignalFrame make_signal_frame(std::uint64_t address, Registers r, std::uint64_t 
   std::memcpy(&in_use, out.bytes.data() + kHeaderOffset, sizeof in_use);
   in_use &= extent.features;
   std::memcpy(out.bytes.data() + kHeaderOffset, &in_use, sizeof in_use);
-  const SoftwareBytes software{kMagic1, static_cast<std::uint32_t>(extent.size + sizeof kMagic2), extent.features,
-                               static_cast<std::uint32_t>(extent.size), {}};
+  const SoftwareBytes software{kMagic1,
+                               static_cast<std::uint32_t>(extent.size + sizeof kMagic2),
+                               extent.features,
+                               static_cast<std::uint32_t>(extent.size),
+                               {}};
   std::memcpy(out.bytes.data() + kSoftwareOffset, &software, sizeof software);
   std::memcpy(out.bytes.data() + extent.size, &kMagic2, sizeof kMagic2);
 

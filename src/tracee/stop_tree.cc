@@ -108,9 +108,8 @@ class Stopper {
       std::erase(*tids, pid.value);  // ptrace(2) does not attach to the dead
     }
     // Leader first; the kernel lists it so, but nothing promises it.
-    std::sort(tids->begin(), tids->end(), [&](int a, int b) {
-      return std::pair(a != pid.value, a) < std::pair(b != pid.value, b);
-    });
+    std::sort(tids->begin(), tids->end(),
+              [&](int a, int b) { return std::pair(a != pid.value, a) < std::pair(b != pid.value, b); });
     std::unordered_set<int> known;
     for (const Thread& thread : task.threads) {
       known.insert(thread.tid().value);
@@ -141,8 +140,8 @@ class Stopper {
     if (look_ == nullptr) {
       return {};
     }
-    const auto childless = tids->size() >= sys::TaskLook::kWorthIt ? look_->childless_threads_of(pid)
-                                                                   : std::unordered_set<pid_t>();
+    const auto childless =
+        tids->size() >= sys::TaskLook::kWorthIt ? look_->childless_threads_of(pid) : std::unordered_set<pid_t>();
     for (const int tid : *tids) {
       if (childless.contains(tid)) {
         continue;
@@ -204,10 +203,11 @@ class Stopper {
         return stop;
       }
       if (deadline_.passed()) {
-        return running_again_.empty() ? std::move(stop)
-                                      : fail(Kind::unsupported,
-                                             "task {} is in vfork(2), and its child {} neither executes a program nor ends",
-                                             thread.tid(), *running_again_.begin());
+        return running_again_.empty()
+                   ? std::move(stop)
+                   : fail(Kind::unsupported,
+                          "task {} is in vfork(2), and its child {} neither executes a program nor ends", thread.tid(),
+                          *running_again_.begin());
       }
       FERRY_CHECK(free_vfork_child(task.pid, thread.tid()));
     }

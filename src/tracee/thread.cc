@@ -76,7 +76,8 @@ void sleep_for_change(const Deadline& deadline) {
   sigset_t chld;
   sigemptyset(&chld);
   sigaddset(&chld, SIGCHLD);
-  const auto ns = std::max<std::int64_t>(0, std::chrono::duration_cast<std::chrono::nanoseconds>(deadline.left()).count());
+  const auto ns =
+      std::max<std::int64_t>(0, std::chrono::duration_cast<std::chrono::nanoseconds>(deadline.left()).count());
   const timespec timeout{ns / 1'000'000'000, ns % 1'000'000'000};
   (void)::sigtimedwait(&chld, nullptr, &timeout);
 }

@@ -25,11 +25,11 @@ using Registers = user_regs_struct;
 // Why a traced thread stopped: a wait status, named.
 struct Stop {
   enum class Why {
-    interrupt,    // PTRACE_INTERRUPT, or a new thread's first stop
-    group_stop,   // the process is stopped by a job control signal
-    signal,       // about to be delivered: `signal`
-    syscall,      // entry or exit of a system call, PTRACE_SYSCALL
-    event,        // another PTRACE_EVENT_*: `event`
+    interrupt,   // PTRACE_INTERRUPT, or a new thread's first stop
+    group_stop,  // the process is stopped by a job control signal
+    signal,      // about to be delivered: `signal`
+    syscall,     // entry or exit of a system call, PTRACE_SYSCALL
+    event,       // another PTRACE_EVENT_*: `event`
   };
   Why why;
   int signal = 0;

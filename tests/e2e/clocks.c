@@ -99,7 +99,8 @@ static void timer_boottime_absolute(void) { by_timer(CLOCK_BOOTTIME, 1); }
 static void futex_absolute(void) {
   uint32_t word = 1;
   struct timespec t = spec(at(CLOCK_MONOTONIC) + span);
-  if (syscall(SYS_futex, &word, FUTEX_WAIT_BITSET_PRIVATE, 1, &t, NULL, FUTEX_BITSET_MATCH_ANY) == 0 || errno != ETIMEDOUT) {
+  if (syscall(SYS_futex, &word, FUTEX_WAIT_BITSET_PRIVATE, 1, &t, NULL, FUTEX_BITSET_MATCH_ANY) == 0 ||
+      errno != ETIMEDOUT) {
     printf("wrong: futex: %s\n", strerror(errno));
   }
 }
@@ -162,7 +163,7 @@ static void by_receive_timeout(void) {
 }
 
 struct way {
-  const char *name;
+  const char* name;
   clockid_t clock;
   void (*wait)(void);
   int begins_anew;
@@ -190,8 +191,8 @@ static struct way ways[] = {
 };
 enum { kWays = sizeof ways / sizeof ways[0] };
 
-static void *run(void *argument) {
-  for (struct way *way = argument;;) {
+static void* run(void* argument) {
+  for (struct way* way = argument;;) {
     double begin = at(way->clock);
     way->wait();
     double took = at(way->clock) - begin;
@@ -204,7 +205,7 @@ static void *run(void *argument) {
   return NULL;
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   setvbuf(stdout, NULL, _IOLBF, 0);
   span = argc > 1 ? atof(argv[1]) : 1;
   int more = argc > 2 ? atoi(argv[2]) : 0;

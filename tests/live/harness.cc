@@ -28,10 +28,14 @@ constexpr std::chrono::seconds kCommandTime{60};
 enum class Flavour { host, pid_namespace, leave_running, user_namespace };
 const char* name_of(Flavour flavour) {
   switch (flavour) {
-    case Flavour::host: return "host";
-    case Flavour::pid_namespace: return "pid_namespace";
-    case Flavour::leave_running: return "leave_running";
-    case Flavour::user_namespace: return "user_namespace";
+    case Flavour::host:
+      return "host";
+    case Flavour::pid_namespace:
+      return "pid_namespace";
+    case Flavour::leave_running:
+      return "leave_running";
+    case Flavour::user_namespace:
+      return "user_namespace";
   }
   return "?";
 }
@@ -139,8 +143,8 @@ class Live : public testing::Test {
     const View before = look_at(program.pid());
     const std::string images = directory(number);
     fs::create_directory(images);
-    std::vector<std::string> words = {criu(),        "pre-dump", "-t", std::to_string(program.pid()), "-D",
-                                      images, "-o",       "pre-dump.log", "-v4"};
+    std::vector<std::string> words = {criu(), "pre-dump",     "-t", std::to_string(program.pid()), "-D", images,
+                                      "-o",   "pre-dump.log", "-v4"};
     add_parent(words, number);
     const int status = run_command(words, images + "/pre-dump.out", kCommandTime);
     if (status != 0) {
@@ -167,8 +171,8 @@ class Live : public testing::Test {
     const bool kills = flavour_ != Flavour::leave_running;
     const std::string images = directory(number);
     fs::create_directory(images);
-    std::vector<std::string> words = {criu(),        "dump", "-t", std::to_string(program.pid()), "-D",
-                                      images, "-o",   "dump.log", "-v4"};
+    std::vector<std::string> words = {criu(), "dump",     "-t", std::to_string(program.pid()), "-D", images,
+                                      "-o",   "dump.log", "-v4"};
     if (!kills) {
       words.push_back("--leave-running");
     }
@@ -179,7 +183,8 @@ class Live : public testing::Test {
     if (!test_.options.refused.empty()) {
       EXPECT_NE(status, 0) << "criu dump succeeded, but it should have refused: " << test_.options.refused;
       EXPECT_NE(said.find(test_.options.refused), std::string::npos)
-          << "criu dump refused without saying \"" << test_.options.refused << "\":\n" << said;
+          << "criu dump refused without saying \"" << test_.options.refused << "\":\n"
+          << said;
       if (status != 0) {
         EXPECT_EQ(lasting_difference(before, program.pid()), "") << "a refused dump changed the process";
         return;
@@ -205,8 +210,8 @@ class Live : public testing::Test {
 
   void restore(Program& program, std::uint32_t number) {
     const std::string images = directory(number);
-    std::vector<std::string> words = {criu(),        "restore",     "-d", "-D", images, "-o", "restore.log", "-v4",
-                                      "--pidfile", images + "/pid"};
+    std::vector<std::string> words = {criu(), "restore",     "-d",  "-D",        images,
+                                      "-o",   "restore.log", "-v4", "--pidfile", images + "/pid"};
     if (flavour_ == Flavour::pid_namespace || flavour_ == Flavour::user_namespace) {
       words.insert(words.end(), {"--root", scratch_->root()});
     }
@@ -247,8 +252,9 @@ class Live : public testing::Test {
       return false;
     }
     if (verdict.failures != 0) {
-      ADD_FAILURE_AT(test_.file, test_.line) << who << (who.empty() ? "" : ": ") << verdict.text << "\noutput of the body:\n"
-                                             << tail_of(output_);
+      ADD_FAILURE_AT(test_.file, test_.line)
+          << who << (who.empty() ? "" : ": ") << verdict.text << "\noutput of the body:\n"
+          << tail_of(output_);
       return false;
     }
     if (checkpoints == 0) {

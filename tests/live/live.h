@@ -90,9 +90,9 @@ const std::deque<LiveTest>& all();
 
 }  // namespace ferry::live
 
-#define LIVE_TEST_WITH(suite, name, ...)                                                        \
-  static void suite##_##name##_body();                                                          \
-  [[maybe_unused]] static const bool suite##_##name##_listed =                                  \
+#define LIVE_TEST_WITH(suite, name, ...)                                                             \
+  static void suite##_##name##_body();                                                               \
+  [[maybe_unused]] static const bool suite##_##name##_listed =                                       \
       ::ferry::live::list({#suite, #name, __FILE__, __LINE__, __VA_ARGS__, &suite##_##name##_body}); \
   static void suite##_##name##_body()
 #define LIVE_TEST(suite, name) LIVE_TEST_WITH(suite, name, ::ferry::live::Options{})

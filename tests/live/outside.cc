@@ -56,7 +56,8 @@ class Renamer {
  public:
   std::string operator()(const std::string& text) {
     // open(2), O_TMPFILE: an unnamed file is called by its inode number.
-    if (const std::size_t hash = text.rfind("/#"); hash != std::string::npos && text.find(" (deleted)", hash) != std::string::npos) {
+    if (const std::size_t hash = text.rfind("/#");
+        hash != std::string::npos && text.find(" (deleted)", hash) != std::string::npos) {
       return text.substr(0, hash) + "/#unnamed (deleted)";
     }
     const std::size_t open = text.find(":[");
@@ -116,14 +117,16 @@ std::string mappings(const std::string& smaps) {
 
 std::string status_lines(const std::string& status, std::string& ns_pid) {
   const bool zombie = status.find("State:\tZ") != std::string::npos;  // it will not handle a signal any more
-  static constexpr std::array kKept = {"Name",   "Umask",  "Uid",    "Gid",    "Groups", "NStgid",     "NSpid",
-                                       "NSpgid", "NSsid",  "SigPnd", "ShdPnd", "SigBlk", "SigIgn",     "SigCgt",
-                                       "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp",
-                                       "Seccomp_filters", "THP_enabled", "Threads", "Cpus_allowed"};
+  static constexpr std::array kKept = {"Name",    "Umask",           "Uid",         "Gid",     "Groups",
+                                       "NStgid",  "NSpid",           "NSpgid",      "NSsid",   "SigPnd",
+                                       "ShdPnd",  "SigBlk",          "SigIgn",      "SigCgt",  "CapInh",
+                                       "CapPrm",  "CapEff",          "CapBnd",      "CapAmb",  "NoNewPrivs",
+                                       "Seccomp", "Seccomp_filters", "THP_enabled", "Threads", "Cpus_allowed"};
   std::string out;
   for (const std::string& line : lines_of(status)) {
     const std::string key = line.substr(0, line.find(':'));
-    if (std::find(kKept.begin(), kKept.end(), key) == kKept.end() || (zombie && (key.rfind("Sig", 0) == 0 || key == "ShdPnd"))) {
+    if (std::find(kKept.begin(), kKept.end(), key) == kKept.end() ||
+        (zombie && (key.rfind("Sig", 0) == 0 || key == "ShdPnd"))) {
       continue;
     }
     if (key.rfind("NS", 0) == 0) {
@@ -204,7 +207,8 @@ std::string posix_timers(const std::string& proc) {
   for (std::string line : lines_of(read(proc + "/timers"))) {
     if (line.rfind("notify:", 0) == 0) {
       const std::string number = line.substr(line.rfind('.') + 1);
-      const bool dead = line.find("/tid.") != std::string::npos && ::access((proc + "/task/" + number).c_str(), F_OK) != 0;
+      const bool dead =
+          line.find("/tid.") != std::string::npos && ::access((proc + "/task/" + number).c_str(), F_OK) != 0;
       line = dead || line.find("none/") != std::string::npos ? "notify: none" : line.substr(0, line.rfind('.'));
     }
     out += line + "\n";
@@ -240,8 +244,8 @@ void look(pid_t pid, const std::string& parent, Renamer& rename, View& view) {
     view[me + name] = link(proc + "/" + name);
   }
   view[me + "auxv"] = in_hex(read(proc + "/auxv"));
-  for (const char* name : {"cmdline", "environ", "limits", "oom_score_adj", "personality", "loginuid", "cgroup",
-                           "coredump_filter"}) {
+  for (const char* name :
+       {"cmdline", "environ", "limits", "oom_score_adj", "personality", "loginuid", "cgroup", "coredump_filter"}) {
     view[me + name] = read(proc + "/" + name);
   }
   view[me + "timers"] = posix_timers(proc);

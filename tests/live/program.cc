@@ -158,7 +158,8 @@ Program::Program(const Scratch& scratch, const std::string& test, Where where) :
   UniqueFd tell_mapped(mapped[1]);
   if (user) {
     fs::create_directory(devices);
-    for (const auto& [name, major_number, minor_number] : std::initializer_list<std::tuple<const char*, unsigned, unsigned>>{
+    for (const auto& [name, major_number, minor_number] :
+         std::initializer_list<std::tuple<const char*, unsigned, unsigned>>{
              {"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}}) {
       make_device((devices + "/" + name).c_str(), minor_number, major_number);
     }
@@ -235,9 +236,9 @@ bool Program::wait_for_checkpoint(std::uint32_t passed) {
       int status = 0;
       ::waitpid(pid_, &status, 0);
       pid_ = -1;
-      give_up(std::string("the body ended, ") +
-              (WIFSIGNALED(status) ? "killed by signal " + std::to_string(WTERMSIG(status))
-                                   : "with status " + std::to_string(WEXITSTATUS(status))));
+      give_up(std::string("the body ended, ") + (WIFSIGNALED(status)
+                                                     ? "killed by signal " + std::to_string(WTERMSIG(status))
+                                                     : "with status " + std::to_string(WEXITSTATUS(status))));
     }
     if (get<std::uint32_t>(offsetof(Gate, finished)) != 0) {
       return false;

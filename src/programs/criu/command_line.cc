@@ -185,7 +185,8 @@ Result<void> check_restore(Settings& settings, const std::vector<std::string>& w
 
 Result<void> parse_words(Invocation& run, const std::vector<std::string>& words) {
   if (words.empty()) {
-    return fail(Kind::invalid, "a command is missing: dump, pre-dump, restore, check, dedup, cpuinfo or swrk, see criu --help");
+    return fail(Kind::invalid,
+                "a command is missing: dump, pre-dump, restore, check, dedup, cpuinfo or swrk, see criu --help");
   }
   const std::string& command = words.front();
   if (command == "service") {

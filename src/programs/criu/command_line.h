@@ -11,7 +11,20 @@
 namespace ferry::criu {
 
 enum class Command {
-  help, version, dump, pre_dump, dedup, restore, check, cpuinfo_dump, cpuinfo_check, swrk, service, page_server, lazy_pages, deprecated
+  help,
+  version,
+  dump,
+  pre_dump,
+  dedup,
+  restore,
+  check,
+  cpuinfo_dump,
+  cpuinfo_check,
+  swrk,
+  service,
+  page_server,
+  lazy_pages,
+  deprecated
 };
 
 struct Invocation {

@@ -47,9 +47,27 @@ TEST(CommandLine, SwitchesCanBeTakenBack) {
 }
 
 TEST(CommandLine, FillsWhatTheEngineAsksFor) {
-  const auto run = parse({"restore", "-d", "-S", "--external", "mnt[key]:/host", "--inherit-fd", "fd[3]:pipe:[7]",
-                          "--cgroup-root", "cpu:/x", "--manage-cgroups=full", "--empty-ns", "net", "--tcp-close",
-                          "--veth-pair", "eth0=veth1", "--join-ns", "uts:/p", "--link-remap", "-l", "-j", "-x"});
+  const auto run = parse({"restore",
+                          "-d",
+                          "-S",
+                          "--external",
+                          "mnt[key]:/host",
+                          "--inherit-fd",
+                          "fd[3]:pipe:[7]",
+                          "--cgroup-root",
+                          "cpu:/x",
+                          "--manage-cgroups=full",
+                          "--empty-ns",
+                          "net",
+                          "--tcp-close",
+                          "--veth-pair",
+                          "eth0=veth1",
+                          "--join-ns",
+                          "uts:/p",
+                          "--link-remap",
+                          "-l",
+                          "-j",
+                          "-x"});
   ASSERT_TRUE(run.has_value()) << run.error().message();
   const engine::RestoreOptions options = restore_options(run->settings);
   EXPECT_TRUE(options.detached);

@@ -37,8 +37,10 @@ class ConfigFiles : public testing::Test {
 };
 
 TEST(ConfigSyntax, TakesOneOptionALine) {
-  const auto lines = parse_config(
-      "# a comment\n\n  tcp-established # why\nghost-limit 10M\n\troot \"/a b\\\"c\" # x\nlog-file dump.log").value();
+  const auto lines =
+      parse_config(
+          "# a comment\n\n  tcp-established # why\nghost-limit 10M\n\troot \"/a b\\\"c\" # x\nlog-file dump.log")
+          .value();
   ASSERT_EQ(lines.size(), 4U);
   EXPECT_EQ(lines[0].option, "tcp-established");
   EXPECT_FALSE(lines[0].has_value);

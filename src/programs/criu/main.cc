@@ -18,8 +18,8 @@
 #include "programs/criu/page_commands.h"
 #include "programs/criu/service.h"
 #include "programs/criu/swrk.h"
-#include "tracee/thread.h"
 #include "state/cpu/cpuinfo.h"
+#include "tracee/thread.h"
 
 namespace ferry::criu {
 namespace {
@@ -212,7 +212,8 @@ int work(std::vector<std::string> arguments) {
     }
     case Command::deprecated:
       print(STDERR_FILENO, fmt::format("Error (criu): the command {} is deprecated, in CRIU too; crit and ferry image "
-                                       "show look into images\n", run->deprecated));
+                                       "show look into images\n",
+                                       run->deprecated));
       return kDeprecated;
     case Command::dump:
     case Command::pre_dump:

@@ -107,7 +107,8 @@ DumpOutcome run_pre_dump(const Engine& engine, const Settings& settings, const W
   const auto report = engine.pre_dump(options);
   if (!report.has_value()) {
     log::error(report.error());
-    log::write(log::Level::error, fmt::format("Error (criu): Pre-dumping FAILED, process {} was not saved", options.pid));
+    log::write(log::Level::error,
+               fmt::format("Error (criu): Pre-dumping FAILED, process {} was not saved", options.pid));
     return {tl::unexpected<Error>(report.error()), 0, {}};
   }
   warn_if_failed(save(*report, place.work()), "stats-dump");

@@ -22,7 +22,7 @@ struct Option {
   const char* name;
   char letter;  // 0: none
   Argument argument;
-  bool negatable;  // has a --no-NAME form
+  bool negatable;                                  // has a --no-NAME form
   Result<void> (*apply)(Settings&, const Value&);  // null: refused
   const char* refusal;                             // why, as the end of a sentence
 };

@@ -76,8 +76,8 @@ Result<std::uint32_t> parse_cpu_capability(std::string_view text) {
     const std::string_view name = part.substr(negated ? 1 : 0);
     const auto* const word = std::find_if(kWords.begin(), kWords.end(), [&](const Word& w) { return w.word == name; });
     if (word == kWords.end()) {
-      return fail(Kind::invalid, "option --cpu-cap takes a list of fpu, cpu, ins, all or none, and \"{}\" is none of them",
-                  part);
+      return fail(Kind::invalid,
+                  "option --cpu-cap takes a list of fpu, cpu, ins, all or none, and \"{}\" is none of them", part);
     }
     bits = negated ? bits & ~word->bits : bits | word->bits;
     return {};
@@ -105,7 +105,8 @@ Result<engine::CgroupMode> parse_cgroup_mode(std::string_view text) {
   if (text == "strict") {
     return CgroupMode::strict;
   }
-  return fail(Kind::invalid, "option --manage-cgroups takes ignore, none, props, soft, full or strict, not \"{}\"", text);
+  return fail(Kind::invalid, "option --manage-cgroups takes ignore, none, props, soft, full or strict, not \"{}\"",
+              text);
 }
 
 Result<engine::FileValidation> parse_file_validation(std::string_view text) {
@@ -262,7 +263,8 @@ Result<void> add_cgroup_properties(engine::CommonOptions& options, std::string_v
     text.remove_prefix(close);
   }
   if (lists == 0) {
-    return fail(Kind::invalid, "option --cgroup-props takes a description with a list of \"properties\", not \"{}\"", all);
+    return fail(Kind::invalid, "option --cgroup-props takes a description with a list of \"properties\", not \"{}\"",
+                all);
   }
   return {};
 }

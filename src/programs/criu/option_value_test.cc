@@ -7,9 +7,10 @@ namespace {
 
 TEST(CgroupProperties, AreTheNamesInTheListsOfTheDescription) {
   engine::CommonOptions options;
-  const auto added = add_cgroup_properties(options,
-                                           "\"cpu\":\n  - \"strategy\": \"replace\"\n  - \"properties\": [\"cpu.shares\", "
-                                           "\"cpu.stat\"]\n\"pids\":\n  - \"properties\": [\"pids.current\"]\n");
+  const auto added =
+      add_cgroup_properties(options,
+                            "\"cpu\":\n  - \"strategy\": \"replace\"\n  - \"properties\": [\"cpu.shares\", "
+                            "\"cpu.stat\"]\n\"pids\":\n  - \"properties\": [\"pids.current\"]\n");
   ASSERT_TRUE(added.has_value()) << added.error().message();
   EXPECT_EQ(options.cgroup_properties, (std::vector<std::string>{"cpu.shares", "cpu.stat", "pids.current"}));
 }

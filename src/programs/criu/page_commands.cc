@@ -95,8 +95,8 @@ Result<ServerStarted> start_page_server(const Settings& settings, const Workplac
       }
     }
     auto connection = given ? Result<UniqueFd>(std::move(socket)) : lazy::accept_from(socket.get(), where.tls);
-    const Result<void> received =
-        connection.has_value() ? receive_set(*connection, settings, place) : Result<void>(tl::unexpect, connection.error());
+    const Result<void> received = connection.has_value() ? receive_set(*connection, settings, place)
+                                                         : Result<void>(tl::unexpect, connection.error());
     if (!received.has_value()) {
       log::error(received.error());
     }

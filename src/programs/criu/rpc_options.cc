@@ -26,7 +26,8 @@ struct RefusedOption {
   const char* why;
 };
 constexpr std::array kRefused{
-    RefusedOption{"status_fd", [](const criu_opts& o) { return o.has_status_fd() && o.status_fd() >= 0 && !o.lazy_pages(); },
+    RefusedOption{"status_fd",
+                  [](const criu_opts& o) { return o.has_status_fd() && o.status_fd() >= 0 && !o.lazy_pages(); },
                   "it tells when a server listens, and only a lazy dump is one"},
     RefusedOption{"pidfd_store_sk", [](const criu_opts& o) { return o.has_pidfd_store_sk(); },
                   "who has tracked a process from one pre-dump to the next is found without it"},

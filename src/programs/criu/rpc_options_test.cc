@@ -54,8 +54,10 @@ std::string varint(std::uint64_t number) {
 }
 
 // Values that mean something where 1 or "/x" would not.
-const std::map<std::string, std::string> kTexts{{"criu_opts.external", "net[1]:key"}, {"join_namespace.ns", "net"},
-                                                {"join_namespace.ns_file", "1"},      {"criu_opts.log_file", "other.log"}};
+const std::map<std::string, std::string> kTexts{{"criu_opts.external", "net[1]:key"},
+                                                {"join_namespace.ns", "net"},
+                                                {"join_namespace.ns_file", "1"},
+                                                {"criu_opts.log_file", "other.log"}};
 // manage_cgroups: its "on" is where the settings begin.
 const std::map<std::string, std::uint64_t> kNumbers{
     {"criu_opts.empty_ns", 0x40000000}, {"criu_opts.log_level", 4}, {"criu_opts.manage_cgroups", 0}};
@@ -87,7 +89,8 @@ struct Applied {
 };
 Applied apply(const rpc::criu_opts& opts) {
   Applied out;
-  for (const Result<void>& step : {apply_rpc_places(out.settings, opts, kPeer), apply_rpc_options(out.settings, opts)}) {
+  for (const Result<void>& step :
+       {apply_rpc_places(out.settings, opts, kPeer), apply_rpc_options(out.settings, opts)}) {
     if (!step.has_value()) {
       out.refusal = step.error().message();
     }
@@ -100,7 +103,7 @@ TEST(RpcOptions, EveryFieldIsDoneOrRefusedByNameAndNeverIgnored) {
   const std::set<std::string> elsewhere{"config_file", "unix_sk_ino"};
   // How CRIU goes about something that has one way here; the result is the same.
   const std::set<std::string> one_way{"pre_dump_mode", "mntns_compat_mode", "ext_sharing", "ext_masters",
-                                   "force_irmap", "irmap_scan_paths", "unprivileged"};
+                                      "force_irmap",   "irmap_scan_paths",  "unprivileged"};
   const Schema schema = read_schema();
   ASSERT_TRUE(schema.contains("criu_opts"));
   rpc::criu_opts nothing;
@@ -125,7 +128,8 @@ TEST(RpcOptions, EveryFieldIsDoneOrRefusedByNameAndNeverIgnored) {
     } else {
       std::string option = "option --" + field.name;
       std::replace(option.begin(), option.end(), '_', '-');
-      EXPECT_THAT(after.refusal, testing::AnyOf(testing::HasSubstr("RPC option " + field.name), testing::HasSubstr(option)))
+      EXPECT_THAT(after.refusal,
+                  testing::AnyOf(testing::HasSubstr("RPC option " + field.name), testing::HasSubstr(option)))
           << "refused under another name";
     }
   }

@@ -18,7 +18,7 @@ inline engine::CommonOptions default_options() {
 
 struct Settings {
   engine::CommonOptions common = default_options();  // the shared part of both operations
-  engine::DumpOptions dump;      // only its own fields are used here
+  engine::DumpOptions dump;                          // only its own fields are used here
   engine::RestoreOptions restore;
 
   std::string images_dir;  // empty: not given
@@ -30,13 +30,13 @@ struct Settings {
   // service: the path of its socket; empty: criu_service.socket in the work directory.  Otherwise a page server's.
   std::string address;
   std::uint16_t port = 0;
-  int ps_socket = -1;        // a connection to or from a page server, in place of address and port
-  bool tls = false;          // page server and lazy-pages: connections are encrypted
+  int ps_socket = -1;  // a connection to or from a page server, in place of address and port
+  bool tls = false;    // page server and lazy-pages: connections are encrypted
   // What CRIU takes where nothing else is said; its list of revoked certificates only if it is there.
   engine::TlsFiles tls_files{"/etc/pki/CA/cacert.pem", "", "/etc/pki/criu/cert.pem", "/etc/pki/criu/private/key.pem"};
   bool page_server = false;  // dump, pre-dump: pages go to one.  lazy-pages: they come from one
   bool lazy_pages = false;
-  int status_fd = -1;  // gets a zero byte when a server listens
+  int status_fd = -1;       // gets a zero byte when a server listens
   bool in_service = false;  // the request came over a named socket, not over an inherited one
   std::string pidfile;
   std::vector<std::string> action_scripts;

@@ -55,8 +55,8 @@ bool may_stay_open(rpc::criu_req_type type) {
 
 Result<void> names_process(const rpc::criu_req& request) {
   if (!request.opts().has_pid()) {
-    return tl::unexpected<Error>(not_supported("a request without pid, by which a process saves itself,",
-                                               "ask another process to do it"));
+    return tl::unexpected<Error>(
+        not_supported("a request without pid, by which a process saves itself,", "ask another process to do it"));
   }
   return {};
 }
@@ -100,7 +100,8 @@ Result<void> Worker::prepare(const rpc::criu_req& request, Prepared& prepared) {
   const Result<void> file = opts.has_config_file() ? apply_config_file(settings, opts.config_file()) : Result<void>{};
   FERRY_CHECK(places);
   if (base_.in_service && (opts.rst_sibling() || opts.inherit_fd_size() > 0)) {
-    return fail(Kind::invalid, "RPC options rst_sibling and inherit_fd need a criu that the caller started (criu swrk)");
+    return fail(Kind::invalid,
+                "RPC options rst_sibling and inherit_fd need a criu that the caller started (criu swrk)");
   }
   if (settings.lazy_pages && opts.has_status_fd() && opts.status_fd() >= 0) {
     FERRY_TRY(auto theirs, sys::open(fmt::format("/proc/{}/fd/{}", peer_, opts.status_fd()), O_WRONLY)
@@ -192,9 +193,10 @@ rpc::criu_resp Worker::cpuinfo(const rpc::criu_req& request) {
   if (const auto ready = prepare(request, prepared); !ready.has_value()) {
     return bad_options(request.type(), ready.error());
   }
-  const Result<void> result = request.type() == rpc::CPUINFO_DUMP
-                                  ? state::cpu::dump_cpuinfo(prepared.place->images())
-                                  : state::cpu::check_cpuinfo(prepared.place->images(), prepared.settings.common.cpu_capability);
+  const Result<void> result =
+      request.type() == rpc::CPUINFO_DUMP
+          ? state::cpu::dump_cpuinfo(prepared.place->images())
+          : state::cpu::check_cpuinfo(prepared.place->images(), prepared.settings.common.cpu_capability);
   if (!result.has_value()) {
     log::error(result.error());
     return answer(request.type(), result.error());

@@ -59,9 +59,7 @@ class Swrk : public testing::Test {
   }
 
   void send(const rpc::criu_req& request) { send_bytes(request.SerializePartialAsString()); }
-  void send_bytes(const std::string& bytes) {
-    ASSERT_TRUE(RpcChannel(caller_.get()).send(bytes).has_value());
-  }
+  void send_bytes(const std::string& bytes) { ASSERT_TRUE(RpcChannel(caller_.get()).send(bytes).has_value()); }
   // The next message; EMPTY and false at the end of the connection.
   rpc::criu_resp receive() {
     rpc::criu_resp response;
@@ -149,7 +147,8 @@ TEST_F(Swrk, DropsTheConnectionWhenADumpShallBeFollowed) {
 }
 
 TEST_F(Swrk, AnswersUnknownTypesWithTheFourBytesOfCriu) {
-  for (const std::string& bytes : {std::string("\x08\x63", 2), std::string("\x08\x00", 2), std::string("\x08\x06", 2)}) {
+  for (const std::string& bytes :
+       {std::string("\x08\x63", 2), std::string("\x08\x00", 2), std::string("\x08\x06", 2)}) {
     start();
     send_bytes(bytes);
     const auto packet = RpcChannel(caller_.get()).receive();
@@ -321,7 +320,8 @@ TEST_F(Swrk, OverANamedSocketTheCallersDescriptorsAndChildrenAreOutOfReach) {
 }
 
 TEST_F(Swrk, DumpsWithNotificationsLogAndStatistics) {
-  engine_.checkpoint = [](const engine::DumpOptions& options, engine::Listener& listener) -> Result<engine::DumpReport> {
+  engine_.checkpoint = [](const engine::DumpOptions& options,
+                          engine::Listener& listener) -> Result<engine::DumpReport> {
     EXPECT_EQ(options.pid, HostPid{4242});
     EXPECT_EQ(options.external_mounts.at(0).key, "/etc/hosts");
     FERRY_CHECK(listener.on({engine::Stage::pre_dump, {}, -1}));
@@ -390,7 +390,8 @@ TEST_F(Swrk, ACallerThatSaysNoOrDiesFailsTheStage) {
 }
 
 TEST_F(Swrk, ARefusedRestoreStillTellsThePid) {
-  engine_.restore = [](const engine::RestoreOptions& options, engine::Listener& listener) -> Result<engine::RestoreReport> {
+  engine_.restore = [](const engine::RestoreOptions& options,
+                       engine::Listener& listener) -> Result<engine::RestoreReport> {
     EXPECT_TRUE(options.detached && options.sibling);
     EXPECT_EQ(options.inherit_fds.at(0).key, "pipe:[7]");
     FERRY_CHECK(listener.on({engine::Stage::post_restore, HostPid{77}, -1}));
@@ -447,7 +448,8 @@ TEST_F(Swrk, HandsOverAnOrphanTerminal) {
   int passed = -1;
   std::memcpy(&passed, CMSG_DATA(header), sizeof passed);
   const UniqueFd own(passed);
-  struct stat ours {}, theirs {};
+  struct stat ours {};
+  struct stat theirs {};
   ASSERT_EQ(::fstat(own.get(), &theirs), 0);
   ASSERT_EQ(::fstat(images_.get(), &ours), 0);
   EXPECT_EQ(ours.st_ino, theirs.st_ino);

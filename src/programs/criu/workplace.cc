@@ -28,8 +28,7 @@ log::Config log_config(const Settings& settings, int fd) {
 
 Result<Workplace> Workplace::open(const Settings& settings) {
   Workplace place;
-  FERRY_TRY(place.images_,
-            open_directory(settings.images_dir.empty() ? "." : settings.images_dir, "images directory"));
+  FERRY_TRY(place.images_, open_directory(settings.images_dir.empty() ? "." : settings.images_dir, "images directory"));
   if (!settings.work_dir.empty()) {
     FERRY_TRY(place.work_, open_directory(settings.work_dir, "work directory"));
   }

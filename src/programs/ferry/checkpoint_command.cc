@@ -1,6 +1,5 @@
 // ferry checkpoint create|ls|rm|inspect, in the words of docker checkpoint.
 #include <CLI/CLI.hpp>
-
 #include <algorithm>
 #include <memory>
 
@@ -46,8 +45,9 @@ Result<void> list(const Place& place) {
   }
   fmt::print("{:<{}}   {:<20}   {:>9}   {}\n", "CHECKPOINT NAME", width, "CREATED", "MIB", "CONTAINER");
   for (const auto& entry : entries) {
-    fmt::print("{:<{}}   {:<20}   {:>9.1f}   {}\n", entry.name, width, entry.manifest ? entry.manifest->created : "by Docker",
-               static_cast<double>(entry.bytes) / (1 << 20), entry.manifest ? entry.manifest->container_name : "");
+    fmt::print("{:<{}}   {:<20}   {:>9.1f}   {}\n", entry.name, width,
+               entry.manifest ? entry.manifest->created : "by Docker", static_cast<double>(entry.bytes) / (1 << 20),
+               entry.manifest ? entry.manifest->container_name : "");
   }
   return {};
 }
@@ -64,7 +64,10 @@ Result<void> inspect(const Place& place) {
   FERRY_TRY(const std::string directory, resolve(docker, place));
   FERRY_TRY(const auto entry, container::find_checkpoint(directory, place.checkpoint));
   if (!entry.manifest) {
-    return fail(Kind::unsupported, "checkpoint {} was made by Docker, which keeps nothing about it but its name (ferry image show {}/{} prints its images)", place.checkpoint, directory, place.checkpoint);
+    return fail(
+        Kind::unsupported,
+        "checkpoint {} was made by Docker, which keeps nothing about it but its name (ferry image show {}/{} prints its images)",
+        place.checkpoint, directory, place.checkpoint);
   }
   fmt::print("{}", container::encode_manifest(*entry.manifest));
   return {};

@@ -14,9 +14,9 @@ class App;
 namespace ferry::program {
 
 struct Command {
-  CLI::App* app;                       // owned by the root
+  CLI::App* app;  // owned by the root
   bool needs_root = true;
-  std::function<Result<void>()> run;   // owns the values that the options were read into
+  std::function<Result<void>()> run;  // owns the values that the options were read into
 };
 using Commands = std::vector<Command>;
 

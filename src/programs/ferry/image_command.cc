@@ -1,8 +1,7 @@
 // ferry image show|verify DIR
-#include <CLI/CLI.hpp>
-
 #include <fcntl.h>
 
+#include <CLI/CLI.hpp>
 #include <memory>
 
 #include "base/unique_fd.h"

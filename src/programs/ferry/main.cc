@@ -1,9 +1,8 @@
 // ferry: the command of the user.
-#include <CLI/CLI.hpp>
-
 #include <curl/curl.h>
 #include <unistd.h>
 
+#include <CLI/CLI.hpp>
 #include <cstdio>
 
 #include "base/log.h"
@@ -28,7 +27,8 @@ int run(const Commands& commands) {
       continue;
     }
     if (command.needs_root && ::geteuid() != 0) {
-      fmt::print(stderr, "ferry: Error: ferry {} has to read other users' processes: run it as root\n", command.app->get_name());
+      fmt::print(stderr, "ferry: Error: ferry {} has to read other users' processes: run it as root\n",
+                 command.app->get_name());
       return kFailure;
     }
     if (auto done = command.run(); !done) {

@@ -1,8 +1,7 @@
 // ferry migrate CONTAINER DEST.
-#include <CLI/CLI.hpp>
-
 #include <unistd.h>
 
+#include <CLI/CLI.hpp>
 #include <array>
 #include <cmath>
 #include <ctime>
@@ -96,12 +95,13 @@ Result<void> move(const migrate::SendOptions& options, const std::string& page) 
     return {};
   }
   print_notes(report.notes);
-  fmt::print("{} runs on {}: pause {:.1f} ms (give or take {:.1f}), {} sent\n", report.container, options.destination, report.pause_ms,
-             report.pause_error_ms, migrate::byte_text(report.bytes));
+  fmt::print("{} runs on {}: pause {:.1f} ms (give or take {:.1f}), {} sent\n", report.container, options.destination,
+             report.pause_ms, report.pause_error_ms, migrate::byte_text(report.bytes));
   if (report.postponed_bytes != 0) {
-    fmt::print("{} of its memory followed within {:.1f} s; {} times it had to wait for a page, half of them {} us at most and 99 % {} us\n",
-               migrate::byte_text(report.postponed_bytes), report.fetched.ms / 1000, report.fetched.faults, report.fetched.median_us,
-               report.fetched.p99_us);
+    fmt::print(
+        "{} of its memory followed within {:.1f} s; {} times it had to wait for a page, half of them {} us at most and 99 % {} us\n",
+        migrate::byte_text(report.postponed_bytes), report.fetched.ms / 1000, report.fetched.faults,
+        report.fetched.median_us, report.fetched.p99_us);
   }
   return {};
 }
@@ -117,28 +117,36 @@ void add_migrate(CLI::App& root, Commands& commands) {
   moved->add_flag("--keep-source", options->keep_source, "Keep the stopped container instead of removing it");
   moved->add_flag("--drop-exec", options->drop_exec, "Go on although docker exec sessions are not kept");
   moved->add_flag("--tcp-close", options->tcp_close, "Close established TCP connections instead of refusing");
-  const std::map<std::string, migrate::Mode> modes{
-      {"auto", migrate::Mode::automatic}, {"pre-copy", migrate::Mode::pre_copy}, {"post-copy", migrate::Mode::post_copy}};
-  moved->add_option("--mode", options->mode,
-                    "pre-copy: all memory is sent before the container runs on DEST; post-copy: it runs there first; auto: pre-copy, "
-                    "and what no round brings down follows later")
+  const std::map<std::string, migrate::Mode> modes{{"auto", migrate::Mode::automatic},
+                                                   {"pre-copy", migrate::Mode::pre_copy},
+                                                   {"post-copy", migrate::Mode::post_copy}};
+  moved
+      ->add_option(
+          "--mode", options->mode,
+          "pre-copy: all memory is sent before the container runs on DEST; post-copy: it runs there first; auto: pre-copy, "
+          "and what no round brings down follows later")
       ->transform(CLI::CheckedTransformer(modes))
       ->type_name("MODE")
       ->default_str("auto");
   moved->add_flag("!--no-precopy", options->precopy, "Stop first, then send all of the memory");
-  moved->add_option_function<unsigned>(
-           "--downtime-limit", [options](unsigned ms) { options->downtime_limit = std::chrono::milliseconds(ms); },
-           "Send memory in rounds until the rest takes no longer than this")
+  moved
+      ->add_option_function<unsigned>(
+          "--downtime-limit", [options](unsigned ms) { options->downtime_limit = std::chrono::milliseconds(ms); },
+          "Send memory in rounds until the rest takes no longer than this")
       ->type_name("MS")
       ->default_str("20");
-  moved->add_option("--max-rounds", options->max_rounds, "Rounds before giving up")->check(CLI::PositiveNumber)->capture_default_str();
-  moved->add_option_function<unsigned>(
-           "--timeout", [options](unsigned seconds) { options->timeout = std::chrono::seconds(seconds); },
-           "Time for the rounds before giving up")
+  moved->add_option("--max-rounds", options->max_rounds, "Rounds before giving up")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  moved
+      ->add_option_function<unsigned>(
+          "--timeout", [options](unsigned seconds) { options->timeout = std::chrono::seconds(seconds); },
+          "Time for the rounds before giving up")
       ->type_name("SECONDS")
       ->default_str("600");
-  moved->add_flag("--auto-converge,!--no-auto-converge", options->auto_converge,
-                  "Slow the container down step by step while it writes faster than its memory can be sent")
+  moved
+      ->add_flag("--auto-converge,!--no-auto-converge", options->auto_converge,
+                 "Slow the container down step by step while it writes faster than its memory can be sent")
       ->capture_default_str();
   moved->add_flag("--switch-anyway", options->switch_anyway, "Move with a longer pause instead of giving up");
   moved->add_option("--streams", options->streams.count, "Direct connections beside the remote shell")
@@ -147,19 +155,29 @@ void add_migrate(CLI::App& root, Commands& commands) {
   moved->add_flag("--tunnel", options->streams.tunnel, "Send everything through the remote shell");
   moved->add_option("--address", options->streams.address,
                     "Address at which DEST is reached directly; without it the one that the remote shell has used");
-  moved->add_option("--port", options->streams.port, "Port for direct connections; without it any that is free on DEST");
-  moved->add_option("--bandwidth", options->streams.bandwidth, "Send no more than this in a second, until the pause: 50M, 1G")
+  moved->add_option("--port", options->streams.port,
+                    "Port for direct connections; without it any that is free on DEST");
+  moved
+      ->add_option("--bandwidth", options->streams.bandwidth,
+                   "Send no more than this in a second, until the pause: 50M, 1G")
       ->transform(CLI::AsSizeValue(false))
       ->type_name("BYTES");
   moved->add_flag("--compress", options->streams.compress, "Pack memory with zstd where that makes it smaller");
-  moved->add_option_function<std::vector<std::string>>(
-           "--volume", [options](const std::vector<std::string>& names) { options->volumes.only = {names.begin(), names.end()}; },
-           "Copy this volume and no others (may be said several times); without it all of the local driver are copied")
+  moved
+      ->add_option_function<std::vector<std::string>>(
+          "--volume",
+          [options](const std::vector<std::string>& names) {
+            options->volumes.only = {names.begin(), names.end()};
+          },
+          "Copy this volume and no others (may be said several times); without it all of the local driver are copied")
       ->allow_extra_args(false)
       ->type_name("NAME");
-  moved->add_flag("--no-volumes", options->volumes.none, "Copy no volume: the container finds what DEST has of that name, or an empty one")
+  moved
+      ->add_flag("--no-volumes", options->volumes.none,
+                 "Copy no volume: the container finds what DEST has of that name, or an empty one")
       ->excludes("--volume");
-  moved->add_flag("--replace-volumes", options->volumes.replace, "Let a copied volume take the place of what DEST has under its name");
+  moved->add_flag("--replace-volumes", options->volumes.replace,
+                  "Let a copied volume take the place of what DEST has under its name");
   moved->add_flag("--json", options->quiet, "Print one JSON object and nothing else");
   const auto page = std::make_shared<std::string>();
   moved->add_option("--report", *page, "Write a page of HTML that shows where the time went")->type_name("FILE");

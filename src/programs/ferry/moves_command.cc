@@ -1,8 +1,7 @@
 // ferry ps, ferry cancel, ferry resume and ferry resolve: the moves of this host.
-#include <CLI/CLI.hpp>
-
 #include <signal.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <functional>
@@ -24,8 +23,8 @@ using migrate::Entry;
 using migrate::Outcome;
 
 // "fetching": the container runs on the destination and its memory follows; "cut": so it does, and nothing comes now,
-// so that it waits.  "doubt": the other host has to say who has the container.  "broken": no ferry and no guard has it in hand, or
-// the guard is not done yet.
+// so that it waits.  "doubt": the other host has to say who has the container.  "broken": no ferry and no guard has it
+// in hand, or the guard is not done yet.
 std::string_view state_of(const Entry& entry, bool given) {
   if (entry.ended != 0) {
     return entry.outcome == Outcome::moved ? "moved" : "stayed";
@@ -41,7 +40,8 @@ std::string_view state_of(const Entry& entry, bool given) {
 }
 
 std::string since_text(std::int64_t seconds) {
-  const auto now = std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  const auto now =
+      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
   const auto past = std::max<std::int64_t>(now - seconds, 0);
   if (past < 120) {
     return fmt::format("{} s", past);
@@ -86,17 +86,19 @@ Result<void> list(bool json) {
   FERRY_TRY(const auto all, migrate::entries());
   FERRY_TRY(const auto given, migrate::given_moves());
   Json objects = Json::array();
-  std::vector<std::array<std::string, 8>> rows{{"MOVE", "CONTAINER", "ROLE", "OTHER HOST", "STATE", "PHASE", "ROUND", "SINCE"}};
+  std::vector<std::array<std::string, 8>> rows{
+      {"MOVE", "CONTAINER", "ROLE", "OTHER HOST", "STATE", "PHASE", "ROUND", "SINCE"}};
   for (const Entry& entry : all) {
-    const bool is_given = entry.role == migrate::Role::source && std::find(given.begin(), given.end(), entry.move) != given.end();
+    const bool is_given =
+        entry.role == migrate::Role::source && std::find(given.begin(), given.end(), entry.move) != given.end();
     const std::string_view state = state_of(entry, is_given);
     if (json) {
       objects.push_back(to_json(entry, state));
       continue;
     }
     const bool over = entry.ended != 0;
-    rows.push_back({entry.move.substr(0, 12), entry.container_name, std::string(migrate::name_of(entry.role)), entry.peer, std::string(state),
-                    over ? "-" : std::string(info_of(entry.step).name),
+    rows.push_back({entry.move.substr(0, 12), entry.container_name, std::string(migrate::name_of(entry.role)),
+                    entry.peer, std::string(state), over ? "-" : std::string(info_of(entry.step).name),
                     entry.round == 0 ? "-" : fmt::format("{}, {} pages left", entry.round, entry.pages_left),
                     since_text(over ? entry.ended : entry.began)});
   }
@@ -130,13 +132,15 @@ Result<void> cancel(const std::string& wanted) {
 Result<void> resume(const std::string& wanted, const std::string& via) {
   FERRY_TRY(const Entry entry, migrate::find_move(wanted));
   if (entry.role != migrate::Role::source) {
-    return fail(Kind::invalid, "the memory of container {} is on {}: \"ferry resume\" there", entry.container_name, entry.peer);
+    return fail(Kind::invalid, "the memory of container {} is on {}: \"ferry resume\" there", entry.container_name,
+                entry.peer);
   }
   if (!via.empty()) {
     FERRY_CHECK(migrate::write_detour(entry.move, via));
   }
   if (is_at_work(entry)) {
-    fmt::print("the ferry that has the move of container {} in hand tries {} next\n", entry.container_name, via.empty() ? entry.peer : via);
+    fmt::print("the ferry that has the move of container {} in hand tries {} next\n", entry.container_name,
+               via.empty() ? entry.peer : via);
     return {};
   }
   FERRY_TRY(const std::string sentence, migrate::settle(entry.move, entry.role));
@@ -190,32 +194,40 @@ std::function<Result<void>()> with_remote_shells(std::function<Result<void>()> r
 }  // namespace
 
 void add_moves(CLI::App& root, Commands& commands) {
-  CLI::App* listed = root.add_subcommand("ps", "List the moves of this host: those that run, wait, or ended within a day");
+  CLI::App* listed =
+      root.add_subcommand("ps", "List the moves of this host: those that run, wait, or ended within a day");
   const auto json = std::make_shared<bool>(false);
   listed->add_flag("--json", *json, "Print one JSON array and nothing else");
   commands.push_back({listed, true, [json] { return list(*json); }});
 
   CLI::App* cancelled = root.add_subcommand("cancel", "Stop a move; the container stays where it was");
   const auto wanted = std::make_shared<std::string>();
-  cancelled->add_option("MOVE|CONTAINER", *wanted, "Id of the move, as ferry ps shows it, or the container")->required();
+  cancelled->add_option("MOVE|CONTAINER", *wanted, "Id of the move, as ferry ps shows it, or the container")
+      ->required();
   commands.push_back({cancelled, true, with_remote_shells([wanted] { return cancel(*wanted); })});
 
-  CLI::App* resumed = root.add_subcommand("resume", "Reach the other host again, for a container that runs there and waits for its memory");
+  CLI::App* resumed = root.add_subcommand(
+      "resume", "Reach the other host again, for a container that runs there and waits for its memory");
   const auto move = std::make_shared<std::string>();
   const auto via = std::make_shared<std::string>();
   resumed->add_option("MOVE|CONTAINER", *move, "Id of the move, as ferry ps shows it, or the container")->required();
-  resumed->add_option("--via", *via, "Another way to the other host, as the remote shell knows it")->type_name("ADDRESS");
+  resumed->add_option("--via", *via, "Another way to the other host, as the remote shell knows it")
+      ->type_name("ADDRESS");
   commands.push_back({resumed, true, with_remote_shells([move, via] { return resume(*move, *via); })});
 
   CLI::App* resolved = root.add_subcommand("resolve", "Settle moves that lost their connection or their ferry");
   const auto id = std::make_shared<std::string>();
   resolved->add_option("MOVE|CONTAINER", *id, "Only this one; without it all that this host can settle");
   const auto revived = std::make_shared<bool>(false);
-  resolved->add_flag("--revive-source", *revived,
-                     "Of a container that was given to a host which is lost for good: let it run on here as it was then. If that host is "
-                     "not lost but only out of reach, the container has two lives: what it did there is not known here")
+  resolved
+      ->add_flag(
+          "--revive-source", *revived,
+          "Of a container that was given to a host which is lost for good: let it run on here as it was then. If that host is "
+          "not lost but only out of reach, the container has two lives: what it did there is not known here")
       ->needs(resolved->get_option("MOVE|CONTAINER"));
-  commands.push_back({resolved, true, with_remote_shells([id, revived] { return *revived ? revive(*id) : id->empty() ? resolve_all() : resolve_one(*id); })});
+  commands.push_back({resolved, true, with_remote_shells([id, revived] {
+                        return *revived ? revive(*id) : id->empty() ? resolve_all() : resolve_one(*id);
+                      })});
 }
 
 }  // namespace ferry::program

@@ -1,8 +1,8 @@
 // ferry receive: started on the destination by ferry migrate, through a remote shell.
-#include <CLI/CLI.hpp>
-
 #include <fcntl.h>
 #include <unistd.h>
+
+#include <CLI/CLI.hpp>
 
 #include "base/unique_fd.h"
 #include "migrate/receive.h"

@@ -1,6 +1,5 @@
 // ferry start --checkpoint NAME [--checkpoint-dir DIR] [--lazy] CONTAINER
 #include <CLI/CLI.hpp>
-
 #include <memory>
 #include <optional>
 

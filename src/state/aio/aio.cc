@@ -23,7 +23,9 @@ struct Head {
 static_assert(sizeof(Head) == 32 && sizeof(io_event) == 32);
 constexpr std::uint32_t kMagic = 0xa10a10a1;
 
-std::string subject_of(HostPid pid, std::uint64_t at) { return fmt::format("ring of asynchronous I/O {:x} of pid {}", at, pid); }
+std::string subject_of(HostPid pid, std::uint64_t at) {
+  return fmt::format("ring of asynchronous I/O {:x} of pid {}", at, pid);
+}
 
 }  // namespace
 
@@ -31,7 +33,8 @@ bool is_ring(const sys::Mapping& mapping) { return mapping.name == "/[aio]"; }
 
 Result<void> collect(DumpTask& task, const sys::Mapping& mapping) {
   const std::string subject = subject_of(task.pid, mapping.start);
-  FERRY_TRY(const Head head, sys::read_object<Head>(task.pid, mapping.start, task.process.memory()).during("{}", subject));
+  FERRY_TRY(const Head head,
+            sys::read_object<Head>(task.pid, mapping.start, task.process.memory()).during("{}", subject));
   const std::uint64_t room = (mapping.size() - sizeof(Head)) / sizeof(io_event);
   if (head.magic != kMagic || head.length != sizeof(Head) || head.slots < 4 || head.slots > room ||
       head.head >= head.slots || head.tail >= head.slots) {
@@ -90,8 +93,8 @@ Result<void> restore(RestoreTask& task, const pb::AioRingEntry& entry) {
   FERRY_TRY(const Head head, sys::read_object<Head>(task.pid, at, task.process.memory()));
   const std::uint64_t least = sizeof(Head) + head.slots * sizeof(io_event);
   if ((least + 4095) / 4096 * 4096 != entry.ring_len()) {
-    return fail(Kind::unsupported, "this kernel makes a ring of {} bytes for {} requests, and the program had {}", least,
-                entry.nr_req(), entry.ring_len());
+    return fail(Kind::unsupported, "this kernel makes a ring of {} bytes for {} requests, and the program had {}",
+                least, entry.nr_req(), entry.ring_len());
   }
   tracee::Batch move;
   move.must("mremap(ring)", SYS_mremap,

@@ -73,11 +73,12 @@ class BpfMapKind : public FileKind {
     const std::string subject = probe.subject();
     FERRY_TRY(const bpf_map_info info, info_of(probe.ours, subject));
     if (info.type != BPF_MAP_TYPE_HASH && info.type != BPF_MAP_TYPE_ARRAY) {
-      return fail(Kind::unsupported, "{}: an eBPF map of type {} cannot be carried over, only arrays and hashes", subject,
-                  info.type);
+      return fail(Kind::unsupported, "{}: an eBPF map of type {} cannot be carried over, only arrays and hashes",
+                  subject, info.type);
     }
     if (info.btf_id != 0 || info.ifindex != 0) {
-      return fail(Kind::unsupported, "{}: an eBPF map with type information or of a device cannot be carried over", subject);
+      return fail(Kind::unsupported, "{}: an eBPF map with type information or of a device cannot be carried over",
+                  subject);
     }
     const auto number = [&](std::string_view key) { return sys::parse_number(probe.info.get(key).value_or("0")); };
     pb::BpfmapFileEntry& entry = *out.mutable_bpf();
@@ -139,8 +140,8 @@ class BpfMapKind : public FileKind {
       }
       if (std::uint64_t{data.count()} * entry.key_size() != data.keys_bytes() ||
           e.extra.size() < std::size_t{data.keys_bytes()} + std::uint64_t{data.count()} * entry.value_size()) {
-        return fail(Kind::corrupt, "bpfmap-data.img has {} bytes for {} entries of map {}", e.extra.size(), data.count(),
-                    entry.map_name());
+        return fail(Kind::corrupt, "bpfmap-data.img has {} bytes for {} entries of map {}", e.extra.size(),
+                    data.count(), entry.map_name());
       }
       bpf_attr update{};
       update.batch.map_fd = static_cast<std::uint32_t>(map.get());
@@ -159,7 +160,7 @@ class BpfMapKind : public FileKind {
     return map;
   }
 
-  std::set<std::uint32_t> saved_;          // checkpoint: maps whose content is in the set
+  std::set<std::uint32_t> saved_;           // checkpoint: maps whose content is in the set
   std::map<std::uint32_t, UniqueFd> maps_;  // restore, by their number then
 };
 

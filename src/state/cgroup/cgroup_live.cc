@@ -33,9 +33,7 @@ bool put(const std::string& path, const std::string& text) {
 // A group of this test's own, removed with the object.
 class Group {
  public:
-  explicit Group(std::string path) : path_(std::move(path)) {
-    EXPECT_EQ(::mkdir(path_.c_str(), 0755), 0) << path_;
-  }
+  explicit Group(std::string path) : path_(std::move(path)) { EXPECT_EQ(::mkdir(path_.c_str(), 0755), 0) << path_; }
   Group(const Group&) = delete;
   Group& operator=(const Group&) = delete;
   ~Group() {

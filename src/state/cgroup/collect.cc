@@ -1,9 +1,8 @@
-#include "state/cgroup/cgroup.h"
-
 #include <algorithm>
 #include <set>
 
 #include "image/proto/inventory.pb.h"
+#include "state/cgroup/cgroup.h"
 #include "state/cgroup/membership.h"
 #include "state/cgroup/placement.h"
 #include "state/dump_host.h"
@@ -114,8 +113,7 @@ bool is_idle(const Hierarchy& hierarchy, const std::string& path) {
   const auto threads = hierarchy.thread_list(path);
   const auto children = hierarchy.children(path);
   return threads.has_value() && threads->empty() && children.has_value() &&
-         std::all_of(children->begin(), children->end(),
-                     [&](const std::string& c) { return is_idle(hierarchy, c); });
+         std::all_of(children->begin(), children->end(), [&](const std::string& c) { return is_idle(hierarchy, c); });
 }
 
 // Groups beside those of the tree's tasks that are its own all the same: a service manager has some for
@@ -214,8 +212,8 @@ Result<void> collect(DumpContext& context) {
   FERRY_TRY(const std::string own, sys::read_file("/proc/self/cgroup"));
   FERRY_TRY(Membership here, parse_membership(own));
   Sets sets(std::move(here));
-  FERRY_TRY(const Prefixes prefixes, context.options.cgroup_mode == CgroupMode::ignore ? Result<Prefixes>(Prefixes())
-                                                                                     : Prefixes::of(context));
+  FERRY_TRY(const Prefixes prefixes,
+            context.options.cgroup_mode == CgroupMode::ignore ? Result<Prefixes>(Prefixes()) : Prefixes::of(context));
   Placement placement(context.host, context.tasks);
   for (const auto& task : context.tasks) {
     if (task->zombie) {

@@ -22,8 +22,8 @@ std::string common_directory(const std::string& a, const std::string& b) {
 }
 
 bool below(const std::string& path, const std::string& directory) {
-  return directory == "/" || (path.starts_with(directory) &&
-                              (path.size() == directory.size() || path[directory.size()] == '/'));
+  return directory == "/" ||
+         (path.starts_with(directory) && (path.size() == directory.size() || path[directory.size()] == '/'));
 }
 
 }  // namespace

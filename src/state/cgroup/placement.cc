@@ -30,8 +30,8 @@ std::vector<pid_t> parse_members(std::string_view text) {
 Placement::Placement(DumpHost& host, const std::vector<std::unique_ptr<DumpTask>>& tasks) : host_(host) {
   std::size_t threads = 0;
   for (const auto& task : tasks) {
-    threads += static_cast<std::size_t>(std::count_if(task->threads.begin(), task->threads.end(),
-                                                      [&](const DumpThread& t) { return task->asks(t); }));
+    threads += static_cast<std::size_t>(
+        std::count_if(task->threads.begin(), task->threads.end(), [&](const DumpThread& t) { return task->asks(t); }));
   }
   many_ = threads > kFew;
 }

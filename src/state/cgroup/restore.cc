@@ -196,7 +196,8 @@ namespace {
 Result<void> enter_namespace(RestoreContext& context, Mover* mover, RestoreTask& task, std::uint32_t number) {
   const std::uint32_t id = namespace_of(*task.ids, NsKind::cgroup);
   FERRY_TRY(const auto known, new_namespaces(context.set, NsKind::cgroup));
-  if (id == namespace_of(*context.root().ids, NsKind::cgroup) || std::find(known.begin(), known.end(), id) == known.end()) {
+  if (id == namespace_of(*context.root().ids, NsKind::cgroup) ||
+      std::find(known.begin(), known.end(), id) == known.end()) {
     return {};
   }
   tracee::Batch batch;

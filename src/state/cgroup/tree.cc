@@ -44,12 +44,30 @@ const std::vector<Controller>& controllers_v1() {
 
 constexpr std::string_view kCommonV1[] = {"cgroup.clone_children", "notify_on_release", "cgroup.procs", "tasks"};
 // The type comes first: a threaded group takes other controllers.
-constexpr std::string_view kCommonV2[] = {
-    "cgroup.type",    "cgroup.subtree_control", "cgroup.max.descendants", "cgroup.max.depth", "cgroup.freeze",
-    "cpu.weight",     "cpu.idle",               "cpu.max",                "cpu.max.burst",    "cpuset.cpus",
-    "cpuset.mems",    "cpuset.cpus.partition",  "memory.min",             "memory.low",       "memory.high",
-    "memory.max",     "memory.swap.high",       "memory.swap.max",        "memory.oom.group", "pids.max",
-    "io.weight",      "io.max",                 "cgroup.procs",           "cgroup.threads"};
+constexpr std::string_view kCommonV2[] = {"cgroup.type",
+                                          "cgroup.subtree_control",
+                                          "cgroup.max.descendants",
+                                          "cgroup.max.depth",
+                                          "cgroup.freeze",
+                                          "cpu.weight",
+                                          "cpu.idle",
+                                          "cpu.max",
+                                          "cpu.max.burst",
+                                          "cpuset.cpus",
+                                          "cpuset.mems",
+                                          "cpuset.cpus.partition",
+                                          "memory.min",
+                                          "memory.low",
+                                          "memory.high",
+                                          "memory.max",
+                                          "memory.swap.high",
+                                          "memory.swap.max",
+                                          "memory.oom.group",
+                                          "pids.max",
+                                          "io.weight",
+                                          "io.max",
+                                          "cgroup.procs",
+                                          "cgroup.threads"};
 // Several lines, each of which is written by itself.
 constexpr std::string_view kByLine[] = {"net_prio.ifpriomap",
                                         "blkio.throttle.read_bps_device",

@@ -186,7 +186,8 @@ Result<void> save_extended(std::span<const std::byte> area, pb::UserX86FpregsEnt
   save_words<std::uint64_t>(area, kHi16Zmm, 128, *x.mutable_hi16_zmm());
   save_words<std::uint32_t>(area, kPkru, 2, *x.mutable_pkru());
   if ((in_use >> kTileData & 1) != 0) {
-    return fail(Kind::unsupported, "a thread has data in its AMX tiles, which cannot be carried; checkpoint it between two uses");
+    return fail(Kind::unsupported,
+                "a thread has data in its AMX tiles, which cannot be carried; checkpoint it between two uses");
   }
   for (const unsigned component : {unsigned{kTileConfig}}) {
     if ((in_use >> component & 1) != 0) {
@@ -279,7 +280,8 @@ Answers ask(DumpTask& task, tracee::Batch& batch) {
 Result<void> restore(RestoreTask& task, tracee::Batch& batch) {
   for (const auto& own : task.core->thread_info().fpregs().xsave().ferry_components()) {
     if (own.component() == kTileData && own.content().empty()) {
-      batch.must("arch_prctl(ARCH_REQ_XCOMP_PERM): this processor has no AMX", SYS_arch_prctl, {kAskPermission, kTileData});
+      batch.must("arch_prctl(ARCH_REQ_XCOMP_PERM): this processor has no AMX", SYS_arch_prctl,
+                 {kAskPermission, kTileData});
     }
   }
   return {};

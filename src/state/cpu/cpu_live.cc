@@ -13,11 +13,11 @@ namespace ferry::live {
 namespace {
 
 // The registers are loaded, the checkpoint passes, and they are stored, in one piece of assembler.
-#define FERRY_SPIN                                                                     \
-  "lock incl (%[arrived])\n\t"                                                         \
-  "1: pause\n\t"                                                                       \
-  "movl (%[passed]), %%eax\n\t"                                                        \
-  "cmpl %[mine], %%eax\n\t"                                                            \
+#define FERRY_SPIN              \
+  "lock incl (%[arrived])\n\t"  \
+  "1: pause\n\t"                \
+  "movl (%[passed]), %%eax\n\t" \
+  "cmpl %[mine], %%eax\n\t"     \
   "jb 1b\n\t"
 
 LIVE_TEST(Cpu, KeepsVectorRegisters) {

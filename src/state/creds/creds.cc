@@ -153,8 +153,7 @@ struct Wanted {
 Result<void> restore_capabilities(const Wanted& want, const sys::Status& have, std::uint32_t want_bits,
                                   std::uint32_t bits, NsPid tid, tracee::Batch& batch) {
   Caps now{have.cap_eff, have.cap_prm, have.cap_inh};
-  if (const std::uint64_t missing =
-          (want.caps.permitted & ~have.cap_prm) | (want.bounding & ~have.cap_bnd);
+  if (const std::uint64_t missing = (want.caps.permitted & ~have.cap_prm) | (want.bounding & ~have.cap_bnd);
       missing != 0) {
     return fail(Kind::denied, "task {} had {}, which ferry itself does not have here", tid, capability_names(missing));
   }
@@ -212,14 +211,47 @@ Result<std::uint64_t> capabilities(const google::protobuf::RepeatedField<std::ui
 
 std::string capability_names(std::uint64_t set) {
   // include/uapi/linux/capability.h, in the order of their numbers
-  static constexpr std::array kNames = {
-      "CHOWN",        "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER",       "FSETID",     "KILL",
-      "SETGID",       "SETUID",       "SETPCAP",         "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST",
-      "NET_ADMIN",    "NET_RAW",      "IPC_LOCK",        "IPC_OWNER",    "SYS_MODULE", "SYS_RAWIO",
-      "SYS_CHROOT",   "SYS_PTRACE",   "SYS_PACCT",       "SYS_ADMIN",    "SYS_BOOT",   "SYS_NICE",
-      "SYS_RESOURCE", "SYS_TIME",     "SYS_TTY_CONFIG",  "MKNOD",        "LEASE",      "AUDIT_WRITE",
-      "AUDIT_CONTROL", "SETFCAP",     "MAC_OVERRIDE",    "MAC_ADMIN",    "SYSLOG",     "WAKE_ALARM",
-      "BLOCK_SUSPEND", "AUDIT_READ",  "PERFMON",         "BPF",          "CHECKPOINT_RESTORE"};
+  static constexpr std::array kNames = {"CHOWN",
+                                        "DAC_OVERRIDE",
+                                        "DAC_READ_SEARCH",
+                                        "FOWNER",
+                                        "FSETID",
+                                        "KILL",
+                                        "SETGID",
+                                        "SETUID",
+                                        "SETPCAP",
+                                        "LINUX_IMMUTABLE",
+                                        "NET_BIND_SERVICE",
+                                        "NET_BROADCAST",
+                                        "NET_ADMIN",
+                                        "NET_RAW",
+                                        "IPC_LOCK",
+                                        "IPC_OWNER",
+                                        "SYS_MODULE",
+                                        "SYS_RAWIO",
+                                        "SYS_CHROOT",
+                                        "SYS_PTRACE",
+                                        "SYS_PACCT",
+                                        "SYS_ADMIN",
+                                        "SYS_BOOT",
+                                        "SYS_NICE",
+                                        "SYS_RESOURCE",
+                                        "SYS_TIME",
+                                        "SYS_TTY_CONFIG",
+                                        "MKNOD",
+                                        "LEASE",
+                                        "AUDIT_WRITE",
+                                        "AUDIT_CONTROL",
+                                        "SETFCAP",
+                                        "MAC_OVERRIDE",
+                                        "MAC_ADMIN",
+                                        "SYSLOG",
+                                        "WAKE_ALARM",
+                                        "BLOCK_SUSPEND",
+                                        "AUDIT_READ",
+                                        "PERFMON",
+                                        "BPF",
+                                        "CHECKPOINT_RESTORE"};
   std::string out;
   for (std::size_t cap = 0; cap < kNames.size(); ++cap) {
     if (((set >> cap) & 1) != 0) {
@@ -307,7 +339,8 @@ Result<void> restore_thread(RestoreTask& task, RestoreThread& thread, RestoreCon
     FERRY_TRY(have, status_in_user_namespace(*own));
   }
   if (want.has_lsm_sockcreate() || want.has_apparmor_data()) {
-    return fail(Kind::unsupported, "task {} has SELinux or stacked AppArmor data, which ferry cannot restore", thread.ns_tid);
+    return fail(Kind::unsupported, "task {} has SELinux or stacked AppArmor data, which ferry cannot restore",
+                thread.ns_tid);
   }
   const std::string& profile = context.options.lsm_profile.empty() ? want.lsm_profile() : context.options.lsm_profile;
   // runc writes "apparmor:NAME" (criu(8) --lsm-profile).

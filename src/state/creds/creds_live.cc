@@ -78,7 +78,8 @@ LIVE_TEST(Creds, KeepsAContainersCapabilities) {
 }
 
 LIVE_TEST(Creds, KeepsSecurebitsAndNoNewPrivs) {
-  const unsigned long bits = SECBIT_NO_SETUID_FIXUP | SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE;
+  const unsigned long bits =
+      SECBIT_NO_SETUID_FIXUP | SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE;
   ASSERT_EQ(::prctl(PR_SET_SECUREBITS, bits), 0);
   ASSERT_EQ(::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
   checkpoint_here();

@@ -70,8 +70,8 @@ class EpollKind : public FileKind {
   // (signalfd_poll and signalfd_notify in the kernel's fs/signalfd.c and include/linux/signalfd.h), so nobody
   // else can add it.  If several tasks have both descriptors it was the first of them: others got them by
   // fork(2).
-  Result<void> settle(const pb::FileEntry& file, const pb::FdinfoEntry& row, RestoreTask& task,
-                      RestoreContext& context, tracee::Batch& batch) override {
+  Result<void> settle(const pb::FileEntry& file, const pb::FdinfoEntry& row, RestoreTask& task, RestoreContext& context,
+                      tracee::Batch& batch) override {
     const pb::EventpollFileEntry& entry = file.epfd();
     for (int i = 0; i < entry.tfd_size(); ++i) {
       const pb::EventpollTfdEntry& watch = entry.tfd(i);
@@ -89,8 +89,7 @@ class EpollKind : public FileKind {
       epoll_event event{};
       event.events = watch.events();
       event.data.u64 = watch.data();
-      batch.must("epoll_ctl(signalfd)", SYS_epoll_ctl,
-                 {row.fd(), EPOLL_CTL_ADD, watch.tfd(), batch.object(event)});
+      batch.must("epoll_ctl(signalfd)", SYS_epoll_ctl, {row.fd(), EPOLL_CTL_ADD, watch.tfd(), batch.object(event)});
     }
     return {};
   }
@@ -356,7 +355,7 @@ class EpollKind : public FileKind {
     return {};
   }
 
-  std::map<std::uint32_t, List> lists_;         // checkpoint, by id
+  std::map<std::uint32_t, List> lists_;       // checkpoint, by id
   std::vector<const pb::FileEntry*> opened_;  // restore
   std::optional<Tables> tables_;              // restore, once it is needed
   Watches of_tasks_;                          // restore, added by a task itself

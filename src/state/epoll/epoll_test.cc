@@ -8,9 +8,10 @@ namespace {
 sys::FdInfo info_of(std::string_view text) { return sys::parse_fdinfo(text).value(); }
 
 TEST(EpollFdinfo, ReadsEveryWatch) {
-  const auto watches = parse_epoll(info_of("pos:\t0\nflags:\t02\nmnt_id:\t17\nino:\t18\n"
-                                           "tfd:        5 events:       1d data:  aabbccdd00112233  pos:0 ino:61af sdev:7\n"
-                                           "tfd:       10 events: 80000019 data: 7  pos:4096 ino:1 sdev:fe00001\n"));
+  const auto watches =
+      parse_epoll(info_of("pos:\t0\nflags:\t02\nmnt_id:\t17\nino:\t18\n"
+                          "tfd:        5 events:       1d data:  aabbccdd00112233  pos:0 ino:61af sdev:7\n"
+                          "tfd:       10 events: 80000019 data: 7  pos:4096 ino:1 sdev:fe00001\n"));
   ASSERT_TRUE(watches.has_value());
   ASSERT_EQ(watches->size(), 2U);
   EXPECT_EQ((*watches)[0].fd, 5);

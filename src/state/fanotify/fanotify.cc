@@ -13,8 +13,8 @@
 namespace ferry::state {
 namespace {
 
-constexpr std::uint32_t kIgnore = 0x400;       // FAN_MARK_IGNORE, Linux 6.0
-constexpr std::uint32_t kFilesystem = 0x100;   // FAN_MARK_FILESYSTEM
+constexpr std::uint32_t kIgnore = 0x400;      // FAN_MARK_IGNORE, Linux 6.0
+constexpr std::uint32_t kFilesystem = 0x100;  // FAN_MARK_FILESYSTEM
 constexpr std::string_view kLink = "anon_inode:[fanotify]";
 
 class FanotifyKind : public FileKind {
@@ -44,7 +44,8 @@ class FanotifyKind : public FileKind {
       return sys_fail(fmt::format("ioctl({}, FIONREAD)", probe.subject()));
     }
     if (unread > 0) {
-      return fail(Kind::unsupported, "{}: it has events that were not read yet, which only the kernel could make; try again",
+      return fail(Kind::unsupported,
+                  "{}: it has events that were not read yet, which only the kernel could make; try again",
                   probe.subject());
     }
     pb::FanotifyFileEntry& entry = *out.mutable_ffy();
@@ -118,7 +119,8 @@ class FanotifyKind : public FileKind {
       }
       FERRY_TRY(const inotify::Found found, finder_.find(proc, *watch, probe.subject()));
       if (found.nameless) {
-        return fail(Kind::unsupported, "{}: it has a mark on {}, which has no name any more", probe.subject(), found.path);
+        return fail(Kind::unsupported, "{}: it has a mark on {}, which has no name any more", probe.subject(),
+                    found.path);
       }
       out.set_type(pb::MARK_INODE);
       out.mutable_ie()->set_i_ino(watch->inode);
@@ -148,7 +150,8 @@ class FanotifyKind : public FileKind {
       return fail(Kind::unsupported, "a mark has no path");
     }
     const std::string& path = inode ? mark.ie().f_handle().path() : mark.me().path();
-    FERRY_TRY(const UniqueFd target, context.inside.get<UniqueFd>([&] { return sys::open(path, O_PATH | O_NOFOLLOW); }));
+    FERRY_TRY(const UniqueFd target,
+              context.inside.get<UniqueFd>([&] { return sys::open(path, O_PATH | O_NOFOLLOW); }));
     const std::string by_number = fmt::format("/proc/self/fd/{}", target.get());
     const std::uint32_t where = inode ? 0 : mark.me().ferry_filesystem() ? kFilesystem : std::uint32_t{FAN_MARK_MOUNT};
     const auto put = [&](std::uint32_t flags, std::uint32_t mask) -> Result<void> {
@@ -159,7 +162,8 @@ class FanotifyKind : public FileKind {
     };
     const std::uint32_t ignoring = mark.mflags() & (FAN_MARK_IGNORED_SURV_MODIFY | kIgnore);
     FERRY_CHECK(put(mark.mflags() & ~ignoring, mark.mask()));
-    return put(ignoring | ((mark.mflags() & kIgnore) != 0 ? 0U : std::uint32_t{FAN_MARK_IGNORED_MASK}), mark.ignored_mask());
+    return put(ignoring | ((mark.mflags() & kIgnore) != 0 ? 0U : std::uint32_t{FAN_MARK_IGNORED_MASK}),
+               mark.ignored_mask());
   }
 
   inotify::PathFinder finder_;

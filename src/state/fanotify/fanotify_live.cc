@@ -19,7 +19,8 @@ std::vector<std::uint64_t> events(int fd) {
   alignas(fanotify_event_metadata) char room[8192];
   std::vector<std::uint64_t> out;
   ssize_t n = ::read(fd, room, sizeof room);
-  for (auto* event = reinterpret_cast<fanotify_event_metadata*>(room); FAN_EVENT_OK(event, n); event = FAN_EVENT_NEXT(event, n)) {
+  for (auto* event = reinterpret_cast<fanotify_event_metadata*>(room); FAN_EVENT_OK(event, n);
+       event = FAN_EVENT_NEXT(event, n)) {
     out.push_back(event->mask);
     if (event->fd >= 0) {
       ::close(event->fd);

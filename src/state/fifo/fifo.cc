@@ -18,8 +18,7 @@ class FifoKind : public FileKind {
   [[nodiscard]] pb::FdType type() const override { return pb::FD_FIFO; }
 
   [[nodiscard]] bool matches(const FdProbe& probe) const override {
-    return S_ISFIFO(probe.stat.st_mode) && !probe.link.starts_with("pipe:[") &&
-           (probe.info.flags & O_PATH) == 0;
+    return S_ISFIFO(probe.stat.st_mode) && !probe.link.starts_with("pipe:[") && (probe.info.flags & O_PATH) == 0;
   }
 
   Result<void> collect(const FdProbe& probe, DumpContext& context, pb::FileEntry& out) override {
@@ -43,9 +42,7 @@ class FifoKind : public FileKind {
   Result<UniqueFd> open(const pb::FileEntry& file, RestoreContext& context) override {
     const pb::FifoEntry& entry = file.fifo();
     FERRY_TRY(const pb::RegFileEntry* path, path_of(entry, context));
-    const auto open_path = [&](int flags) {
-      return context.files.open_path(*path, flags);
-    };
+    const auto open_path = [&](int flags) { return context.files.open_path(*path, flags); };
     // With a descriptor for both directions in our hands no open of one direction waits (fifo(7)).
     if (!keepers_.contains(entry.pipe_id())) {
       FERRY_TRY(UniqueFd keeper, open_path(O_RDWR | O_NONBLOCK));

@@ -17,9 +17,9 @@ namespace ferry::state::files {
 namespace {
 
 using Bytes = std::span<const std::byte>;
-constexpr std::size_t kFirst = 4096;        // headers, and with the usual linkers the notes as well
+constexpr std::size_t kFirst = 4096;  // headers, and with the usual linkers the notes as well
 constexpr std::uint64_t kMostNotes = 1U << 20;
-constexpr std::size_t kMostBytes = 64;      // of a build-id; SHA-1 has 20
+constexpr std::size_t kMostBytes = 64;  // of a build-id; SHA-1 has 20
 
 template <class T>
 bool take(Bytes from, std::uint64_t at, T& out) {
@@ -39,8 +39,8 @@ std::vector<std::uint32_t> find_in(Bytes notes, std::uint64_t alignment) {
     const std::uint64_t content = name + aligned(note.n_namesz, alignment);
     std::array<char, 4> owner{};
     if (note.n_type == NT_GNU_BUILD_ID && note.n_namesz == owner.size() && take(notes, name, owner) &&
-        std::memcmp(owner.data(), ELF_NOTE_GNU, owner.size()) == 0 && note.n_descsz > 0 && note.n_descsz <= kMostBytes &&
-        content <= notes.size() && notes.size() - content >= note.n_descsz) {
+        std::memcmp(owner.data(), ELF_NOTE_GNU, owner.size()) == 0 && note.n_descsz > 0 &&
+        note.n_descsz <= kMostBytes && content <= notes.size() && notes.size() - content >= note.n_descsz) {
       std::vector<std::uint32_t> out(aligned(note.n_descsz, 4) / 4);
       std::memcpy(out.data(), notes.data() + content, note.n_descsz);
       return out;
@@ -77,8 +77,8 @@ Result<std::vector<std::uint32_t>> read_build_id(int fd) {
     return std::vector<std::uint32_t>();
   }
   Elf64_Phdr segment{};
-  for (std::uint64_t i = 0; i < header.e_phnum && header.e_phoff < kFirst &&
-                            take(first, header.e_phoff + i * sizeof segment, segment);
+  for (std::uint64_t i = 0;
+       i < header.e_phnum && header.e_phoff < kFirst && take(first, header.e_phoff + i * sizeof segment, segment);
        ++i) {
     if (segment.p_type != PT_NOTE || segment.p_filesz > kMostNotes) {
       continue;

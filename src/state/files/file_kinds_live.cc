@@ -95,7 +95,8 @@ LIVE_TEST(FileKinds, DirectoriesThatWereReadHalfway) {
 
 LIVE_TEST(FileKinds, FlagsOfEveryKind) {
   const std::string path = own_name("flags");
-  const int flags[] = {O_RDONLY, O_WRONLY | O_APPEND, O_RDWR | O_SYNC, O_RDWR | O_DSYNC, O_RDWR | O_NONBLOCK, O_RDONLY | O_NOATIME,
+  const int flags[] = {O_RDONLY,         O_WRONLY | O_APPEND,   O_RDWR | O_SYNC,
+                       O_RDWR | O_DSYNC, O_RDWR | O_NONBLOCK,   O_RDONLY | O_NOATIME,
                        O_RDWR | O_ASYNC, O_RDONLY | O_LARGEFILE};
   std::vector<int> fds, before;
   ASSERT_EQ(::close(::open(path.c_str(), O_CREAT | O_WRONLY, 0600)), 0);
@@ -150,7 +151,8 @@ LIVE_TEST(FileKinds, DescriptorsOfNamespaces) {
   }
   checkpoint_here();
   for (std::size_t i = 0; i < fds.size(); ++i) {
-    struct stat own {}, held {};
+    struct stat own {};
+    struct stat held {};
     ASSERT_EQ(::stat((std::string("/proc/self/ns/") + kinds[i]).c_str(), &own), 0);
     ASSERT_EQ(::fstat(fds[i], &held), 0);
     EXPECT_EQ(own.st_ino, held.st_ino) << kinds[i];

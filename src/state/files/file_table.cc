@@ -133,8 +133,8 @@ Result<void> FileTable::collect_all(DumpContext& context) {
         id = same->id;
         type = same->type;
       } else {
-        const auto kind = std::find_if(state_->kinds.begin(), state_->kinds.end(),
-                                       [&](const auto& k) { return k->matches(probe); });
+        const auto kind =
+            std::find_if(state_->kinds.begin(), state_->kinds.end(), [&](const auto& k) { return k->matches(probe); });
         if (kind == state_->kinds.end()) {
           return fail(Kind::unsupported, "{}: ferry cannot carry this kind of file over", probe.subject());
         }
@@ -242,7 +242,8 @@ Result<std::uint32_t> FileTable::add_description(DumpContext& context, DumpTask&
   FERRY_TRY(const auto st, sys::stat_fd(ours, "a descriptor in flight"));
   FERRY_TRY(const auto text, sys::read_file(fmt::format("/proc/self/fdinfo/{}", ours)));
   FERRY_TRY(auto info, sys::parse_fdinfo(text));
-  const Likeness likeness{st.st_dev, st.st_ino, info.flags & ~static_cast<std::uint32_t>(O_CLOEXEC), info.pos, info.mnt_id};
+  const Likeness likeness{st.st_dev, st.st_ino, info.flags & ~static_cast<std::uint32_t>(O_CLOEXEC), info.pos,
+                          info.mnt_id};
   if (const auto alike = state_->known.find(likeness); alike != state_->known.end()) {
     if (const auto same = alike->second.find(ours); same != alike->second.end()) {
       return same->id;
@@ -251,8 +252,8 @@ Result<std::uint32_t> FileTable::add_description(DumpContext& context, DumpTask&
   FERRY_TRY(auto link, sys::read_link(fmt::format("/proc/self/fd/{}", ours)));
   FERRY_TRY(UniqueFd holder, sys::duplicate(ours));
   const FdProbe probe{task, -1, holder.get(), st, std::move(info), std::move(link)};
-  const auto kind = std::find_if(state_->kinds.begin(), state_->kinds.end(),
-                                 [&](const auto& k) { return k->matches(probe); });
+  const auto kind =
+      std::find_if(state_->kinds.begin(), state_->kinds.end(), [&](const auto& k) { return k->matches(probe); });
   if (kind == state_->kinds.end()) {
     return fail(Kind::unsupported, "{}: ferry cannot carry this kind of file over", probe.subject());
   }

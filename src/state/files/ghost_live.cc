@@ -204,7 +204,8 @@ LIVE_TEST(Ghost, TemporaryFileCanBeLinkedLater) {
   checkpoint_here();
   EXPECT_EQ(content(fd), "unnamed");
   const std::string path = own_name("linked");
-  ASSERT_EQ(::linkat(AT_FDCWD, ("/proc/self/fd/" + std::to_string(fd)).c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW), 0)
+  ASSERT_EQ(
+      ::linkat(AT_FDCWD, ("/proc/self/fd/" + std::to_string(fd)).c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW), 0)
       << errno;
   const int named = ::open(path.c_str(), O_RDONLY);
   EXPECT_EQ(content(named), "unnamed");
@@ -313,7 +314,8 @@ LIVE_TEST_WITH(LinkRemap, KeepsTheFileThatOtherNamesHave, {.dump = {"--link-rema
   ASSERT_EQ(::link(path.c_str(), other.c_str()), 0);
   ASSERT_EQ(::unlink(path.c_str()), 0);
   checkpoint_here();
-  struct stat st {}, there {};
+  struct stat st {};
+  struct stat there {};
   ASSERT_EQ(::fstat(fd, &st), 0);
   ASSERT_EQ(::stat(other.c_str(), &there), 0);
   EXPECT_EQ(st.st_ino, there.st_ino);

@@ -107,8 +107,7 @@ Result<void> LostNames::make_all(const Inside* inside) {
     return depth_of(a->files.front()->name()) < depth_of(b->files.front()->name());
   });
   for (const Object* object : order) {
-    FERRY_CHECK(object->ghost != nullptr && object->ghost->ferry_temporary() ? make_temporary(*object)
-                                                                             : make(*object));
+    FERRY_CHECK(object->ghost != nullptr && object->ghost->ferry_temporary() ? make_temporary(*object) : make(*object));
   }
   return {};
 }

@@ -34,9 +34,9 @@ class LostNames {
 
  private:
   struct Object {
-    std::uint32_t number = 0;                     // of the ghost, or file id of the helper name
-    const pb::GhostFileEntry* ghost = nullptr;    // nullptr: there is a helper name
-    std::string helper;                           // it
+    std::uint32_t number = 0;                   // of the ghost, or file id of the helper name
+    const pb::GhostFileEntry* ghost = nullptr;  // nullptr: there is a helper name
+    std::string helper;                         // it
     std::vector<const pb::RegFileEntry*> files;
     Inside* inside = nullptr;  // where its first name is; names in other mount namespaces cannot be had again
   };
@@ -64,10 +64,10 @@ class LostNames {
   Result<void> take_away(const Made& made);
 
   bool prepared_ = false;
-  std::map<std::uint32_t, Object> objects_;               // ghosts by number, helpers by file id + 2^31
+  std::map<std::uint32_t, Object> objects_;                   // ghosts by number, helpers by file id + 2^31
   std::map<std::uint32_t, std::shared_ptr<UniqueFd>> found_;  // by file id: O_PATH
-  std::map<std::uint32_t, UniqueFd> first_;               // by file id: opened while there was a name
-  std::map<std::uint32_t, std::uint32_t> dead_pids_;      // by file id
+  std::map<std::uint32_t, UniqueFd> first_;                   // by file id: opened while there was a name
+  std::map<std::uint32_t, std::uint32_t> dead_pids_;          // by file id
   std::vector<Made> made_;
   std::vector<ToFill> to_fill_;
   proc_file::DeadProcesses dead_;

@@ -126,7 +126,8 @@ Result<void> Names::describe(DumpContext& context, DumpTask& task, int ours, con
       const bool alive = std::any_of(context.tasks.begin(), context.tasks.end(), [&](const auto& other) {
         return other->ns_pid.value == static_cast<pid_t>(*numbers.process);
       });
-      add_remap(context, out.id(), pb::REMAP_PROCFS, alive ? numbers.thread.value_or(*numbers.process) : *numbers.process);
+      add_remap(context, out.id(), pb::REMAP_PROCFS,
+                alive ? numbers.thread.value_or(*numbers.process) : *numbers.process);
     }
     return {};
   }
@@ -148,13 +149,15 @@ Result<void> Names::add_ghost(DumpContext& context, int ours, const struct stat&
 Result<void> Names::add_helper_link(DumpContext& context, DumpTask& task, int ours, const struct stat& stat,
                                     const std::string& link, const std::string& subject, pb::RegFileEntry& out) {
   if (S_ISDIR(stat.st_mode)) {
-    return fail(Kind::unsupported, "{}: the directory is not where its path says (is something mounted over it?)", subject);
+    return fail(Kind::unsupported, "{}: the directory is not where its path says (is something mounted over it?)",
+                subject);
   }
   if (!context.options.link_remap) {
-    return fail(Kind::unsupported,
-                "{}: the name {} is gone or is another file now, but the file has further names; give --link-remap, which "
-                "lets ferry add a helper name",
-                subject, link);
+    return fail(
+        Kind::unsupported,
+        "{}: the name {} is gone or is another file now, but the file has further names; give --link-remap, which "
+        "lets ferry add a helper name",
+        subject, link);
   }
   std::uint32_t& helper = helpers_[{stat.st_dev, stat.st_ino}];
   if (helper == 0) {
@@ -185,8 +188,8 @@ Result<std::string> Names::link_beside(DumpTask& task, int ours, const std::stri
     auto opened = sys::open_in_root(root, path, O_PATH | O_DIRECTORY);
     if (opened.has_value()) {
       for (int attempt = 0; attempt < 100; ++attempt) {
-        const std::string name = attempt == 0 ? fmt::format("link_remap.{}", number)
-                                              : fmt::format("link_remap.{}.{}", number, attempt);
+        const std::string name =
+            attempt == 0 ? fmt::format("link_remap.{}", number) : fmt::format("link_remap.{}.{}", number, attempt);
         if (::linkat(ours, "", opened->get(), name.c_str(), AT_EMPTY_PATH) == 0) {
           links_.push_back({std::move(*opened), name});
           return directory + "/" + name;

@@ -31,7 +31,8 @@ struct OpenFiles::State {
   files::LostNames lost;
 
   Result<FileKind*> kind_of(const pb::FileEntry& entry) {
-    const auto found = std::find_if(kinds.begin(), kinds.end(), [&](const auto& k) { return k->type() == entry.type(); });
+    const auto found =
+        std::find_if(kinds.begin(), kinds.end(), [&](const auto& k) { return k->type() == entry.type(); });
     if (found == kinds.end()) {
       return fail(Kind::unsupported, "file {} is of a kind ({}) that ferry cannot restore", entry.id(),
                   pb::FdType_Name(entry.type()));
@@ -117,7 +118,8 @@ Result<void> OpenFiles::install(RestoreContext& context, RestoreTask& task) {
   std::set<std::uint32_t> wanted;
   for (const auto* row : rows) {
     if (row->fd() > 0x7fffffff || !wanted.insert(row->fd()).second) {
-      return fail(Kind::corrupt, "fdinfo-{} lists descriptor {} twice or out of range", task.ids->files_id(), row->fd());
+      return fail(Kind::corrupt, "fdinfo-{} lists descriptor {} twice or out of range", task.ids->files_id(),
+                  row->fd());
     }
   }
   // Our pidfd must not stand where a descriptor of the program belongs.

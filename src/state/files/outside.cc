@@ -54,7 +54,8 @@ bool is_found_inside(const pb::FileEntry& file, const DumpContext& context) {
       continue;
     }
     for (const std::string& link : links_to(file.id(), *task, context.set)) {
-      struct stat there {}, inside {};
+      struct stat there {};
+      struct stat inside {};
       const auto root = sys::open_at(task->proc.get(), "root", O_PATH | O_DIRECTORY);
       if (!root.has_value() || ::fstatat(task->proc.get(), link.c_str(), &there, 0) != 0) {
         return false;
@@ -110,14 +111,17 @@ Result<void> check_files_are_inside(DumpContext& context) {
   for (const auto* file : context.set.list<pb::FileEntry>({Type::files, 0})) {
     if (!file->has_reg() || file->reg().ext() || !file->reg().has_mnt_id() || file->reg().mnt_id() < 0 ||
         mounts.contains(file->reg().mnt_id()) ||
-        (terminals.contains(file->id()) && terminals_may_be_outside(context.options)) || is_found_inside(*file, context)) {
+        (terminals.contains(file->id()) && terminals_may_be_outside(context.options)) ||
+        is_found_inside(*file, context)) {
       continue;
     }
     const auto owner = owners.find(file->id());
     const std::string holder = holder_of(owner == owners.end() ? file->id() : owner->second, context);
     return fail(Kind::unsupported, "{}: {} is on a mount that the tree does not have (mount id {}){}", holder,
                 file->reg().name(), file->reg().mnt_id(),
-                terminals.contains(file->id()) ? "; --external tty[RDEV:DEV] lets the restore put another terminal in its place" : "");
+                terminals.contains(file->id())
+                    ? "; --external tty[RDEV:DEV] lets the restore put another terminal in its place"
+                    : "");
   }
   return {};
 }

@@ -3,8 +3,8 @@
 #include <fcntl.h>
 #include <linux/netlink.h>
 #include <linux/sock_diag.h>
-#include <netinet/tcp.h>
 #include <linux/sockios.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -46,8 +46,8 @@ Result<short> events(int fd, const std::string& subject) {
 Result<void> collect_half_open(const FdProbe& probe, const Networks::Place& network, pb::InetSkEntry& entry) {
   FERRY_TRY(const auto visit, sys::NetNamespaceVisit::enter(network.ns.get()));
   FERRY_TRY(auto netlink, sys::Netlink::open(NETLINK_SOCK_DIAG));
-  FERRY_TRY(const auto found, sys::inet_diag(netlink, static_cast<std::uint8_t>(entry.family()), IPPROTO_TCP,
-                                             1U << TCP_SYN_SENT));
+  FERRY_TRY(const auto found,
+            sys::inet_diag(netlink, static_cast<std::uint8_t>(entry.family()), IPPROTO_TCP, 1U << TCP_SYN_SENT));
   for (const sys::InetDiag& socket : found) {
     if (socket.inode == entry.ino()) {
       entry.set_dst_port(socket.remote_port);
@@ -90,8 +90,8 @@ Result<void> TcpCollector::collect(const FdProbe& probe, DumpContext& context, c
   }
   if (now.tcpi_state == TCP_SYN_SENT) {
     FERRY_CHECK(collect_half_open(probe, network, entry));
-  } else if ((happened & POLLRDHUP) != 0 &&
-             (now.tcpi_state == TCP_ESTABLISHED || now.tcpi_state == TCP_FIN_WAIT1 || now.tcpi_state == TCP_FIN_WAIT2)) {
+  } else if ((happened & POLLRDHUP) != 0 && (now.tcpi_state == TCP_ESTABLISHED || now.tcpi_state == TCP_FIN_WAIT1 ||
+                                             now.tcpi_state == TCP_FIN_WAIT2)) {
     entry.set_shutdown(pb::SKSHUT_READ);  // by the program itself: the peer has sent no FIN
   }
   FERRY_TRY(const Endpoint source, Endpoint::from_image(entry.family(), entry.src_port(), entry.src_addr()));
@@ -103,8 +103,8 @@ Result<void> TcpCollector::collect(const FdProbe& probe, DumpContext& context, c
   }
   if (!context.options.tcp_established) {
     return fail(Kind::unsupported,
-                "{}: an established TCP connection {} -> {}; --tcp-established keeps it, --tcp-close closes it", subject,
-                source.text(), peer.text());
+                "{}: an established TCP connection {} -> {}; --tcp-established keeps it, --tcp-close closes it",
+                subject, source.text(), peer.text());
   }
   connections_.push_back({entry.id(), probe.ours, &network, subject});
   return {};

@@ -16,7 +16,8 @@ namespace ferry::state::inet_socket {
 class TcpCollector {
  public:
   // Errors: unsupported for a connection that is neither to be kept (--tcp-established) nor closed (--tcp-close).
-  Result<void> collect(const FdProbe& probe, DumpContext& context, const Networks::Place& network, pb::InetSkEntry& entry);
+  Result<void> collect(const FdProbe& probe, DumpContext& context, const Networks::Place& network,
+                       pb::InetSkEntry& entry);
   // `entries`: all Internet sockets by their ids.
   Result<void> finish(DumpContext& context, const std::map<std::uint32_t, pb::InetSkEntry*>& entries);
   // The sockets are left in repair mode, so that they end without a word, and the lock stays.
@@ -30,7 +31,8 @@ class TcpCollector {
     const Networks::Place* network;
     std::string subject;
   };
-  Result<void> lock(DumpContext& context, const Networks::Place& network, const std::vector<pb::InetSkEntry*>& connections);
+  Result<void> lock(DumpContext& context, const Networks::Place& network,
+                    const std::vector<pb::InetSkEntry*>& connections);
   static Result<void> check_listener(const Known& listener, const DumpOptions& options);
 
   std::vector<Known> listeners_, connections_;

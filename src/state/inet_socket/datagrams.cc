@@ -86,7 +86,8 @@ Result<bool> next(int fd, const std::string& subject, std::string& room, Datagra
 }
 
 std::string bytes_of(const sockaddr_storage& address) {
-  return {reinterpret_cast<const char*>(&address), address.ss_family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6)};
+  return {reinterpret_cast<const char*>(&address),
+          address.ss_family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6)};
 }
 
 Result<void> connect(int fd, const sockaddr_storage& address, socklen_t size, const std::string& subject) {
@@ -140,7 +141,8 @@ Result<void> save_datagrams(int fd, const std::string& subject, const pb::InetSk
   int unsent = 0, waiting = 0;
   const auto cork = get_int(fd, IPPROTO_UDP, UDP_CORK, "UDP_CORK");
   if (cork.has_value() && *cork != 0 && ::ioctl(fd, SIOCOUTQ, &unsent) == 0 && unsent > 0) {
-    return fail(Kind::unsupported, "{}: {} bytes are held back (UDP_CORK), which nobody can read; try again", subject, unsent);
+    return fail(Kind::unsupported, "{}: {} bytes are held back (UDP_CORK), which nobody can read; try again", subject,
+                unsent);
   }
   // Not by a look at the queue: an empty datagram that was looked at once is passed over afterwards.
   FERRY_TRY(const std::uint32_t memory, received(fd, subject));
@@ -151,12 +153,14 @@ Result<void> save_datagrams(int fd, const std::string& subject, const pb::InetSk
   if (entry.type() != SOCK_DGRAM || (entry.proto() != IPPROTO_UDP && entry.proto() != IPPROTO_UDPLITE)) {
     if (::recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0) {
       (void)::ioctl(fd, FIONREAD, &waiting);
-      log::warning("{}: packets that were received and not read yet are left out ({} bytes in the first)", subject, waiting);
+      log::warning("{}: packets that were received and not read yet are left out ({} bytes in the first)", subject,
+                   waiting);
     }
     return {};
   }
   const Meanwhile offset(fd, SOL_SOCKET, SO_PEEK_OFF, 0);
-  const Meanwhile destination4(fd, IPPROTO_IP, IP_RECVORIGDSTADDR, 1), destination6(fd, IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, 1);
+  const Meanwhile destination4(fd, IPPROTO_IP, IP_RECVORIGDSTADDR, 1),
+      destination6(fd, IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, 1);
   std::string room(65536, '\0');
   for (;;) {
     Datagram datagram;

@@ -21,7 +21,9 @@ namespace {
 struct Bound {
   int fd = -1;
   sockaddr_storage address{};
-  [[nodiscard]] socklen_t size() const { return address.ss_family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6); }
+  [[nodiscard]] socklen_t size() const {
+    return address.ss_family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
+  }
   [[nodiscard]] const sockaddr* name() const { return reinterpret_cast<const sockaddr*>(&address); }
 };
 
@@ -56,7 +58,8 @@ std::string receive(int fd) {
   sockaddr_storage from{};
   socklen_t size = sizeof from;
   const ssize_t n = ::recvfrom(fd, room, sizeof room, MSG_DONTWAIT, reinterpret_cast<sockaddr*>(&from), &size);
-  return n < 0 ? std::strerror(errno) : std::string(room, static_cast<std::size_t>(n)) + " from port " + port_text(from);
+  return n < 0 ? std::strerror(errno)
+               : std::string(room, static_cast<std::size_t>(n)) + " from port " + port_text(from);
 }
 
 void keeps_queued_datagrams(int family, int protocol, bool any) {
@@ -65,12 +68,14 @@ void keeps_queued_datagrams(int family, int protocol, bool any) {
   if (family == AF_INET) {
     reinterpret_cast<sockaddr_in&>(target.address).sin_port = reinterpret_cast<const sockaddr_in&>(to.address).sin_port;
   } else {
-    reinterpret_cast<sockaddr_in6&>(target.address).sin6_port = reinterpret_cast<const sockaddr_in6&>(to.address).sin6_port;
+    reinterpret_cast<sockaddr_in6&>(target.address).sin6_port =
+        reinterpret_cast<const sockaddr_in6&>(to.address).sin6_port;
   }
   const std::string large(30'000, 'x');
   ASSERT_EQ(::sendto(a.fd, "one", 3, 0, target.name(), target.size()), 3) << std::strerror(errno);
   ASSERT_EQ(::sendto(b.fd, "", 0, 0, target.name(), target.size()), 0);
-  ASSERT_EQ(::sendto(b.fd, large.data(), large.size(), 0, target.name(), target.size()), static_cast<ssize_t>(large.size()));
+  ASSERT_EQ(::sendto(b.fd, large.data(), large.size(), 0, target.name(), target.size()),
+            static_cast<ssize_t>(large.size()));
   ASSERT_TRUE(await_input(to.fd));
   checkpoint_here();
   EXPECT_EQ(receive(to.fd), "one from port " + port_text(a.address));

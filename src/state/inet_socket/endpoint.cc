@@ -30,7 +30,8 @@ Result<Endpoint> Endpoint::check(Endpoint endpoint, std::uint32_t port) {
     endpoint.words.resize(wanted, 0);
   }
   if (endpoint.words.size() != wanted || port > 0xffff) {
-    return fail(Kind::corrupt, "an Internet socket has an address of {} words and port {}", endpoint.words.size(), port);
+    return fail(Kind::corrupt, "an Internet socket has an address of {} words and port {}", endpoint.words.size(),
+                port);
   }
   return endpoint;
 }

@@ -129,7 +129,8 @@ LIVE_TEST_WITH(InetKinds, Raw, kWithPrivileges) {
 
 LIVE_TEST(InetKinds, Ping) {
   // ping_group_range says which groups may have such sockets (icmp(7)); nobody by default.
-  const int range = ::unshare(CLONE_NEWNET) == 0 ? ::open("/proc/sys/net/ipv4/ping_group_range", O_WRONLY | O_CLOEXEC) : -1;
+  const int range =
+      ::unshare(CLONE_NEWNET) == 0 ? ::open("/proc/sys/net/ipv4/ping_group_range", O_WRONLY | O_CLOEXEC) : -1;
   if (range < 0 || ::write(range, "0 0", 3) != 3) {
     GTEST_SKIP() << "ping_group_range cannot be set: " << std::strerror(errno);
   }
@@ -180,9 +181,9 @@ LIVE_TEST_WITH(InetKinds, BoundToWhatIsNotThere, kWithPrivileges) {
 
 LIVE_TEST_WITH(InetKinds, OptionsOfAllSockets, kWithPrivileges) {
   const int fd = ::socket(AF_INET, SOCK_DGRAM, 0);
-  const std::vector<Choice> choices = {{SOL_SOCKET, SO_MARK, 0x1234},     {SOL_SOCKET, SO_PRIORITY, 5},
-                                       {SOL_SOCKET, SO_DONTROUTE, 1},     {SOL_SOCKET, SO_RCVLOWAT, 1},
-                                       {SOL_SOCKET, SO_BROADCAST, 1},     {SOL_SOCKET, SO_INCOMING_CPU, 1},
+  const std::vector<Choice> choices = {{SOL_SOCKET, SO_MARK, 0x1234}, {SOL_SOCKET, SO_PRIORITY, 5},
+                                       {SOL_SOCKET, SO_DONTROUTE, 1}, {SOL_SOCKET, SO_RCVLOWAT, 1},
+                                       {SOL_SOCKET, SO_BROADCAST, 1}, {SOL_SOCKET, SO_INCOMING_CPU, 1},
                                        {SOL_SOCKET, SO_OOBINLINE, 1}};
   choose(fd, choices);
   ASSERT_EQ(::setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, "lo", 3), 0);
@@ -216,12 +217,21 @@ LIVE_TEST_WITH(InetKinds, OptionsOfAConnection, kKeepConnections) {
   const sockaddr_in to = name_of(listener);
   ASSERT_EQ(::connect(client, reinterpret_cast<const sockaddr*>(&to), sizeof to), 0);
   const int server = ::accept(listener, nullptr, nullptr);
-  const std::vector<Choice> choices = {
-      {IPPROTO_TCP, TCP_NODELAY, 1},         {IPPROTO_TCP, TCP_CORK, 1},       {IPPROTO_TCP, TCP_KEEPIDLE, 71},
-      {IPPROTO_TCP, TCP_KEEPINTVL, 12},      {IPPROTO_TCP, TCP_KEEPCNT, 7},    {IPPROTO_TCP, TCP_USER_TIMEOUT, 12345},
-      {IPPROTO_TCP, TCP_SYNCNT, 3},          {IPPROTO_TCP, TCP_LINGER2, 33},   {IPPROTO_TCP, TCP_NOTSENT_LOWAT, 16384},
-      {IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS, 1}, {IPPROTO_TCP, TCP_INQ, 1},   {SOL_SOCKET, SO_KEEPALIVE, 1},
-      {SOL_SOCKET, SO_PRIORITY, 3},          {IPPROTO_IP, IP_TOS, 0x10},       {IPPROTO_IP, IP_TTL, 44}};
+  const std::vector<Choice> choices = {{IPPROTO_TCP, TCP_NODELAY, 1},
+                                       {IPPROTO_TCP, TCP_CORK, 1},
+                                       {IPPROTO_TCP, TCP_KEEPIDLE, 71},
+                                       {IPPROTO_TCP, TCP_KEEPINTVL, 12},
+                                       {IPPROTO_TCP, TCP_KEEPCNT, 7},
+                                       {IPPROTO_TCP, TCP_USER_TIMEOUT, 12345},
+                                       {IPPROTO_TCP, TCP_SYNCNT, 3},
+                                       {IPPROTO_TCP, TCP_LINGER2, 33},
+                                       {IPPROTO_TCP, TCP_NOTSENT_LOWAT, 16384},
+                                       {IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS, 1},
+                                       {IPPROTO_TCP, TCP_INQ, 1},
+                                       {SOL_SOCKET, SO_KEEPALIVE, 1},
+                                       {SOL_SOCKET, SO_PRIORITY, 3},
+                                       {IPPROTO_IP, IP_TOS, 0x10},
+                                       {IPPROTO_IP, IP_TTL, 44}};
   choose(client, choices);
   const linger wait{1, 9};
   ASSERT_EQ(::setsockopt(client, SOL_SOCKET, SO_LINGER, &wait, sizeof wait), 0);
@@ -234,7 +244,8 @@ LIVE_TEST_WITH(InetKinds, OptionsOfAConnection, kKeepConnections) {
   checkpoint_here();
 
   for (std::size_t i = 0; i < choices.size(); ++i) {
-    EXPECT_EQ(option(client, choices[i].level, choices[i].name), before[i]) << choices[i].level << "/" << choices[i].name;
+    EXPECT_EQ(option(client, choices[i].level, choices[i].name), before[i])
+        << choices[i].level << "/" << choices[i].name;
   }
   linger now{};
   socklen_t size = sizeof now;

@@ -62,8 +62,8 @@ class InetSocketKind : public FileKind {
     if (is_tcp(entry.proto())) {
       entry.mutable_tcp_opts();
       FERRY_CHECK(tcp_.collect(probe, context, *network, entry));
-      const bool connected = entry.state() != TCP_LISTEN &&
-                             (entry.state() != TCP_CLOSE || entry.dst_port() != 0 || entry.has_shutdown());
+      const bool connected =
+          entry.state() != TCP_LISTEN && (entry.state() != TCP_CLOSE || entry.dst_port() != 0 || entry.has_shutdown());
       options_.add(entry, probe.ours, *network, connected, subject);
       return {};
     }
@@ -100,7 +100,8 @@ class InetSocketKind : public FileKind {
     FERRY_TRY(const bool closed, comes_back_closed(entry, context));
     FERRY_TRY(Inside* const inside, context.nested.inside_network(context, entry.ns_id()));
     FERRY_TRY(UniqueFd fd, inside->get<UniqueFd>([&] {
-      return socket::make(static_cast<int>(entry.family()), static_cast<int>(entry.type()), static_cast<int>(entry.proto()));
+      return socket::make(static_cast<int>(entry.family()), static_cast<int>(entry.type()),
+                          static_cast<int>(entry.proto()));
     }));
     FERRY_CHECK(socket::restore_plain_options(fd.get(), entry.opts(), subject));
     FERRY_CHECK(inet_socket::restore_ip_options(fd.get(), entry).during("{}", subject));
@@ -162,7 +163,8 @@ class InetSocketKind : public FileKind {
       FERRY_CHECK(inet_socket::restore_memberships(fd, entry, subject, *inside));
       FERRY_CHECK(socket::restore_more(fd, entry.ferry_options(), false, subject));
       if (entry.opts().has_so_priority()) {  // IP_TOS has changed it
-        FERRY_CHECK(socket::set_int(fd, SOL_SOCKET, SO_PRIORITY, static_cast<int>(entry.opts().so_priority()), "SO_PRIORITY"));
+        FERRY_CHECK(
+            socket::set_int(fd, SOL_SOCKET, SO_PRIORITY, static_cast<int>(entry.opts().so_priority()), "SO_PRIORITY"));
       }
       FERRY_CHECK(socket::restore_filter(fd, entry.opts(), subject));
     }
@@ -248,7 +250,8 @@ class InetSocketKind : public FileKind {
   // --- restore
   // What --tcp-close at the dump or now makes of a connection.
   static Result<bool> comes_back_closed(const pb::InetSkEntry& entry, const RestoreContext& context) {
-    if (!is_tcp(entry.proto()) || entry.state() == TCP_LISTEN || (entry.dst_port() == 0 && !tcp::has_peer(entry.state()))) {
+    if (!is_tcp(entry.proto()) || entry.state() == TCP_LISTEN ||
+        (entry.dst_port() == 0 && !tcp::has_peer(entry.state()))) {
       return false;
     }
     FERRY_TRY(const auto* inventory, context.set.one<pb::InventoryEntry>({image::Type::inventory}));
@@ -256,7 +259,8 @@ class InetSocketKind : public FileKind {
       return true;
     }
     if (!context.options.tcp_established) {
-      return fail(Kind::unsupported, "{}: an established TCP connection; --tcp-established keeps it, --tcp-close closes it",
+      return fail(Kind::unsupported,
+                  "{}: an established TCP connection; --tcp-established keeps it, --tcp-close closes it",
                   subject_of(entry));
     }
     return false;

@@ -21,9 +21,9 @@ namespace inet_socket {
 // An address with its port as the image holds it, and as the kernel wants it.
 struct Endpoint {
   int family = AF_INET;
-  std::uint16_t port = 0;               // host order
-  std::vector<std::uint32_t> words;     // one or four, bytes in network order
-  std::uint32_t scope = 0;              // interface index of a link-local address
+  std::uint16_t port = 0;            // host order
+  std::vector<std::uint32_t> words;  // one or four, bytes in network order
+  std::uint32_t scope = 0;           // interface index of a link-local address
 
   static Result<Endpoint> from(const sockaddr_storage& address);
   template <class Words>

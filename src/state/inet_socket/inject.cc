@@ -46,9 +46,11 @@ std::string pseudo_header(const Endpoint& from, const Endpoint& to, std::uint8_t
   return out + bytes_of(length) + std::string(3, '\0') + static_cast<char>(protocol);
 }
 
-Result<std::string> ip_packet(const Endpoint& from, const Endpoint& to, std::uint8_t protocol, const std::string& content) {
+Result<std::string> ip_packet(const Endpoint& from, const Endpoint& to, std::uint8_t protocol,
+                              const std::string& content) {
   if (from.family != to.family || content.size() > kMostPayload) {
-    return fail(Kind::corrupt, "no packet can be made from {} to {} with {} bytes", from.text(), to.text(), content.size());
+    return fail(Kind::corrupt, "no packet can be made from {} to {} with {} bytes", from.text(), to.text(),
+                content.size());
   }
   if (from.family == AF_INET) {
     iphdr ip{};
@@ -74,8 +76,8 @@ Result<std::string> ip_packet(const Endpoint& from, const Endpoint& to, std::uin
 }  // namespace
 
 Endpoint on_the_wire(const Endpoint& e) {
-  const bool mapped = e.family == AF_INET6 && e.words.size() == 4 && e.words[0] == 0 && e.words[1] == 0 &&
-                      e.words[2] == htonl(0xffff);
+  const bool mapped =
+      e.family == AF_INET6 && e.words.size() == 4 && e.words[0] == 0 && e.words[1] == 0 && e.words[2] == htonl(0xffff);
   return mapped ? Endpoint(AF_INET, e.port, {e.words[3]}, 0) : e;
 }
 
@@ -98,7 +100,8 @@ Result<std::string> tcp_packet(const Endpoint& from, const Endpoint& to, const S
   return ip_packet(from, to, IPPROTO_TCP, bytes_of(tcp) + payload);
 }
 
-Result<std::string> udp_packet(const Endpoint& from, const Endpoint& to, std::uint8_t protocol, std::string_view payload) {
+Result<std::string> udp_packet(const Endpoint& from, const Endpoint& to, std::uint8_t protocol,
+                               std::string_view payload) {
   const std::string content(payload);
   const std::size_t size = sizeof(udphdr) + content.size();
   udphdr udp{};

@@ -30,7 +30,8 @@ constexpr std::uint8_t kFin = 1, kRst = 4, kAck = 16, kUrg = 32;
 // Whole packets, beginning with their IP header.  Both addresses are of one family.
 // Errors: corrupt if there is no room for the payload.
 Result<std::string> tcp_packet(const Endpoint& from, const Endpoint& to, const Segment& segment);
-Result<std::string> udp_packet(const Endpoint& from, const Endpoint& to, std::uint8_t protocol, std::string_view payload);
+Result<std::string> udp_packet(const Endpoint& from, const Endpoint& to, std::uint8_t protocol,
+                               std::string_view payload);
 // v4-mapped addresses of IPv6 sockets as what they are on the wire; others unchanged.
 Endpoint on_the_wire(const Endpoint& endpoint);
 

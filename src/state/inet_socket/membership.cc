@@ -152,7 +152,8 @@ Result<void> MembershipReader::collect(int fd, const Networks::Place& network, c
       return sys_fail(fmt::format("getsockopt({}, MCAST_MSFILTER)", subject));
     }
     if (filter.count > kMostSources) {
-      return fail(Kind::unsupported, "{}: a multicast membership with {} sources cannot be carried over", subject, filter.count);
+      return fail(Kind::unsupported, "{}: a multicast membership with {} sources cannot be carried over", subject,
+                  filter.count);
     }
     pb::FerryMembership& kept = *out.add_ferry_memberships();
     kept.set_interface(group.interface_name);
@@ -168,7 +169,8 @@ Result<void> MembershipReader::collect(int fd, const Networks::Place& network, c
 Result<void> restore_memberships(int fd, const pb::InetSkEntry& entry, const std::string& subject, Inside& inside) {
   for (const pb::FerryMembership& kept : entry.ferry_memberships()) {
     const int family = kept.group().size() == 4 ? AF_INET : AF_INET6;
-    if ((kept.group().size() != 4 && kept.group().size() != 16) || static_cast<std::size_t>(kept.sources_size()) > kMostSources) {
+    if ((kept.group().size() != 4 && kept.group().size() != 16) ||
+        static_cast<std::size_t>(kept.sources_size()) > kMostSources) {
       return fail(Kind::corrupt, "{}: a multicast group of {} bytes with {} sources", subject, kept.group().size(),
                   kept.sources_size());
     }

@@ -114,7 +114,8 @@ Result<void> restore_ip_options(int fd, const pb::InetSkEntry& entry) {
   if (raw.icmpv_filter_size() != 0) {
     const std::vector<std::uint32_t> words(raw.icmpv_filter().begin(), raw.icmpv_filter().end());
     const bool six = entry.family() == AF_INET6;
-    if (::setsockopt(fd, six ? int{IPPROTO_ICMPV6} : SOL_RAW, six ? kIcmpv6Filter : ICMP_FILTER, words.data(), static_cast<socklen_t>(words.size() * sizeof words[0])) != 0) {
+    if (::setsockopt(fd, six ? int{IPPROTO_ICMPV6} : SOL_RAW, six ? kIcmpv6Filter : ICMP_FILTER, words.data(),
+                     static_cast<socklen_t>(words.size() * sizeof words[0])) != 0) {
       return sys_fail("setsockopt(ICMP_FILTER)");
     }
   }

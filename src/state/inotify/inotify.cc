@@ -56,7 +56,8 @@ class InotifyKind : public FileKind {
       const std::string& path = found.path;
       pb::InotifyWdEntry& wd = *entry.add_wd();
       if (found.nameless) {
-        FERRY_TRY(const std::uint32_t file, context.files.add_path(context, probe.task, found.nameless.get(), path, O_RDONLY));
+        FERRY_TRY(const std::uint32_t file,
+                  context.files.add_path(context, probe.task, found.nameless.get(), path, O_RDONLY));
         wd.set_ferry_file(file);
       }
       wd.set_id(0);
@@ -97,9 +98,8 @@ class InotifyKind : public FileKind {
       if (!wd->f_handle().has_path()) {
         return fail(Kind::unsupported, "inotify {}: watch {} has no path", entry.id(), wd->wd());
       }
-      FERRY_TRY(const UniqueFd target, context.inside.get<UniqueFd>([&] {
-        return sys::open(wd->f_handle().path(), O_PATH | O_NOFOLLOW);
-      }));
+      FERRY_TRY(const UniqueFd target,
+                context.inside.get<UniqueFd>([&] { return sys::open(wd->f_handle().path(), O_PATH | O_NOFOLLOW); }));
       FERRY_CHECK(add(fd, target.get(), *wd));
     }
     FERRY_CHECK(drain(fd));
@@ -124,7 +124,8 @@ class InotifyKind : public FileKind {
         break;
       }
     }
-    return fail(Kind::unsupported, "the watch of {} had number {}, which cannot be reached", wd.f_handle().path(), wd.wd());
+    return fail(Kind::unsupported, "the watch of {} had number {}, which cannot be reached", wd.f_handle().path(),
+                wd.wd());
   }
 
   // Removing a watch leaves an IN_IGNORED event.
@@ -163,8 +164,8 @@ std::optional<InotifyWatch> parse_watch(std::string_view text) {
   if (!wd || *wd > 0x7fffffff || !inode || !dev || *dev > 0xffffffff || !mask || *mask > 0xffffffff) {
     return std::nullopt;
   }
-  InotifyWatch watch{static_cast<std::uint32_t>(*wd), *inode, static_cast<std::uint32_t>(*dev),
-                     static_cast<std::uint32_t>(*mask), 0, {}};
+  InotifyWatch watch{static_cast<std::uint32_t>(*wd),   *inode, static_cast<std::uint32_t>(*dev),
+                     static_cast<std::uint32_t>(*mask), 0,      {}};
   // Without CONFIG_EXPORTFS there is no handle.
   watch.handle_type = static_cast<std::uint32_t>(number(" fhandle-type:").value_or(0));
   const std::string_view hex = field(" f_handle:").value_or("");

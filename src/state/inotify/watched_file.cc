@@ -104,7 +104,8 @@ Result<Found> PathFinder::find(int proc, const InotifyWatch& watch, const std::s
   if (!known.empty()) {
     const auto fd = sys::open_in_root(view->root.get(), known, O_PATH | O_NOFOLLOW);
     struct stat st {};
-    if (fd.has_value() && ::fstat(fd->get(), &st) == 0 && st.st_ino == watch.inode && kernel_device(st.st_dev) == watch.dev) {
+    if (fd.has_value() && ::fstat(fd->get(), &st) == 0 && st.st_ino == watch.inode &&
+        kernel_device(st.st_dev) == watch.dev) {
       return Found{known, {}};
     }
   }
@@ -165,8 +166,8 @@ Result<std::string> PathFinder::mountpoint_of(int proc, std::uint32_t device, co
       return m.mountpoint;
     }
   }
-  return fail(Kind::unsupported, "{}: it watches filesystem {}:{}, which the task has not mounted", subject, device >> 20,
-              device & 0xfffff);
+  return fail(Kind::unsupported, "{}: it watches filesystem {}:{}, which the task has not mounted", subject,
+              device >> 20, device & 0xfffff);
 }
 
 }  // namespace ferry::state::inotify

@@ -88,16 +88,20 @@ Result<std::uint32_t> find_call(DumpTask& task, DumpThread& seen) {
   FERRY_CHECK(wait_for(thread, tracee::Stop::Why::interrupt, PTRACE_CONT));
   FERRY_TRY(seen.registers, thread.registers());
   const std::uint32_t call = call_behind(place, seen.registers.rdi);
-  log::debug("task {} goes on with call {}: it sleeps in {}, result {}", seen.tid, call, place, result_of(seen.registers));
+  log::debug("task {} goes on with call {}: it sleeps in {}, result {}", seen.tid, call, place,
+             result_of(seen.registers));
   return call;
 }
 
 // Address of the remainder, which the kernel wrote when the stop came; 0 if the call has none.
 std::uint64_t remainder_of(std::uint32_t call, const tracee::Registers& regs) {
   switch (call) {
-    case SYS_nanosleep: return regs.rsi;
-    case SYS_clock_nanosleep: return regs.r10;
-    default: return 0;
+    case SYS_nanosleep:
+      return regs.rsi;
+    case SYS_clock_nanosleep:
+      return regs.r10;
+    default:
+      return 0;
   }
 }
 
@@ -200,8 +204,8 @@ Result<void> after_stop(DumpTask& task, DumpThread& thread) {
   }
   // A process in job control's stop is not to run, not even as far as this.
   if (result_of(regs) == kRestartBlock && regs.orig_rax == SYS_restart_syscall && !task.job_stopped) {
-    FERRY_TRY(const std::uint32_t call, find_call(task, thread)
-                                            .during("finding out which call task {} goes on with", thread.tid));
+    FERRY_TRY(const std::uint32_t call,
+              find_call(task, thread).during("finding out which call task {} goes on with", thread.tid));
     if (call != 0 && result_of(regs) == kRestartBlock) {
       thread.core->mutable_thread_core()->mutable_ferry_restart()->set_call(call);
     }

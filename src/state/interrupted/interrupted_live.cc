@@ -38,7 +38,8 @@ Outcome timed(Call call) {
   out.result = call();
   out.error = errno;
   ::clock_gettime(CLOCK_MONOTONIC, &to);
-  out.slept = static_cast<double>(to.tv_sec - from.tv_sec) + static_cast<double>(to.tv_nsec - from.tv_nsec) / kNanosecond;
+  out.slept =
+      static_cast<double>(to.tv_sec - from.tv_sec) + static_cast<double>(to.tv_nsec - from.tv_nsec) / kNanosecond;
   return out;
 }
 
@@ -107,9 +108,8 @@ LIVE_TEST(Interrupted, NanosleepTwiceStopped) {
 
 LIVE_TEST(Interrupted, ClockNanosleepRelative) {
   timespec left{};
-  const Outcome out = across(SYS_clock_nanosleep, [&] {
-    return ::syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &kSleep, &left);
-  });
+  const Outcome out =
+      across(SYS_clock_nanosleep, [&] { return ::syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &kSleep, &left); });
   EXPECT_EQ(out.result, 0) << "errno " << out.error;
   EXPECT_GE(out.slept, 1.99);
 }
@@ -287,7 +287,8 @@ LIVE_TEST(Interrupted, RecvWithATimeoutTimesOut) {
   const timeval time{2, 0};
   ASSERT_EQ(::setsockopt(ends[0], SOL_SOCKET, SO_RCVTIMEO, &time, sizeof time), 0);
   char got = 0;
-  const Outcome out = across(SYS_recvfrom, [&] { return ::syscall(SYS_recvfrom, ends[0], &got, 1, 0, nullptr, nullptr); });
+  const Outcome out =
+      across(SYS_recvfrom, [&] { return ::syscall(SYS_recvfrom, ends[0], &got, 1, 0, nullptr, nullptr); });
   EXPECT_EQ(out.result, -1);
   EXPECT_EQ(out.error, EAGAIN);
 }

@@ -31,8 +31,9 @@ Result<void> refuse_posix_queues(DumpHost& host) {
   FERRY_TRY(const auto names, sys::list_directory(mount.get(), "."));
   host.keep(std::move(mount));
   if (!names.empty()) {
-    return fail(Kind::unsupported, "POSIX message queue /{} exists in the ipc namespace of the tree, which cannot be "
-                                   "carried; close and unlink it first",
+    return fail(Kind::unsupported,
+                "POSIX message queue /{} exists in the ipc namespace of the tree, which cannot be "
+                "carried; close and unlink it first",
                 names.front());
   }
   return {};
@@ -69,7 +70,8 @@ std::vector<Queue> queues_of(const std::vector<image::Entry>& entries) {
   for (const image::Entry& entry : entries) {
     if (const auto* queue = dynamic_cast<const pb::IpcMsgEntry*>(entry.message.get())) {
       out.push_back({*queue, {}});
-    } else if (const auto* head = dynamic_cast<const pb::IpcMsg*>(entry.message.get()); head != nullptr && !out.empty()) {
+    } else if (const auto* head = dynamic_cast<const pb::IpcMsg*>(entry.message.get());
+               head != nullptr && !out.empty()) {
       out.back().messages.push_back({*head, entry.extra});
     }
   }

@@ -16,12 +16,10 @@ struct Limit {
   std::function<void(pb::IpcVarEntry&, std::uint64_t)> set;
 };
 
-#define FERRY_LIMIT(FILE, FIELD)                                          \
-  Limit {                                                                 \
-    FILE, [](const pb::IpcVarEntry& e) { return std::uint64_t{e.FIELD()}; }, \
-        [](pb::IpcVarEntry& e, std::uint64_t v) {                         \
-          e.set_##FIELD(static_cast<decltype(e.FIELD())>(v));             \
-        }                                                                 \
+#define FERRY_LIMIT(FILE, FIELD)                                                                        \
+  Limit {                                                                                               \
+    FILE, [](const pb::IpcVarEntry& e) { return std::uint64_t{e.FIELD()}; },                            \
+        [](pb::IpcVarEntry& e, std::uint64_t v) { e.set_##FIELD(static_cast<decltype(e.FIELD())>(v)); } \
   }
 
 const std::vector<Limit>& limits() {

@@ -194,8 +194,8 @@ Result<std::vector<Queue>> read_queues() {
     // A message cannot be longer than all of them.
     std::vector<char> buffer(sizeof(long) + status.__msg_cbytes);
     for (msgqnum_t at = 0; at < status.msg_qnum; ++at) {
-      const ssize_t size = ::msgrcv(id, buffer.data(), status.__msg_cbytes, static_cast<long>(at),
-                                    IPC_NOWAIT | MSG_COPY);
+      const ssize_t size =
+          ::msgrcv(id, buffer.data(), status.__msg_cbytes, static_cast<long>(at), IPC_NOWAIT | MSG_COPY);
       if (size < 0) {
         return sys_fail(fmt::format("msgrcv({}, copy of message {})", id, at));
       }

@@ -16,15 +16,15 @@
 namespace ferry::state::limits {
 namespace {
 
-constexpr int kLimits = 16;             // RLIM_NLIMITS
+constexpr int kLimits = 16;  // RLIM_NLIMITS
 constexpr std::uint32_t kUnsetLogin = 0xffffffff;
-constexpr int kGetMdwe = 66, kSetMdwe = 65;  // PR_GET_MDWE, PR_SET_MDWE: since Linux 6.3
+constexpr int kGetMdwe = 66, kSetMdwe = 65;                // PR_GET_MDWE, PR_SET_MDWE: since Linux 6.3
 constexpr int kSetMemoryMerge = 67, kGetMemoryMerge = 68;  // PR_SET_MEMORY_MERGE, PR_GET_…: since Linux 6.4
 
-constexpr std::array kLimitNames = {"RLIMIT_CPU",    "RLIMIT_FSIZE",  "RLIMIT_DATA",       "RLIMIT_STACK",
-                                    "RLIMIT_CORE",   "RLIMIT_RSS",    "RLIMIT_NPROC",      "RLIMIT_NOFILE",
-                                    "RLIMIT_MEMLOCK", "RLIMIT_AS",    "RLIMIT_LOCKS",      "RLIMIT_SIGPENDING",
-                                    "RLIMIT_MSGQUEUE", "RLIMIT_NICE", "RLIMIT_RTPRIO",     "RLIMIT_RTTIME"};
+constexpr std::array kLimitNames = {"RLIMIT_CPU",      "RLIMIT_FSIZE", "RLIMIT_DATA",   "RLIMIT_STACK",
+                                    "RLIMIT_CORE",     "RLIMIT_RSS",   "RLIMIT_NPROC",  "RLIMIT_NOFILE",
+                                    "RLIMIT_MEMLOCK",  "RLIMIT_AS",    "RLIMIT_LOCKS",  "RLIMIT_SIGPENDING",
+                                    "RLIMIT_MSGQUEUE", "RLIMIT_NICE",  "RLIMIT_RTPRIO", "RLIMIT_RTTIME"};
 static_assert(kLimitNames.size() == kLimits);
 
 struct Limit {
@@ -81,7 +81,8 @@ Result<void> restore_autogroup(const RestoreTask& task) {
   if (!tc.has_ferry_autogroup_nice()) {
     return {};
   }
-  auto written = sys::write_file(fmt::format("/proc/{}/autogroup", task.pid), std::to_string(tc.ferry_autogroup_nice()));
+  auto written =
+      sys::write_file(fmt::format("/proc/{}/autogroup", task.pid), std::to_string(tc.ferry_autogroup_nice()));
   if (!written.has_value() && written.error().os_errno == ENOENT) {
     return {};  // this kernel does not group sessions
   }
@@ -105,9 +106,10 @@ Result<void> restore_limits(const RestoreTask& task) {
     }
     if (::syscall(SYS_prlimit64, task.pid.value, i, &want, nullptr) != 0) {
       const int saved = errno;
-      return sys_fail(saved, fmt::format("setting {} of pid {} to {}:{} (it has {}:{}; to raise a hard limit ferry needs "
-                                         "CAP_SYS_RESOURCE)",
-                                         name, task.ns_pid(), want.soft, want.hard, have.soft, have.hard));
+      return sys_fail(saved,
+                      fmt::format("setting {} of pid {} to {}:{} (it has {}:{}; to raise a hard limit ferry needs "
+                                  "CAP_SYS_RESOURCE)",
+                                  name, task.ns_pid(), want.soft, want.hard, have.soft, have.hard));
     }
   }
   return {};

@@ -252,7 +252,7 @@ volatile int dispatched = 0;
 
 LIVE_TEST(Limits, KeepsSyscallUserDispatch) {
   // The handler's own return has to pass, and every call of this program is one of the range's outside.
-  struct sigaction action{};
+  struct sigaction action {};
   action.sa_sigaction = [](int, siginfo_t* info, void*) {
     dispatch_selector = SYSCALL_DISPATCH_FILTER_ALLOW;
     dispatched = info->si_syscall;

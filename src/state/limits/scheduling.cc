@@ -24,7 +24,7 @@ struct SchedAttr {
   std::uint32_t util_min, util_max;
 };
 static_assert(sizeof(SchedAttr) == 56);
-constexpr std::uint32_t kFullUtilization = 1024;  // SCHED_CAPACITY_SCALE
+constexpr std::uint32_t kFullUtilization = 1024;    // SCHED_CAPACITY_SCALE
 constexpr std::uint64_t kUtilizationClamps = 0x60;  // SCHED_FLAG_UTIL_CLAMP_MIN, _MAX
 
 Result<SchedAttr> scheduling(HostPid tid) {
@@ -91,8 +91,9 @@ Result<void> restore_policy(const RestoreThread& thread) {
   if (!same && ::syscall(SYS_sched_setattr, thread.tid.value, &want, 0) != 0) {
     const int saved = errno;
     if (want.policy == SCHED_DEADLINE) {
-      return sys_fail(saved, fmt::format("sched_setattr(task {}, SCHED_DEADLINE, {} of {} ns): this host does not admit it",
-                                         thread.ns_tid, want.runtime, want.period));
+      return sys_fail(saved,
+                      fmt::format("sched_setattr(task {}, SCHED_DEADLINE, {} of {} ns): this host does not admit it",
+                                  thread.ns_tid, want.runtime, want.period));
     }
     return sys_fail(saved, fmt::format("sched_setattr(task {}, policy {}, nice {}, priority {})", thread.ns_tid,
                                        want.policy, want.nice, want.priority));
@@ -111,8 +112,8 @@ Result<void> restore_affinity(const RestoreThread& thread) {
     return {};
   }
   if (::syscall(SYS_sched_setaffinity, thread.tid.value, mask.size(), mask.data()) != 0) {
-    return sys_fail(fmt::format("sched_setaffinity(task {}): the processors it was bound to are not all here",
-                                thread.ns_tid));
+    return sys_fail(
+        fmt::format("sched_setaffinity(task {}): the processors it was bound to are not all here", thread.ns_tid));
   }
   return {};
 }

@@ -15,8 +15,8 @@
 namespace ferry::state::limits {
 namespace {
 
-constexpr std::size_t kNameSize = 16;   // TASK_COMM_LEN
-constexpr int kSetIoFlusher = 57, kGetIoFlusher = 58;      // PR_SET_IO_FLUSHER, PR_GET_…: since Linux 5.6
+constexpr std::size_t kNameSize = 16;                  // TASK_COMM_LEN
+constexpr int kSetIoFlusher = 57, kGetIoFlusher = 58;  // PR_SET_IO_FLUSHER, PR_GET_…: since Linux 5.6
 constexpr std::uint32_t kSpeculations = 3;  // PR_SPEC_STORE_BYPASS, PR_SPEC_INDIRECT_BRANCH, PR_SPEC_L1D_FLUSH
 // PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG and PTRACE_SET_…: since Linux 6.4
 constexpr int kGetDispatch = 0x4211, kSetDispatch = 0x4210;
@@ -74,7 +74,8 @@ Answers ask_thread(DumpTask& task, DumpThread& thread, tracee::Batch& batch) {
     }
     core.set_ferry_timerslack_ns(static_cast<std::uint64_t>(replies[slack]));
     // Seccomp's strict mode turns it off as well, and will do so again.
-    if (const int mode = replies.object<int>(tsc); mode != PR_TSC_ENABLE && task.status.seccomp != SECCOMP_MODE_STRICT) {
+    if (const int mode = replies.object<int>(tsc);
+        mode != PR_TSC_ENABLE && task.status.seccomp != SECCOMP_MODE_STRICT) {
       core.set_ferry_tsc(static_cast<std::uint32_t>(mode));
     }
     if (replies[mce] >= 0 && replies[mce] != PR_MCE_KILL_DEFAULT) {
@@ -135,7 +136,8 @@ Result<void> restore_thread(RestoreTask& task, RestoreThread& thread, RestoreCon
     batch.must("prctl(PR_SET_IO_FLUSHER)", SYS_prctl, {kSetIoFlusher, 1, 0, 0, 0});
   }
   for (const pb::FerrySpeculation& entry : core.ferry_speculation()) {
-    batch.must("prctl(PR_SET_SPECULATION_CTRL)", SYS_prctl, {PR_SET_SPECULATION_CTRL, entry.which(), entry.state(), 0, 0});
+    batch.must("prctl(PR_SET_SPECULATION_CTRL)", SYS_prctl,
+               {PR_SET_SPECULATION_CTRL, entry.which(), entry.state(), 0, 0});
   }
   if (core.has_ferry_tsc()) {
     batch.must("prctl(PR_SET_TSC)", SYS_prctl, {PR_SET_TSC, core.ferry_tsc(), 0, 0, 0});

@@ -57,7 +57,8 @@ std::uint32_t held_before(const RestoreTask& task, const RestoreContext& context
     return F_WRLCK;
   }
   for (const auto* row : context.set.list<pb::FdinfoEntry>({image::Type::fdinfo, task.ids->files_id()})) {
-    const pb::FileEntry* file = row->fd() == static_cast<std::uint32_t>(entry.fd()) ? context.files.entry(row->id()) : nullptr;
+    const pb::FileEntry* file =
+        row->fd() == static_cast<std::uint32_t>(entry.fd()) ? context.files.entry(row->id()) : nullptr;
     if (file != nullptr && (status_flags_of(*file, context.files) & O_ACCMODE) == O_RDONLY) {
       return F_RDLCK;
     }

@@ -49,7 +49,8 @@ struct flock in_the_way(const std::string& path, struct flock wanted) {
   return got;
 }
 
-LIVE_TEST_WITH(FileLocks, PosixRangesOfBothTypes, {.dump = {"--file-locks"}, .restore = {"--file-locks"}, .leave_running = false}) {
+LIVE_TEST_WITH(FileLocks, PosixRangesOfBothTypes,
+               {.dump = {"--file-locks"}, .restore = {"--file-locks"}, .leave_running = false}) {
   const std::string path = own_name("posix");
   const int fd = make_file(path);
   ASSERT_GE(fd, 0);
@@ -69,7 +70,8 @@ LIVE_TEST_WITH(FileLocks, PosixRangesOfBothTypes, {.dump = {"--file-locks"}, .re
   EXPECT_EQ(::unlink(path.c_str()), 0);
 }
 
-LIVE_TEST_WITH(FileLocks, OpenFileDescriptionLocks, {.dump = {"--file-locks"}, .restore = {"--file-locks"}, .leave_running = false}) {
+LIVE_TEST_WITH(FileLocks, OpenFileDescriptionLocks,
+               {.dump = {"--file-locks"}, .restore = {"--file-locks"}, .leave_running = false}) {
   const std::string path = own_name("ofd");
   const int fd = make_file(path);
   struct flock lock = range(F_WRLCK, 3, 4);
@@ -88,7 +90,8 @@ LIVE_TEST_WITH(FileLocks, OpenFileDescriptionLocks, {.dump = {"--file-locks"}, .
   EXPECT_EQ(::unlink(path.c_str()), 0);
 }
 
-LIVE_TEST_WITH(FileLocks, FlockSharedByFork, {.dump = {"--file-locks"}, .restore = {"--file-locks"}, .leave_running = false}) {
+LIVE_TEST_WITH(FileLocks, FlockSharedByFork,
+               {.dump = {"--file-locks"}, .restore = {"--file-locks"}, .leave_running = false}) {
   const std::string path = own_name("flock");
   const int fd = make_file(path);
   ASSERT_EQ(::flock(fd, LOCK_EX), 0);
@@ -115,7 +118,8 @@ LIVE_TEST_WITH(FileLocks, FlockSharedByFork, {.dump = {"--file-locks"}, .restore
   EXPECT_EQ(::unlink(path.c_str()), 0);
 }
 
-LIVE_TEST_WITH(FileLocks, AWaiterGetsItsLockInTheEnd, {.dump = {"--file-locks"}, .restore = {"--file-locks"}, .leave_running = false}) {
+LIVE_TEST_WITH(FileLocks, AWaiterGetsItsLockInTheEnd,
+               {.dump = {"--file-locks"}, .restore = {"--file-locks"}, .leave_running = false}) {
   const std::string path = own_name("waiter");
   const int fd = make_file(path);
   struct flock lock = range(F_WRLCK, 0, 0);
@@ -166,7 +170,8 @@ LIVE_TEST_WITH(FileLocks, Leases, {.dump = {"--file-locks"}, .restore = {"--file
   EXPECT_EQ(::unlink(write_path.c_str()), 0);
 }
 
-LIVE_TEST_WITH(FileLocks, ALeaseThatIsBeingBroken, {.dump = {"--file-locks"}, .restore = {"--file-locks"}, .leave_running = false}) {
+LIVE_TEST_WITH(FileLocks, ALeaseThatIsBeingBroken,
+               {.dump = {"--file-locks"}, .restore = {"--file-locks"}, .leave_running = false}) {
   const std::string path = own_name("lease-b");
   const int writer = make_file(path);
   sigset_t set;
@@ -190,7 +195,8 @@ LIVE_TEST_WITH(FileLocks, ALeaseThatIsBeingBroken, {.dump = {"--file-locks"}, .r
   EXPECT_EQ(::unlink(path.c_str()), 0);
 }
 
-LIVE_TEST_WITH(FileLocks, AreRefusedWithoutTheOption, {.refused = "--file-locks carries locks over", .leave_running = false}) {
+LIVE_TEST_WITH(FileLocks, AreRefusedWithoutTheOption,
+               {.refused = "--file-locks carries locks over", .leave_running = false}) {
   const std::string path = own_name("refused");
   const int fd = make_file(path);
   ASSERT_EQ(::flock(fd, LOCK_SH), 0);

@@ -25,7 +25,7 @@ constexpr std::string_view kPrefix = "/memfd:", kDeleted = " (deleted)", kAnonym
                            kAnonymousHuge = "/anon_hugepage";
 constexpr std::size_t kChunk = 1U << 20;
 constexpr std::uint32_t kFutureWrite = 0x10;  // F_SEAL_FUTURE_WRITE
-constexpr long kHugetlbfs = 0x958458f6;  // HUGETLBFS_MAGIC, statfs(2)
+constexpr long kHugetlbfs = 0x958458f6;       // HUGETLBFS_MAGIC, statfs(2)
 
 std::string name_of(std::string_view link) {
   if (link.ends_with(kDeleted)) {
@@ -250,7 +250,8 @@ std::string settled_key(std::uint32_t shmid) { return fmt::format("memory-file[{
 Result<void> settle(const pb::MemfdInodeEntry& inode, int fd) {
   FERRY_TRY(const std::string link, sys::read_link_at(AT_FDCWD, fmt::format("/proc/self/fd/{}", fd)));
   if (!is_memfd(link) || name_of(link) != inode.name() || inode.hugetlb_flag() != 0) {
-    return fail(Kind::corrupt, "memory file {} was another one, {}, when its content was sent", inode.name(), name_of(link));
+    return fail(Kind::corrupt, "memory file {} was another one, {}, when its content was sent", inode.name(),
+                name_of(link));
   }
   if (is_anonymous(inode)) {
     return {};
@@ -261,8 +262,7 @@ Result<void> settle(const pb::MemfdInodeEntry& inode, int fd) {
 
 Result<void> seal(const pb::MemfdInodeEntry& inode, int fd) {
   const std::uint32_t seals = inode.seals();
-  if (seals != 0 && ::fcntl(fd, F_GET_SEALS) != static_cast<int>(seals) &&
-      ::fcntl(fd, F_ADD_SEALS, seals) != 0) {
+  if (seals != 0 && ::fcntl(fd, F_GET_SEALS) != static_cast<int>(seals) && ::fcntl(fd, F_ADD_SEALS, seals) != 0) {
     return sys_fail(fmt::format("fcntl(memory file {}, F_ADD_SEALS, {:#x})", inode.name(), seals));
   }
   return {};

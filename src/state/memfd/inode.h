@@ -10,7 +10,8 @@
 namespace ferry::state::memfd {
 
 // Its entry in memfd.img, made on first sight.  `fd`: open for reading.
-Result<const pb::MemfdInodeEntry*> describe(image::Set& set, int fd, const std::string& link, const std::string& subject);
+Result<const pb::MemfdInodeEntry*> describe(image::Set& set, int fd, const std::string& link,
+                                            const std::string& subject);
 // The pages that hold something, into pagemap-shmem-SHMID.
 Result<void> save_content(DumpContext& context, const pb::MemfdInodeEntry& inode, int fd);
 

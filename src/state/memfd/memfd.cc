@@ -60,7 +60,8 @@ class MemfdKind : public FileKind {
       if (file == files_.end()) {
         return fail(Kind::gone, "memory file {} is neither open nor mapped in the tree any more", inode->name());
       }
-      FERRY_CHECK(memfd::save_content(context, *inode, file->second.get()).during("saving memory file {}", inode->name()));
+      FERRY_CHECK(
+          memfd::save_content(context, *inode, file->second.get()).during("saving memory file {}", inode->name()));
     }
     files_.clear();
     return {};
@@ -77,8 +78,8 @@ class MemfdKind : public FileKind {
         FERRY_TRY(UniqueFd made, make(*inode, context));
         known = files_.emplace(entry.inode_id(), std::move(made)).first;
       }
-      FERRY_TRY(UniqueFd fd, sys::open(fmt::format("/proc/self/fd/{}", known->second.get()),
-                                       static_cast<int>(entry.flags())));
+      FERRY_TRY(UniqueFd fd,
+                sys::open(fmt::format("/proc/self/fd/{}", known->second.get()), static_cast<int>(entry.flags())));
       if (entry.pos() != 0 && ::lseek(fd.get(), static_cast<off_t>(entry.pos()), SEEK_SET) < 0) {
         return sys_fail(fmt::format("lseek(memory file {}, {})", inode->name(), entry.pos()));
       }
@@ -132,7 +133,8 @@ class MemfdKind : public FileKind {
 namespace memfd {
 
 Result<std::uint32_t> add_mapping(DumpContext& context, DumpTask& task, const sys::Mapping& mapping) {
-  const std::string subject = fmt::format("pid {} mapping {:x}-{:x} ({})", task.pid, mapping.start, mapping.end, mapping.name);
+  const std::string subject =
+      fmt::format("pid {} mapping {:x}-{:x} ({})", task.pid, mapping.start, mapping.end, mapping.name);
   FERRY_TRY(const std::string link, sys::read_link_at(task.proc.get(), range_of(mapping)));
   FERRY_TRY(const UniqueFd fd, sys::open_at(task.proc.get(), range_of(mapping), O_RDONLY).during("{}", subject));
   FERRY_TRY(const auto* inode, describe(context.set, fd.get(), link, subject));

@@ -13,7 +13,8 @@ namespace {
 
 LIVE_TEST(MemfdKinds, SealsOfEachKind) {
   constexpr unsigned kNoExec = 8;  // MFD_NOEXEC_SEAL
-  const unsigned kinds[] = {F_SEAL_WRITE, F_SEAL_SHRINK | F_SEAL_GROW, F_SEAL_WRITE | F_SEAL_SEAL, 0x10 /* FUTURE_WRITE */};
+  const unsigned kinds[] = {F_SEAL_WRITE, F_SEAL_SHRINK | F_SEAL_GROW, F_SEAL_WRITE | F_SEAL_SEAL,
+                            0x10 /* FUTURE_WRITE */};
   int fds[std::size(kinds)];
   for (std::size_t i = 0; i < std::size(kinds); ++i) {
     fds[i] = ::memfd_create("sealed", MFD_ALLOW_SEALING);

@@ -26,8 +26,8 @@ struct Advice {
   const char* flag;
   int advice;
 };
-constexpr Advice kAdvice[] = {{"sr", MADV_SEQUENTIAL}, {"rr", MADV_RANDOM},     {"dc", MADV_DONTFORK},
-                              {"dd", MADV_DONTDUMP},   {"mg", MADV_MERGEABLE},  {"hg", MADV_HUGEPAGE},
+constexpr Advice kAdvice[] = {{"sr", MADV_SEQUENTIAL}, {"rr", MADV_RANDOM},    {"dc", MADV_DONTFORK},
+                              {"dd", MADV_DONTDUMP},   {"mg", MADV_MERGEABLE}, {"hg", MADV_HUGEPAGE},
                               {"nh", MADV_NOHUGEPAGE}, {"wf", MADV_WIPEONFORK}};
 
 struct Refused {
@@ -74,10 +74,11 @@ class Collector {
   // Where the kernel puts the instructions that a breakpoint stands for.  It does so again at the next hit.
   Result<void> skip_uprobes(const sys::Mapping& m) {
     if (!context_.options.allow_uprobes) {
-      return fail(Kind::unsupported,
-                  "{}: a debugger or tracing tool has uprobes in it; end that first, or give --allow-uprobes if they are "
-                  "there at the restore as well",
-                  subject_of(task_, m));
+      return fail(
+          Kind::unsupported,
+          "{}: a debugger or tracing tool has uprobes in it; end that first, or give --allow-uprobes if they are "
+          "there at the restore as well",
+          subject_of(task_, m));
     }
     pb::VmaEntry& vma = *task_.mm->add_vmas();
     vma.set_start(m.start);
@@ -102,7 +103,8 @@ class Collector {
     }
     FERRY_TRY(const bool asynchronous, sys::is_watched(pagemap_.get(), m.start));
     if (!asynchronous) {
-      return fail(Kind::unsupported, "{}: memory that userfaultfd watches cannot be carried over", subject_of(task_, m));
+      return fail(Kind::unsupported, "{}: memory that userfaultfd watches cannot be carried over",
+                  subject_of(task_, m));
     }
     return {};
   }
@@ -212,7 +214,8 @@ class Collector {
       return {};
     }
     if (m.has_flag("ht")) {
-      return fail(Kind::unsupported, "{}: a file of huge pages (hugetlbfs) cannot be carried over", subject_of(task_, m));
+      return fail(Kind::unsupported, "{}: a file of huge pages (hugetlbfs) cannot be carried over",
+                  subject_of(task_, m));
     }
     FERRY_TRY(const UniqueFd file, sys::open_at(task_.proc.get(), range, O_PATH));
     FERRY_TRY(const auto st, sys::stat_fd(file.get(), link));
@@ -292,7 +295,8 @@ Result<void> collect(DumpTask& task, DumpContext& context) {
   mm.set_mm_env_end(task.stat.env_end);
   FERRY_CHECK(collect_exe(task, context).during("saving the program of pid {}", task.pid));
   FERRY_CHECK(collect_auxv(task));
-  if (std::any_of(task.mappings.begin(), task.mappings.end(), [](const sys::Mapping& m) { return m.name == "[vdso]"; })) {
+  if (std::any_of(task.mappings.begin(), task.mappings.end(),
+                  [](const sys::Mapping& m) { return m.name == "[vdso]"; })) {
     mm.set_ferry_vdso_build(vdso::build_of(vdso::own()));
   }
   return Collector(task, context).run();

@@ -101,7 +101,8 @@ CallState parse_call(std::string_view text, ReadCall& out) {
   return CallState::reads;
 }
 
-Result<std::vector<sys::PageRange>> buffers_of_devices(HostPid pid, int proc, const std::vector<sys::Mapping>& mappings) {
+Result<std::vector<sys::PageRange>> buffers_of_devices(HostPid pid, int proc,
+                                                       const std::vector<sys::Mapping>& mappings) {
   for (const sys::Mapping& m : mappings) {
     if (m.name == "/[aio]") {
       return all_private(mappings);

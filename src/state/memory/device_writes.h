@@ -16,7 +16,8 @@ namespace ferry::state::memory {
 // The buffers of reads from O_DIRECT files that threads of the process are in at this moment, and all its
 // private memory if that cannot be told: a thread of a process with such files is on the processor, or
 // there is an AIO context (io_setup(2)).  Sorted, not overlapping.  `proc`: /proc/PID.
-Result<std::vector<sys::PageRange>> buffers_of_devices(HostPid pid, int proc, const std::vector<sys::Mapping>& mappings);
+Result<std::vector<sys::PageRange>> buffers_of_devices(HostPid pid, int proc,
+                                                       const std::vector<sys::Mapping>& mappings);
 
 // The arguments of a system call that reads into memory, as /proc/PID/task/TID/syscall tells it.
 struct ReadCall {

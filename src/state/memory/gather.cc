@@ -179,9 +179,8 @@ Result<void> Gather::read() {
     return {};
   }
   const iovec local{buffer_->bytes.data() + buffer_->used, size};
-  const ssize_t n = reading_ == Reading::sharing
-                        ? -1
-                        : ::process_vm_readv(pid_.value, &local, 1, remote_.data(), remote_.size(), 0);
+  const ssize_t n =
+      reading_ == Reading::sharing ? -1 : ::process_vm_readv(pid_.value, &local, 1, remote_.data(), remote_.size(), 0);
   if (n != static_cast<ssize_t>(size)) {
     // Or a range that the program itself may not read (PROT_NONE): range by range, past its protection.
     std::size_t at = buffer_->used;

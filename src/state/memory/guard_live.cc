@@ -23,8 +23,8 @@ bool can_read(char* at) {
 }  // namespace
 
 LIVE_TEST(GuardPages, StayWhereTheyWere) {
-  auto* const at = static_cast<char*>(
-      ::mmap(nullptr, 16 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  auto* const at =
+      static_cast<char*>(::mmap(nullptr, 16 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   std::memset(at, 'x', 16 * kPage);
   if (::madvise(at, kPage, kInstallGuard) != 0 && errno == EINVAL) {
     GTEST_SKIP() << "MADV_GUARD_INSTALL (Linux 6.13) is missing";
@@ -43,8 +43,8 @@ LIVE_TEST(GuardPages, StayWhereTheyWere) {
 }
 
 LIVE_TEST(GuardPages, GoThroughAPreDump) {
-  auto* const at = static_cast<char*>(
-      ::mmap(nullptr, 8 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  auto* const at =
+      static_cast<char*>(::mmap(nullptr, 8 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   std::memset(at, 'x', 8 * kPage);
   if (::madvise(at, kPage, kInstallGuard) != 0 && errno == EINVAL) {
     GTEST_SKIP() << "MADV_GUARD_INSTALL (Linux 6.13) is missing";

@@ -44,7 +44,8 @@ std::vector<sys::PageRange> ranges_of(const std::vector<image::Extent>& extents)
 }
 
 // The parts of extents that are in the ranges, both sorted.
-std::vector<image::Extent> parts_of(const std::vector<image::Extent>& extents, const std::vector<sys::PageRange>& ranges) {
+std::vector<image::Extent> parts_of(const std::vector<image::Extent>& extents,
+                                    const std::vector<sys::PageRange>& ranges) {
   std::vector<image::Extent> out;
   auto range = ranges.begin();
   for (const image::Extent& e : extents) {
@@ -154,7 +155,8 @@ std::vector<Inheritance::Mapping> Inheritance::candidates(const RestoreTask& fro
     }
     const auto first = std::lower_bound(taken.begin(), taken.end(), runs[i].start,
                                         [](const sys::PageRange& r, std::uint64_t at) { return r.start < at; });
-    const std::uint64_t below = std::max(i == 0 ? 0 : wider[i - 1].end, end_before[static_cast<std::size_t>(first - taken.begin())]);
+    const std::uint64_t below =
+        std::max(i == 0 ? 0 : wider[i - 1].end, end_before[static_cast<std::size_t>(first - taken.begin())]);
     wider[i].start = std::max(wider[i].start, std::min(below, runs[i].start));
   }
   return wider;
@@ -168,8 +170,8 @@ Result<std::vector<sys::PageRange>> Inheritance::alike(const RestoreTask& from, 
     while (mapping != where.end() && mapping->end <= vma.start()) {
       ++mapping;
     }
-    if (mapping != where.end() && is_private_memory(vma) && mapping->start <= vma.start() && vma.end() <= mapping->end &&
-        mapping->flags == flags_of(vma)) {
+    if (mapping != where.end() && is_private_memory(vma) && mapping->start <= vma.start() &&
+        vma.end() <= mapping->end && mapping->flags == flags_of(vma)) {
       both.push_back({vma.start(), vma.end()});
     }
   }
@@ -214,7 +216,8 @@ Result<void> Inheritance::prepare(RestoreTask& from, const std::vector<RestoreTa
   std::sort(where.begin(), where.end(), [](const Mapping& a, const Mapping& b) { return a.start < b.start; });
   std::vector<sys::PageRange> wanted;
   for (const RestoreTask* const heir : heirs) {
-    FERRY_TRY(auto same, alike(from, *heir, where).during("comparing pid {} with pid {}", from.ns_pid(), heir->ns_pid()));
+    FERRY_TRY(auto same,
+              alike(from, *heir, where).during("comparing pid {} with pid {}", from.ns_pid(), heir->ns_pid()));
     add(wanted, same);
     own_[&heir->process] = std::move(same);
   }
@@ -225,17 +228,20 @@ Result<void> Inheritance::prepare(RestoreTask& from, const std::vector<RestoreTa
   tracee::Batch batch;
   for (const Mapping& m : fresh) {
     if (!common(wanted, {{m.start, m.end}}).empty()) {
-      batch.must("mmap(memory that is shared with children)", SYS_mmap,
-                 {m.start, m.end - m.start, PROT_READ | PROT_WRITE, m.flags | MAP_FIXED_NOREPLACE | MAP_ANONYMOUS, -1, 0});
+      batch.must(
+          "mmap(memory that is shared with children)", SYS_mmap,
+          {m.start, m.end - m.start, PROT_READ | PROT_WRITE, m.flags | MAP_FIXED_NOREPLACE | MAP_ANONYMOUS, -1, 0});
       estate->mappings.push_back(m);
     }
   }
-  std::sort(estate->mappings.begin(), estate->mappings.end(), [](const Mapping& a, const Mapping& b) { return a.start < b.start; });
+  std::sort(estate->mappings.begin(), estate->mappings.end(),
+            [](const Mapping& a, const Mapping& b) { return a.start < b.start; });
   if (!batch.empty()) {
     FERRY_CHECK(from.process.run(from.leader(), batch));
   }
   FERRY_TRY(const auto* extents, extents_of(from));
-  FERRY_TRY(const std::uint64_t pages, fill(from, parts_of(*extents, without(wanted, own_[&from.process])), KernelMappings{}));
+  FERRY_TRY(const std::uint64_t pages,
+            fill(from, parts_of(*extents, without(wanted, own_[&from.process])), KernelMappings{}));
   log::debug("pid {} has {} pages in common with those that are cloned from it, {} of them inherited", from.ns_pid(),
              count_pages(wanted), count_pages(wanted) - pages);
   add(own_[&from.process], wanted);
@@ -283,7 +289,7 @@ std::vector<sys::PageRange> Inheritance::in_place(const RestoreTask& task, const
   const auto at = std::lower_bound(found->second.begin(), found->second.end(), vma.start(),
                                    [](const sys::PageRange& r, std::uint64_t start) { return r.start < start; });
   return at != found->second.end() && at->start == vma.start() && at->end == vma.end() ? std::vector{*at}
-                                                                                        : std::vector<sys::PageRange>();
+                                                                                       : std::vector<sys::PageRange>();
 }
 
 Result<std::vector<image::Extent>> Inheritance::to_write(const RestoreTask& task) {

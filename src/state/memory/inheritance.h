@@ -58,7 +58,7 @@ class Inheritance {
   image::PageStore& pages_;
   std::vector<sys::PageRange> in_the_way_;
   std::map<const tracee::Process*, std::shared_ptr<const Estate>> estates_;
-  std::map<const tracee::Process*, std::vector<sys::PageRange>> own_;     // in the skeleton with the task's own content
+  std::map<const tracee::Process*, std::vector<sys::PageRange>> own_;  // in the skeleton with the task's own content
   std::map<const tracee::Process*, std::vector<sys::PageRange>> staying_;  // after settle()
   std::map<const RestoreTask*, std::vector<image::Extent>> extents_;
   std::unique_ptr<std::byte[]> mine_, theirs_;  // to compare in

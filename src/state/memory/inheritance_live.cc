@@ -46,7 +46,9 @@ char* memory(std::size_t pages) {
 }
 
 void put(char* at, std::size_t page, char what) { std::memset(at + page * kPage, what, kPage); }
-bool has(const char* at, std::size_t page, char what) { return at[page * kPage] == what && at[page * kPage + kPage - 1] == what; }
+bool has(const char* at, std::size_t page, char what) {
+  return at[page * kPage] == what && at[page * kPage + kPage - 1] == what;
+}
 
 // Children that wait, and then tell whether what they look at is as it should be.
 class Children {
@@ -103,16 +105,15 @@ LIVE_TEST(Inheritance, WorkersShareWhatNobodyWrote) {
   }
   Children children;
   for (std::size_t n = 0; n < 3; ++n) {
-    children.make(
-        [&] { put(at, 10 + n, 'W'); },
-        [&] {
-          for (std::size_t i = 0; i < kPages; ++i) {
-            if (!has(at, i, i == 10 + n ? 'W' : static_cast<char>('a' + i % 20))) {
-              return false;
-            }
-          }
-          return usage_of(at).private_kb <= 64;
-        });
+    children.make([&] { put(at, 10 + n, 'W'); },
+                  [&] {
+                    for (std::size_t i = 0; i < kPages; ++i) {
+                      if (!has(at, i, i == 10 + n ? 'W' : static_cast<char>('a' + i % 20))) {
+                        return false;
+                      }
+                    }
+                    return usage_of(at).private_kb <= 64;
+                  });
   }
   put(at, 100, 'P');
   checkpoint_here();
@@ -135,7 +136,8 @@ LIVE_TEST(Inheritance, EachKeepsItsOwnMappings) {
                   unsigned char there = 0;
                   return has(at, 7, 'i') && has(at, 16, 'i') && ::mincore(at + 8 * kPage, kPage, &there) != 0;
                 });
-  children.make([&] { ::mprotect(at + 20 * kPage, 4 * kPage, PROT_READ); }, [&] { return has(at, 20, 'i') && has(at, 63, 'i'); });
+  children.make([&] { ::mprotect(at + 20 * kPage, 4 * kPage, PROT_READ); },
+                [&] { return has(at, 20, 'i') && has(at, 63, 'i'); });
   children.make(
       [&] {
         ::madvise(at + 30 * kPage, 4 * kPage, MADV_DONTNEED);

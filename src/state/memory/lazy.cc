@@ -67,7 +67,8 @@ Result<UniqueFd> make_userfaultfd(RestoreTask& task) {
   tracee::Value made;
   if (device) {
     // userfaultfd(2) wants CAP_SYS_PTRACE on this host, which a skeleton in a user namespace has not.
-    const auto fetched = make.must("fetching /dev/userfaultfd", SYS_pidfd_getfd, {task.controller_pidfd, device.get(), 0});
+    const auto fetched =
+        make.must("fetching /dev/userfaultfd", SYS_pidfd_getfd, {task.controller_pidfd, device.get(), 0});
     made = make.must("ioctl(USERFAULTFD_IOC_NEW)", SYS_ioctl, {fetched, sys::kNewUserfaultfd, kFlags});
     make.must("closing /dev/userfaultfd", SYS_close, {fetched});
   } else {

@@ -26,7 +26,8 @@ TEST(LazyMemory, WaitsInEveryMappingThatAnExtentLiesIn) {
   }
   ASSERT_TRUE(sys::missing_negotiate(uffd.get()).has_value());
   // Three neighbours that stay three mappings, since the one in the middle has another protection.
-  auto* const begin = static_cast<std::byte*>(::mmap(nullptr, 3 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  auto* const begin =
+      static_cast<std::byte*>(::mmap(nullptr, 3 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   ASSERT_NE(begin, MAP_FAILED);
   ASSERT_EQ(::mprotect(begin + kPage, kPage, PROT_READ), 0);
   const auto address = reinterpret_cast<std::uint64_t>(begin);

@@ -48,7 +48,8 @@ std::string flags_of(const void* at) {
 
 sigjmp_buf g_jump;
 bool faults(const volatile char* at, bool writing = false) {
-  struct sigaction action {}, before[2];
+  struct sigaction action {};
+  struct sigaction before[2];
   action.sa_handler = [](int) { siglongjmp(g_jump, 1); };
   action.sa_flags = SA_NODEFER;
   ::sigaction(SIGSEGV, &action, &before[0]);
@@ -238,7 +239,7 @@ LIVE_TEST(MappingKinds, AdviceAndNames) {
   struct {
     int advice;
     const char* flag;
-  } kinds[] = {{MADV_SEQUENTIAL, " sr "}, {MADV_RANDOM, " rr "},     {MADV_DONTFORK, " dc "}, {MADV_DONTDUMP, " dd "},
+  } kinds[] = {{MADV_SEQUENTIAL, " sr "}, {MADV_RANDOM, " rr "},     {MADV_DONTFORK, " dc "},  {MADV_DONTDUMP, " dd "},
                {MADV_HUGEPAGE, " hg "},   {MADV_NOHUGEPAGE, " nh "}, {MADV_WIPEONFORK, " wf "}};
   char* at[std::size(kinds)];
   for (std::size_t i = 0; i < std::size(kinds); ++i) {
@@ -310,9 +311,7 @@ LIVE_TEST(MappingKinds, SysvSegmentAttachedTwiceAndRemoved) {
 }
 
 LIVE_TEST(MappingKinds, HugePages) {
-  {
-    std::ofstream("/proc/sys/vm/nr_overcommit_hugepages") << 16;
-  }
+  { std::ofstream("/proc/sys/vm/nr_overcommit_hugepages") << 16; }
   const std::size_t huge = std::size_t{2} << 20;
   void* one = ::mmap(nullptr, 2 * huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
   if (one == MAP_FAILED) {
@@ -362,7 +361,8 @@ LIVE_TEST(MappingKinds, SharedMemoryMovedAndCut) {
     at[i * kPage] = static_cast<char>('0' + i);
   }
   char* room = map(16, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS);
-  auto* moved = static_cast<char*>(::mremap(at + 4 * kPage, 2 * kPage, 2 * kPage, MREMAP_MAYMOVE | MREMAP_FIXED, room + 4 * kPage));
+  auto* moved = static_cast<char*>(
+      ::mremap(at + 4 * kPage, 2 * kPage, 2 * kPage, MREMAP_MAYMOVE | MREMAP_FIXED, room + 4 * kPage));
   ASSERT_EQ(moved, room + 4 * kPage);
   // mremap(2) with an old size of 0 makes another mapping of the same pages.
   auto* twin = static_cast<char*>(::mremap(moved, 0, 2 * kPage, MREMAP_MAYMOVE));

@@ -64,15 +64,16 @@ struct KernelMappings {
 KernelMappings find_kernel_mappings(const std::vector<sys::Mapping>& mappings);
 
 // A place of `size` bytes that no task of the set and nothing in `now` uses.
-Result<std::uint64_t> find_hole(const RestoreContext& context, const std::vector<sys::Mapping>& now, std::uint64_t size);
+Result<std::uint64_t> find_hole(const RestoreContext& context, const std::vector<sys::Mapping>& now,
+                                std::uint64_t size);
 
 // Empties the skeleton but for the area and the kernel's mappings.  To be run once, in the root
 // skeleton, before anything is cloned from it.
 void add_clearing(tracee::Batch& batch, const tracee::Area& area, const KernelMappings& kernel);
 // Which parts of a mapping are there already, readable and writable.
 using InPlace = std::function<std::vector<sys::PageRange>(const pb::VmaEntry&)>;
-// Whether the task's vDSO is another kernel's.  `pages`: asked if the set does not tell which build it is; may be nullptr.
-// Errors: unsupported if it is, and a thread stands within it.
+// Whether the task's vDSO is another kernel's.  `pages`: asked if the set does not tell which build it is; may be
+// nullptr. Errors: unsupported if it is, and a thread stands within it.
 Result<bool> has_foreign_vdso(const RestoreTask& task, image::PageStore* pages);
 // Moves vvar and vDSO to where the task wants them, by way of `park` if they would overlap, or leaves them in `park` if
 // they are not what the task had there, and makes all its mappings but what is `in_place`.  `kernel` is updated.

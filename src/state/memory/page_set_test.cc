@@ -27,7 +27,8 @@ TEST(PageSet, IsTheSameAsATableOfPages) {
     } else {
       set.remove(start * kPage, end * kPage);
     }
-    std::fill(table.begin() + static_cast<std::ptrdiff_t>(start), table.begin() + static_cast<std::ptrdiff_t>(end), add);
+    std::fill(table.begin() + static_cast<std::ptrdiff_t>(start), table.begin() + static_cast<std::ptrdiff_t>(end),
+              add);
     std::vector<bool> got(kPages);
     std::uint64_t last_end = 0;
     for (const auto& range : set.ranges()) {

@@ -26,7 +26,8 @@ Kept kept(const sys::Mapping& m) {
   if (m.name == "[vdso]") {
     return Kept::everything;
   }
-  const bool of_kernel = m.name == "[vvar]" || m.name == "[vvar_vclock]" || m.name == "[vsyscall]" || m.name == "[uprobes]";
+  const bool of_kernel =
+      m.name == "[vvar]" || m.name == "[vvar_vclock]" || m.name == "[vsyscall]" || m.name == "[uprobes]";
   return m.shared || of_kernel ? Kept::nothing : Kept::own_pages;
 }
 
@@ -34,7 +35,8 @@ Kept kept(const pb::VmaEntry& vma) {
   if ((vma.status() & kVdso) != 0) {
     return Kept::everything;
   }
-  const bool own = (vma.status() & kRegular) != 0 && (vma.status() & (kVvar | kGuard | kUprobes)) == 0 && (vma.flags() & MAP_PRIVATE) != 0;
+  const bool own = (vma.status() & kRegular) != 0 && (vma.status() & (kVvar | kGuard | kUprobes)) == 0 &&
+                   (vma.flags() & MAP_PRIVATE) != 0;
   return own ? Kept::own_pages : Kept::nothing;
 }
 

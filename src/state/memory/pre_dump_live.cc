@@ -105,7 +105,8 @@ LIVE_TEST(PreDump, FollowsMappingsThatComeAndGo) {
     given_up.forget(page);
   }
   // In the place of the old one, with other content and with none.
-  ASSERT_EQ(::mmap(first, kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), first);
+  ASSERT_EQ(::mmap(first, kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+            first);
   Pattern fresh(first, kPages, 3);
   fresh.write(5);
   pre_dump_here();

@@ -96,8 +96,8 @@ LIVE_TEST_WITH(Program, WhoseFileWasDeleted, {.dump = {"--ghost-limit", "8M"}}) 
 
 LIVE_TEST(Program, WithoutAnyDescriptor) {
   int status = 0;
-  auto* const shared = static_cast<std::atomic<int>*>(
-      ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  auto* const shared =
+      static_cast<std::atomic<int>*>(::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
   const pid_t child = ::fork();
   if (child == 0) {
     ::close_range(0, ~0U, 0);

@@ -20,7 +20,8 @@ constexpr std::uint64_t kMaxBytes = 16U << 20;     // in one call, which cannot 
 Result<void> read_some(DumpTask& task, std::span<const iovec> remote, Reading reading, std::span<std::byte> room) {
   if (reading == Reading::sharing) {
     for (const iovec& range : remote) {
-      FERRY_CHECK(read_sharing(task.process.memory(), reinterpret_cast<std::uint64_t>(range.iov_base), room.first(range.iov_len)));
+      FERRY_CHECK(read_sharing(task.process.memory(), reinterpret_cast<std::uint64_t>(range.iov_base),
+                               room.first(range.iov_len)));
       room = room.subspan(range.iov_len);
     }
     return {};
@@ -100,7 +101,8 @@ std::uint64_t read_sharing(int memory, std::span<const sys::PageRange> ranges, s
   return done;
 }
 
-Result<void> read_pages(DumpTask& task, std::vector<sys::PageRange> ranges, Reading reading, std::span<std::byte> room) {
+Result<void> read_pages(DumpTask& task, std::vector<sys::PageRange> ranges, Reading reading,
+                        std::span<std::byte> room) {
   if (room.size() < kWorthAThread) {
     return read_in_order(task, ranges, reading, room);
   }

@@ -22,7 +22,8 @@ std::vector<Reading> readings_of(std::span<const sys::Stat* const> processes) {
 
 std::vector<Reading> readings_of(std::span<const std::unique_ptr<DumpTask>> tasks) {
   std::vector<const sys::Stat*> processes;
-  std::transform(tasks.begin(), tasks.end(), std::back_inserter(processes), [](const auto& task) { return &task->stat; });
+  std::transform(tasks.begin(), tasks.end(), std::back_inserter(processes),
+                 [](const auto& task) { return &task->stat; });
   return readings_of(processes);
 }
 

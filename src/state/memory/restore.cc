@@ -22,11 +22,11 @@ namespace ferry::state::memory {
 namespace {
 
 constexpr std::uint64_t kPage = 4096;
-constexpr std::uint32_t kDroppable = 8;               // MAP_DROPPABLE, Linux 6.11
-constexpr long kMseal = 462;                          // mseal(2), Linux 6.10
-constexpr int kInstallGuard = 102;                    // MADV_GUARD_INSTALL, Linux 6.13; older headers lack it
-constexpr std::uint64_t kWorthAThread = 16U << 20;    // bytes
-constexpr std::size_t kChunk = 16U << 20;             // of a pages file mapped at a time
+constexpr std::uint32_t kDroppable = 8;             // MAP_DROPPABLE, Linux 6.11
+constexpr long kMseal = 462;                        // mseal(2), Linux 6.10
+constexpr int kInstallGuard = 102;                  // MADV_GUARD_INSTALL, Linux 6.13; older headers lack it
+constexpr std::uint64_t kWorthAThread = 16U << 20;  // bytes
+constexpr std::size_t kChunk = 16U << 20;           // of a pages file mapped at a time
 
 struct Range {
   std::uint64_t start, end;
@@ -116,13 +116,14 @@ Result<void> move_kernel_mappings(const pb::MmEntry& mm, KernelMappings& kernel,
     return {};
   }
   if (!kernel.foreign && (place.end - place.start != kernel.vdso.size || vvar_size != have_vvar)) {
-    return fail(Kind::corrupt, "the vDSO of the set is that of this kernel, but has {} + {} bytes, and here {} + {}", vvar_size,
-                place.end - place.start, have_vvar, kernel.vdso.size);
+    return fail(Kind::corrupt, "the vDSO of the set is that of this kernel, but has {} + {} bytes, and here {} + {}",
+                vvar_size, place.end - place.start, have_vvar, kernel.vdso.size);
   }
   // One mremap for each mapping: kernels before 6.17 do not move several at once.
   const auto move = [&](std::uint64_t vvar_to, std::uint64_t vdso_to) {
     for (auto& piece : kernel.vvar) {
-      batch.must("mremap(vvar)", SYS_mremap, {piece.start, piece.size, piece.size, MREMAP_MAYMOVE | MREMAP_FIXED, vvar_to});
+      batch.must("mremap(vvar)", SYS_mremap,
+                 {piece.start, piece.size, piece.size, MREMAP_MAYMOVE | MREMAP_FIXED, vvar_to});
       piece.start = vvar_to;
       vvar_to += piece.size;
     }
@@ -130,7 +131,8 @@ Result<void> move_kernel_mappings(const pb::MmEntry& mm, KernelMappings& kernel,
                {kernel.vdso.start, kernel.vdso.size, kernel.vdso.size, MREMAP_MAYMOVE | MREMAP_FIXED, vdso_to});
     kernel.vdso.start = vdso_to;
   };
-  if (!kernel.foreign && !kernel.vvar.empty() && kernel.vvar.front().start == vvar_at && kernel.vdso.start == place.start) {
+  if (!kernel.foreign && !kernel.vvar.empty() && kernel.vvar.front().start == vvar_at &&
+      kernel.vdso.start == place.start) {
     return {};
   }
   if (kernel.vdso.size != 0) {
@@ -164,7 +166,8 @@ Result<bool> has_foreign_vdso(const RestoreTask& task, image::PageStore* pages) 
   }
   std::string build = mm.ferry_vdso_build();
   if (build.empty() && pages != nullptr) {
-    FERRY_TRY(const auto extents, pages->extents({image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid().value)}));
+    FERRY_TRY(const auto extents,
+              pages->extents({image::Type::pagemap, static_cast<std::uint64_t>(task.ns_pid().value)}));
     FERRY_TRY(const auto content, content_of(place, extents));
     build = vdso::build_of(content);
   }
@@ -174,14 +177,17 @@ Result<bool> has_foreign_vdso(const RestoreTask& task, image::PageStore* pages) 
   for (const RestoreThread& thread : task.threads) {
     const std::uint64_t ip = thread.core->thread_info().gpregs().ip();
     if (ip >= place.start && ip < place.end) {
-      return fail(Kind::unsupported, "task {} was stopped inside the vDSO of another kernel, which does not work here; checkpoint it again",
-                  thread.ns_tid);
+      return fail(
+          Kind::unsupported,
+          "task {} was stopped inside the vDSO of another kernel, which does not work here; checkpoint it again",
+          thread.ns_tid);
     }
   }
   return true;
 }
 
-Result<std::uint64_t> find_hole(const RestoreContext& context, const std::vector<sys::Mapping>& now, std::uint64_t size) {
+Result<std::uint64_t> find_hole(const RestoreContext& context, const std::vector<sys::Mapping>& now,
+                                std::uint64_t size) {
   std::vector<Range> used;
   for (const auto& m : now) {
     used.push_back({m.start, m.end});
@@ -193,7 +199,8 @@ Result<std::uint64_t> find_hole(const RestoreContext& context, const std::vector
     FERRY_CHECK(check(*task->mm).during("mm-{}", task->ns_pid()));
     for (const auto& vma : task->mm->vmas()) {
       // A stack may have grown further down in the meantime of another task: leave it room.
-      const std::uint64_t below = (vma.flags() & MAP_GROWSDOWN) != 0 ? std::min<std::uint64_t>(vma.start(), 8U << 20) : 0;
+      const std::uint64_t below =
+          (vma.flags() & MAP_GROWSDOWN) != 0 ? std::min<std::uint64_t>(vma.start(), 8U << 20) : 0;
       used.push_back({vma.start() - below, vma.end()});
     }
   }
@@ -339,13 +346,14 @@ class Scatter {
     for (const iovec& v : local_) {
       total += v.iov_len;
     }
-    const ssize_t n = ::process_vm_writev(task_.pid.value, local_.data(), local_.size(), remote_.data(), remote_.size(), 0);
+    const ssize_t n =
+        ::process_vm_writev(task_.pid.value, local_.data(), local_.size(), remote_.data(), remote_.size(), 0);
     if (n != static_cast<ssize_t>(total)) {
       // Read-only private mappings keep their final protection and are written past it.
       for (std::size_t i = 0; i < local_.size(); ++i) {
-        FERRY_CHECK(sys::write_memory(
-            task_.pid, reinterpret_cast<std::uint64_t>(remote_[i].iov_base),
-            std::span(static_cast<const std::byte*>(local_[i].iov_base), local_[i].iov_len), task_.process.memory()));
+        FERRY_CHECK(sys::write_memory(task_.pid, reinterpret_cast<std::uint64_t>(remote_[i].iov_base),
+                                      std::span(static_cast<const std::byte*>(local_[i].iov_base), local_[i].iov_len),
+                                      task_.process.memory()));
       }
     }
     local_.clear();
@@ -367,8 +375,9 @@ class Scatter {
     }
     mapped_size_ = end < 0 ? wanted : static_cast<std::uint64_t>(end) - offset;
     mapped_size_ = std::min<std::uint64_t>({kChunk, mapped_size_, hole ? wanted : kChunk});
-    void* at = hole ? ::mmap(nullptr, mapped_size_, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-                    : ::mmap(nullptr, mapped_size_, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, static_cast<off_t>(offset));
+    void* at =
+        hole ? ::mmap(nullptr, mapped_size_, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+             : ::mmap(nullptr, mapped_size_, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, static_cast<off_t>(offset));
     if (at == MAP_FAILED) {
       base_ = nullptr;
       return sys_fail(fmt::format("mmap(pages file, offset {})", offset));
@@ -453,9 +462,11 @@ Result<std::uint64_t> fill(RestoreTask& task, const std::vector<image::Extent>& 
                   task.ns_pid());
     }
     // Of the vDSO nothing is written as it is; an extent may reach beyond it.
-    for (const Range& part : {Range{e.vaddr, std::min(end_of(e), place.start)}, Range{std::max(e.vaddr, place.end), end_of(e)}}) {
+    for (const Range& part :
+         {Range{e.vaddr, std::min(end_of(e), place.start)}, Range{std::max(e.vaddr, place.end), end_of(e)}}) {
       if (part.start < part.end) {
-        to_write.push_back({part.start, (part.end - part.start) / image::kPageSize, e.fd, e.offset + (part.start - e.vaddr)});
+        to_write.push_back(
+            {part.start, (part.end - part.start) / image::kPageSize, e.fd, e.offset + (part.start - e.vaddr)});
         written += to_write.back().page_count;
       }
     }
@@ -486,7 +497,8 @@ Result<void> finish(RestoreTask& task, RestoreContext& context, tracee::Batch& b
   }
   for (const pb::VmaEntry& vma : mm.vmas()) {
     if ((vma.status() & kUprobes) != 0 && !context.options.allow_uprobes) {
-      return fail(Kind::unsupported, "pid {} had uprobes in it; give --allow-uprobes if they are still there", task.ns_pid());
+      return fail(Kind::unsupported, "pid {} had uprobes in it; give --allow-uprobes if they are still there",
+                  task.ns_pid());
     }
     if (vma.ferry_sealed()) {
       batch.must("mseal", kMseal, {vma.start(), vma.end() - vma.start(), 0});

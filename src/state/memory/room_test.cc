@@ -23,7 +23,8 @@ TEST(Room, IsNotWhereItWouldBeTooNarrow) {
   EXPECT_EQ(lowest_room(std::vector<Range>{{next, next + kPage}}, kSize), next + 2 * kPage);
   EXPECT_EQ(lowest_room(std::vector<Range>{{kLow - kPage, kUserEnd - kSize}}, kSize), std::nullopt);
   // Above the program's own space, as [vsyscall] is.
-  EXPECT_EQ(lowest_room(std::vector<Range>{{kLow, kUserEnd}, {0xffffffffff600000, 0xffffffffff601000}}, kSize), std::nullopt);
+  EXPECT_EQ(lowest_room(std::vector<Range>{{kLow, kUserEnd}, {0xffffffffff600000, 0xffffffffff601000}}, kSize),
+            std::nullopt);
 }
 
 }  // namespace

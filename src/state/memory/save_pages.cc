@@ -53,7 +53,8 @@ Result<Increment::Parts> parts_of(DumpTask& task, DumpContext& context, int page
     const sys::Backing of = backing(vmas[i]);
     const std::uint64_t start = vmas[i].start();
     std::uint64_t end = start;
-    for (; i < vmas.size() && (vmas[i].start() == end || end == start) && kept(vmas[i]) == what && backing(vmas[i]) == of;
+    for (;
+         i < vmas.size() && (vmas[i].start() == end || end == start) && kept(vmas[i]) == what && backing(vmas[i]) == of;
          ++i) {
       end = vmas[i].end();
     }

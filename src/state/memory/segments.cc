@@ -31,13 +31,13 @@ Result<std::uint64_t> Segments::size_of(std::uint64_t id) {
 
 Result<void> Segments::add(const pb::VmaEntry& vma, tracee::Batch& batch) {
   if (vma.pgoff() > vma.start()) {
-    return fail(Kind::corrupt, "mapping {:x} of pid {} begins {:#x} bytes into its segment", vma.start(), task_.ns_pid(),
-                vma.pgoff());
+    return fail(Kind::corrupt, "mapping {:x} of pid {} begins {:#x} bytes into its segment", vma.start(),
+                task_.ns_pid(), vma.pgoff());
   }
   const Attachment attachment{vma.shmid(), vma.start() - vma.pgoff()};
   if (std::find(made_.begin(), made_.end(), attachment) == made_.end()) {
-    FERRY_CHECK(attach(attachment, vma, batch).during("attachment {:x} of segment {} in pid {}", attachment.base,
-                                                      attachment.id, task_.ns_pid()));
+    FERRY_CHECK(attach(attachment, vma, batch)
+                    .during("attachment {:x} of segment {} in pid {}", attachment.base, attachment.id, task_.ns_pid()));
     made_.push_back(attachment);
   } else {
     batch.must("mprotect", SYS_mprotect, {vma.start(), vma.end() - vma.start(), vma.prot()});
@@ -61,7 +61,8 @@ Result<void> Segments::attach(const Attachment& attachment, const pb::VmaEntry& 
       pieces.push_back(&other);
       writable |= (other.prot() & PROT_WRITE) != 0;
     } else if (other.start() < first.start()) {
-      return fail(Kind::unsupported, "another mapping ({:x}-{:x}) is where its beginning was", other.start(), other.end());
+      return fail(Kind::unsupported, "another mapping ({:x}-{:x}) is where its beginning was", other.start(),
+                  other.end());
     }
   }
   // Made writable if a piece is: mprotect(2) takes that away, and cannot give it to an attachment without it.

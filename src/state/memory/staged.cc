@@ -40,14 +40,14 @@ Result<Staged> Staged::plan(const pb::MmEntry& mm, const std::vector<sys::PageRa
     });
     // Address space that is only reserved counts against the limit of memory when it is mapped to be written
     // to, and may be larger than all memory; pages that it has nevertheless wait in the buffer.
-    if (blocked || vma.prot() == PROT_NONE || !can_be_staged(vma) || vma.start() >= vma.end() ||
-        vma.end() > kUserEnd) {
+    if (blocked || vma.prot() == PROT_NONE || !can_be_staged(vma) || vma.start() >= vma.end() || vma.end() > kUserEnd) {
       continue;
     }
     const Mapping mapping{vma.start(), vma.end(), vma.flags() & ~kNotNow, vma.madv()};
     const std::uint64_t size = mapping.end - mapping.start;
-    batch.must("mmap(ahead of time)", SYS_mmap,
-               {mapping.start, size, PROT_READ | PROT_WRITE, mapping.flags | MAP_FIXED_NOREPLACE | MAP_ANONYMOUS, -1, 0});
+    batch.must(
+        "mmap(ahead of time)", SYS_mmap,
+        {mapping.start, size, PROT_READ | PROT_WRITE, mapping.flags | MAP_FIXED_NOREPLACE | MAP_ANONYMOUS, -1, 0});
     for (int advice = 0; advice < 64; ++advice) {
       if ((mapping.advice >> advice & 1) != 0) {
         batch.must("madvise", SYS_madvise, {mapping.start, size, advice});
@@ -110,7 +110,8 @@ Result<void> Staged::write_zeros(std::uint64_t vaddr, std::uint64_t bytes) {
   content_.remove(vaddr, end);
   buffered_.remove(vaddr, end);
   zeros_.remove(vaddr, end);
-  if (::fallocate(buffer_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(vaddr), static_cast<off_t>(bytes)) != 0) {
+  if (::fallocate(buffer_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(vaddr),
+                  static_cast<off_t>(bytes)) != 0) {
     return sys_fail("fallocate(pages that arrived, PUNCH_HOLE)");
   }
   auto mapping = std::upper_bound(mappings_.begin(), mappings_.end(), vaddr,
@@ -212,7 +213,8 @@ Result<void> Staged::settle(const RestoreTask& task, const pb::MmEntry& mm, std:
   to_write_ = common(buffered_.ranges(), pages);
   const auto missing = without(without(without(pages, valid), to_write_), zeros_.ranges());
   if (!missing.empty()) {
-    return fail(Kind::corrupt, "{} pages at {:#x} and after have not arrived", count_pages(missing), missing.front().start);
+    return fail(Kind::corrupt, "{} pages at {:#x} and after have not arrived", count_pages(missing),
+                missing.front().start);
   }
   mappings_ = std::move(stays);
   return {};
@@ -221,7 +223,7 @@ Result<void> Staged::settle(const RestoreTask& task, const pb::MmEntry& mm, std:
 std::vector<sys::PageRange> Staged::in_place(const pb::VmaEntry& vma) const {
   std::vector<sys::PageRange> out;
   for (auto m = std::upper_bound(mappings_.begin(), mappings_.end(), vma.start(),
-                                 [](std::uint64_t at, const Mapping& other) { return at < other.end; });
+                                 [](std::uint64_t at, const Mapping&other) { return at < other.end; });
        m != mappings_.end() && m->start < vma.end(); ++m) {
     out.push_back({m->start, m->end});
   }

@@ -35,7 +35,8 @@ class Staged {
   Result<void> write(const RestoreTask& task, std::span<const sys::Placed> pages);
   Result<void> write_zeros(std::uint64_t vaddr, std::uint64_t bytes);
 
-  // These pages are known to be stale: what is in the skeleton of them is thrown away by the batch, while there is time.
+  // These pages are known to be stale: what is in the skeleton of them is thrown away by the batch, while there is
+  // time.
   void drop(std::vector<sys::PageRange> stale, tracee::Batch& batch);
 
   // Takes everything out of the skeleton, which is going to be made anew.
@@ -61,11 +62,11 @@ class Staged {
   Result<void> to_buffer(const RestoreTask& task, const std::vector<sys::PageRange>& ranges);
   [[nodiscard]] static bool fits(const Mapping& mapping, const pb::VmaEntry& vma);
 
-  std::vector<Mapping> mappings_;           // sorted; in the skeleton
+  std::vector<Mapping> mappings_;                                      // sorted; in the skeleton
   std::unique_ptr<std::mutex> lock_ = std::make_unique<std::mutex>();  // of the sets, while pages arrive
-  PageSet touched_;                         // of them, what was ever written
-  PageSet content_, buffered_, zeros_;      // where the last content of a page is; none is in two of them
-  UniqueFd buffer_;                         // the page at address A stands at offset A
+  PageSet touched_;                                                    // of them, what was ever written
+  PageSet content_, buffered_, zeros_;  // where the last content of a page is; none is in two of them
+  UniqueFd buffer_;                     // the page at address A stands at offset A
   std::vector<sys::PageRange> to_write_;
 };
 

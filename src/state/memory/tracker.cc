@@ -124,7 +124,8 @@ Result<Tracker> Tracker::install(HostPid pid) {
   return tracker;
 }
 
-Result<Tracker> Tracker::install(tracee::Process& stopped, std::uint64_t start_time, const std::vector<sys::Mapping>& mappings) {
+Result<Tracker> Tracker::install(tracee::Process& stopped, std::uint64_t start_time,
+                                 const std::vector<sys::Mapping>& mappings) {
   FERRY_TRY(auto uffd, make_inside(stopped, mappings));
   FERRY_CHECK(sys::uffd_negotiate(uffd.get()));
   return adopt(stopped.pid(), start_time, std::move(uffd));

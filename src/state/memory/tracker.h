@@ -58,7 +58,8 @@ class Tracker {
   // descriptor).
   static Result<Tracker> install(HostPid pid);
   // The same in a process that is stopped already, with all its threads.
-  static Result<Tracker> install(tracee::Process& stopped, std::uint64_t start_time, const std::vector<sys::Mapping>& mappings);
+  static Result<Tracker> install(tracee::Process& stopped, std::uint64_t start_time,
+                                 const std::vector<sys::Mapping>& mappings);
   // Around a descriptor that came from an earlier Tracker of the same process.  Errors: gone.
   static Result<Tracker> adopt(HostPid pid, std::uint64_t start_time, UniqueFd uffd);
 

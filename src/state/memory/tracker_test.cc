@@ -91,8 +91,8 @@ class TrackerTest : public ::testing::Test {
     return at;
   }
   static char* map_at(char* at, std::size_t pages) {
-    return static_cast<char*>(::mmap(at, pages * kPage, PROT_READ | PROT_WRITE,
-                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+    return static_cast<char*>(
+        ::mmap(at, pages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
   }
   static void put(char* at, std::size_t page) { at[page * kPage] = static_cast<char>(at[page * kPage] + 1); }
   static void put_all(char* at, std::size_t pages) {
@@ -125,7 +125,12 @@ class TrackerTest : public ::testing::Test {
 
 TEST_F(TrackerTest, FindsWhatIsWrittenBetweenScans) {
   char* memory = map(16);
-  const Subject subject({[&] { put_all(memory, 16); }, [&] { put(memory, 3); put(memory, 9); }, [] {}});
+  const Subject subject({[&] { put_all(memory, 16); },
+                         [&] {
+                           put(memory, 3);
+                           put(memory, 9);
+                         },
+                         [] {}});
   subject.step();
   Tracker tracker = install(subject);
   const Scan first = scan(tracker);
@@ -159,7 +164,10 @@ TEST_F(TrackerTest, TakesNewAndMovedMappingsAsWritten) {
                            put_all(map_at(fresh, 8), 8);
                            ::mremap(memory, 8 * kPage, 8 * kPage, MREMAP_MAYMOVE | MREMAP_FIXED, target);
                          },
-                         [&] { put(fresh, 2); put(target, 5); }});
+                         [&] {
+                           put(fresh, 2);
+                           put(target, 5);
+                         }});
   subject.step();
   Tracker tracker = install(subject);
   scan(tracker);
@@ -271,7 +279,9 @@ TEST_F(TrackerTest, LeavesNoTraceInTheProcess) {
   char* memory = map(4);
   const Subject subject({[&] { put_all(memory, 4); }});
   subject.step();
-  const auto descriptors = [&] { return sys::list_directory(AT_FDCWD, fmt::format("/proc/{}/fd", subject.pid())).value(); };
+  const auto descriptors = [&] {
+    return sys::list_directory(AT_FDCWD, fmt::format("/proc/{}/fd", subject.pid())).value();
+  };
   const auto flags = [&] {
     std::string out;
     const std::string smaps = subject.proc("smaps");

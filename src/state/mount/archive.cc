@@ -42,7 +42,8 @@ la_ssize_t append(archive*, void* client, const void* bytes, std::size_t size) {
 // device or a FIFO does something.
 class Walker {
  public:
-  Walker(int root, archive* out) : root_(root), out_(out), disk_(::archive_read_disk_new()), entry_(::archive_entry_new()) {}
+  Walker(int root, archive* out)
+      : root_(root), out_(out), disk_(::archive_read_disk_new()), entry_(::archive_entry_new()) {}
 
   Result<void> walk(std::vector<Node>& sockets) {
     FERRY_TRY(const struct stat top, sys::stat_fd(root_, "root of a tmpfs"));

@@ -122,8 +122,9 @@ TEST(TmpfsArchive, KeepsAttributesAndAccessLists) {
   fs::create_directory(from / "d");
   ASSERT_EQ(::setxattr((from / "file").c_str(), "trusted.mark", "one", 3, 0), 0);
   // acl(5) as the kernel takes it: version 2, owner rw, user 1000 r, group r, mask r, others none
-  const std::uint8_t list[] = {2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 232, 3, 0, 0, 4, 0, 4, 0,
-                               255, 255, 255, 255, 16, 0, 4, 0, 255, 255, 255, 255, 32, 0, 0, 0, 255, 255, 255, 255};
+  const std::uint8_t list[] = {2, 0,   0,   0,   1,   0,   6,  0, 255, 255, 255, 255, 2,   0,  4,
+                               0, 232, 3,   0,   0,   4,   0,  4, 0,   255, 255, 255, 255, 16, 0,
+                               4, 0,   255, 255, 255, 255, 32, 0, 0,   0,   255, 255, 255, 255};
   ASSERT_EQ(::setxattr((from / "file").c_str(), "system.posix_acl_access", list, sizeof list, 0), 0);
   ASSERT_EQ(::setxattr((from / "d").c_str(), "system.posix_acl_default", list, sizeof list, 0), 0);
 

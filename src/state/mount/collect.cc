@@ -34,7 +34,8 @@ class Collector {
   Result<void> read() {
     // By a thread that is inside: mountinfo shows what is below the reader's root, a task may have another
     // one, and paths of cgroup file systems as the reader's cgroup namespace has them.
-    FERRY_TRY(const std::string text, inside_.get<std::string>([&] { return context_.host.read_of_thread("mountinfo"); }));
+    FERRY_TRY(const std::string text,
+              inside_.get<std::string>([&] { return context_.host.read_of_thread("mountinfo"); }));
     FERRY_TRY(lines_, parse_mountinfo(text));
     FERRY_CHECK(skip());
     std::uint32_t cgroup_own = 0;
@@ -82,7 +83,8 @@ class Collector {
       FERRY_TRY(const std::string text, sys::read_file_at(ns_.task->proc.get(), "mountinfo"));
       FERRY_TRY(outside, parse_mountinfo(text));
     }
-    const auto same = std::find_if(outside.begin(), outside.end(), [&](const Line& other) { return other.id == line.id; });
+    const auto same =
+        std::find_if(outside.begin(), outside.end(), [&](const Line& other) { return other.id == line.id; });
     if (same != outside.end()) {
       line.root = same->root;
     }
@@ -238,8 +240,9 @@ class Collector {
       return {};
     }
     if (kind.type == pb::FSTYPE_AUTOFS) {
-      return fail(Kind::unsupported, "{}: the daemon behind an automount point cannot be connected to it again; "
-                                     "unmount it, or skip it (--skip-mnt {})",
+      return fail(Kind::unsupported,
+                  "{}: the daemon behind an automount point cannot be connected to it again; "
+                  "unmount it, or skip it (--skip-mnt {})",
                   describe(line), line.mountpoint);
     }
     const Line& base = tree_root_ != nullptr ? *tree_root_ : *root_;
@@ -303,7 +306,8 @@ class Collector {
         return {};
       }
     }
-    return fail(Kind::unsupported, "{} shows terminal {}, which no process of the tree holds open: it could not be made again",
+    return fail(Kind::unsupported,
+                "{} shows terminal {}, which no process of the tree holds open: it could not be made again",
                 describe(line), line.root);
   }
 
@@ -432,7 +436,8 @@ Result<void> collect(DumpContext& context) {
                 collectors.front().ns().task->subject(), context.root().subject());
   }
   if (collectors.size() > 1 && !tree_namespaces(context, NsKind::user).empty()) {
-    return fail(Kind::unsupported, "{} has a mount namespace beside that of {}, in a user namespace, which cannot be carried",
+    return fail(Kind::unsupported,
+                "{} has a mount namespace beside that of {}, in a user namespace, which cannot be carried",
                 collectors.back().ns().task->subject(), context.root().subject());
   }
   std::vector<View> views;

@@ -31,7 +31,8 @@ LIVE_TEST_WITH(Tmpfs, KeepsWhatIsInIt, Options{.host = false, .leave_running = f
   checkpoint_here();
 
   EXPECT_EQ(content_of("/dev/shm/soft"), "hello");
-  struct stat kept {}, hard {};
+  struct stat kept {};
+  struct stat hard {};
   ASSERT_EQ(::stat("/dev/shm/kept", &kept), 0);
   ASSERT_EQ(::stat("/dev/shm/hard", &hard), 0);
   EXPECT_EQ(kept.st_mode & 07777, 04751U);

@@ -52,11 +52,11 @@ struct Flag {
   std::uint32_t bit;
 };
 constexpr Flag kMountFlags[] = {
-    {"ro", MS_RDONLY},        {"nosuid", MS_NOSUID},         {"nodev", MS_NODEV},       {"noexec", MS_NOEXEC},
-    {"noatime", MS_NOATIME},  {"nodiratime", MS_NODIRATIME}, {"relatime", MS_RELATIME}, {"nosymfollow", MS_NOSYMFOLLOW},
+    {"ro", MS_RDONLY},       {"nosuid", MS_NOSUID},         {"nodev", MS_NODEV},       {"noexec", MS_NOEXEC},
+    {"noatime", MS_NOATIME}, {"nodiratime", MS_NODIRATIME}, {"relatime", MS_RELATIME}, {"nosymfollow", MS_NOSYMFOLLOW},
 };
 constexpr Flag kSuperblockFlags[] = {
-    {"ro", MS_RDONLY},     {"sync", MS_SYNCHRONOUS}, {"dirsync", MS_DIRSYNC},
+    {"ro", MS_RDONLY},     {"sync", MS_SYNCHRONOUS},  {"dirsync", MS_DIRSYNC},
     {"mand", MS_MANDLOCK}, {"lazytime", MS_LAZYTIME},
 };
 
@@ -89,9 +89,7 @@ std::optional<Line> parse_line(std::string_view text) {
   out.dev = static_cast<std::uint32_t>(*major << 20 | *minor);
   out.root = unescape(take_word(text));
   out.mountpoint = unescape(take_word(text));
-  each_option(take_word(text), [&](std::string_view option) {
-    out.flags |= flag_of(kMountFlags, option).value_or(0);
-  });
+  each_option(take_word(text), [&](std::string_view option) { out.flags |= flag_of(kMountFlags, option).value_or(0); });
   if ((out.flags & (MS_NOATIME | MS_RELATIME)) == 0) {
     out.flags |= MS_STRICTATIME;  // the kernel has no word for it
   }
@@ -166,9 +164,8 @@ Result<std::vector<std::size_t>> mount_order(const std::vector<Place>& places) {
   std::map<int, std::vector<std::size_t>> children;
   std::vector<std::size_t> stack;
   for (std::size_t i = 0; i < places.size(); ++i) {
-    const bool has_parent = std::any_of(places.begin(), places.end(), [&](const Place& p) {
-      return p.id == places[i].parent && p.id != places[i].id;
-    });
+    const bool has_parent = std::any_of(
+        places.begin(), places.end(), [&](const Place& p) { return p.id == places[i].parent && p.id != places[i].id; });
     if (has_parent) {
       children[places[i].parent].push_back(i);
     } else {

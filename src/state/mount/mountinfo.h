@@ -12,15 +12,15 @@ namespace ferry::state::mount {
 
 struct Line {
   int id = 0, parent = 0;
-  std::uint32_t dev = 0;    // kernel style: major << 20 | minor
-  std::string root;         // path inside the filesystem
-  std::string mountpoint;   // as seen from the root directory of the process
-  std::uint32_t flags = 0;  // MS_*, propagation included
+  std::uint32_t dev = 0;                 // kernel style: major << 20 | minor
+  std::string root;                      // path inside the filesystem
+  std::string mountpoint;                // as seen from the root directory of the process
+  std::uint32_t flags = 0;               // MS_*, propagation included
   std::uint32_t shared = 0, master = 0;  // peer groups, 0: none
-  std::string type;         // "ext4", "fuse.sshfs"
+  std::string type;                      // "ext4", "fuse.sshfs"
   std::string source;
   std::uint32_t superblock_flags = 0;  // MS_*
-  std::string options;      // of the superblock, without what superblock_flags says
+  std::string options;                 // of the superblock, without what superblock_flags says
 };
 
 Result<std::vector<Line>> parse_mountinfo(std::string_view text);

@@ -17,7 +17,8 @@ TEST(Mountinfo, ReadsFlagsGroupsAndEscapes) {
   EXPECT_EQ((*lines)[0].options, "");
   EXPECT_EQ((*lines)[1].root, "/a b");
   EXPECT_EQ((*lines)[1].source, "sh\\m");
-  EXPECT_EQ((*lines)[1].flags, static_cast<std::uint32_t>(MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_STRICTATIME | MS_SHARED | MS_SLAVE));
+  EXPECT_EQ((*lines)[1].flags,
+            static_cast<std::uint32_t>(MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_STRICTATIME | MS_SHARED | MS_SLAVE));
   EXPECT_EQ((*lines)[1].shared, 7U);
   EXPECT_EQ((*lines)[1].master, 9U);
   EXPECT_EQ((*lines)[1].superblock_flags, static_cast<std::uint32_t>(MS_LAZYTIME));

@@ -74,7 +74,8 @@ LIVE_TEST(Mounts, KeepFlagsOfMountAndSuperblock) {
   for (const char* name : {"/mnt/ro", "/mnt/sbro", "/mnt/strict", "/mnt/nothing"}) {
     ASSERT_TRUE(make_directory(name));
   }
-  ASSERT_EQ(::mount("one", "/mnt/ro", "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=1777,uid=12,gid=34,nr_inodes=50"), 0);
+  ASSERT_EQ(::mount("one", "/mnt/ro", "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=1777,uid=12,gid=34,nr_inodes=50"),
+            0);
   ASSERT_TRUE(change("/mnt/ro", MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOEXEC | MS_NOSUID));
   ASSERT_EQ(::mount("two", "/mnt/sbro", "tmpfs", 0, nullptr), 0);
   write("/mnt/sbro/kept", "in a read-only file system");
@@ -138,7 +139,8 @@ LIVE_TEST(Mounts, BindEveryKindOfFile) {
 
   checkpoint_here();
 
-  struct stat a {}, b {};
+  struct stat a {};
+  struct stat b {};
   for (const char* name : {"file", "fifo", "device", "socket", "sub"}) {
     ASSERT_EQ(::stat((std::string("/mnt/from/") + name).c_str(), &a), 0);
     ASSERT_EQ(::stat((std::string("/mnt/to/") + name).c_str(), &b), 0);
@@ -239,7 +241,9 @@ LIVE_TEST(Mounts, KeepAnOverlayMadeInside) {
   }
   write("/mnt/lower/below", "from below");
   write("/mnt/lower/hidden", "to be deleted");
-  ASSERT_EQ(::mount("ovl", "/mnt/merged", "overlay", MS_NODEV, "lowerdir=/mnt/lower,upperdir=/mnt/upper,workdir=/mnt/work"), 0);
+  ASSERT_EQ(
+      ::mount("ovl", "/mnt/merged", "overlay", MS_NODEV, "lowerdir=/mnt/lower,upperdir=/mnt/upper,workdir=/mnt/work"),
+      0);
   write("/mnt/merged/above", "from above");
   ASSERT_EQ(::unlink("/mnt/merged/hidden"), 0);
 
@@ -298,7 +302,8 @@ LIVE_TEST(Mounts, KeepEverythingInATmpfs) {
 
   checkpoint_here();
 
-  struct stat a {}, b {};
+  struct stat a {};
+  struct stat b {};
   ASSERT_EQ(::stat("/mnt/soft", &a), 0);
   ASSERT_EQ(::stat("/mnt/hard", &b), 0);
   EXPECT_EQ(a.st_ino, b.st_ino);
@@ -332,8 +337,8 @@ LIVE_TEST_WITH(Mounts, AreRefusedByNameForAnAutomountPoint, Options{.refused = "
   int ends[2];
   ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
   ASSERT_TRUE(make_directory("/mnt/auto"));
-  const std::string options = "fd=" + std::to_string(ends[1]) + ",pgrp=" + std::to_string(::getpgrp()) +
-                              ",minproto=5,maxproto=5,indirect";
+  const std::string options =
+      "fd=" + std::to_string(ends[1]) + ",pgrp=" + std::to_string(::getpgrp()) + ",minproto=5,maxproto=5,indirect";
   if (::mount("test", "/mnt/auto", "autofs", 0, options.c_str()) != 0) {
     GTEST_SKIP() << "this kernel has no autofs";
   }

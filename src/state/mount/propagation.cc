@@ -39,8 +39,7 @@ const Placed* widest(const Group& group) {
 }
 
 const Placed* outer_member(const Group& group) {
-  return &*std::find_if(group.members.begin(), group.members.end(),
-                        [](const Placed& p) { return p.joined; });
+  return &*std::find_if(group.members.begin(), group.members.end(), [](const Placed& p) { return p.joined; });
 }
 
 Result<void> copy_group(int from, const Placed& to) {
@@ -154,7 +153,8 @@ Result<void> restore_propagation(const std::vector<Placed>& mounts,
   std::set<std::uint32_t> ready;
   while (ready.size() < groups.size()) {
     const auto next = std::find_if(groups.begin(), groups.end(), [&](const auto& item) {
-      return !ready.contains(item.first) && (!groups.contains(item.second.master) || ready.contains(item.second.master));
+      return !ready.contains(item.first) &&
+             (!groups.contains(item.second.master) || ready.contains(item.second.master));
     });
     if (next == groups.end()) {
       return fail(Kind::corrupt, "mountpoints: peer groups are masters of each other in a circle");

@@ -93,8 +93,7 @@ Result<void> fill_again(const Tmpfs& tmpfs, const std::string& archive) {
     return sys_fail("fstatfs");
   }
   if (fs.f_type != TMPFS_MAGIC) {
-    return fail(Kind::unsupported,
-                "another mount hides this tmpfs, whose content changed while it was being moved");
+    return fail(Kind::unsupported, "another mount hides this tmpfs, whose content changed while it was being moved");
   }
   FERRY_TRY(const UniqueFd top, sys::open_at(view.get(), ".", O_RDONLY | O_DIRECTORY));
   std::set<std::string> stayed;

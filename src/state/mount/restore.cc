@@ -106,9 +106,9 @@ struct Tree {
   std::uint32_t id = 0;
   std::uint32_t net = 0;  // network namespace of a task that lives there
   std::vector<const pb::MntEntry*> entries;
-  std::vector<std::size_t> order;     // mount_order
-  std::vector<std::size_t> parents;   // entry to entry; the root's is its own
-  std::vector<UniqueFd> made;         // for each entry; none for what comes later
+  std::vector<std::size_t> order;    // mount_order
+  std::vector<std::size_t> parents;  // entry to entry; the root's is its own
+  std::vector<UniqueFd> made;        // for each entry; none for what comes later
   [[nodiscard]] std::size_t root_index() const { return order.front(); }
   [[nodiscard]] const pb::MntEntry& root() const { return *entries[root_index()]; }
 };
@@ -140,7 +140,8 @@ class Builder {
       for (std::size_t i = 0; i < tree.entries.size(); ++i) {
         if (tree.made[i]) {
           const bool tree_root = &tree == &first && i == tree.root_index();
-          placed.push_back({tree.entries[i], tree.made[i].get(), tree_root || !tree.entries[i]->ext_key().empty(), false});
+          placed.push_back(
+              {tree.entries[i], tree.made[i].get(), tree_root || !tree.entries[i]->ext_key().empty(), false});
         }
       }
     }
@@ -357,7 +358,8 @@ Result<Tree> tree_of(const image::Set& set, std::uint32_t id) {
       return fail(Kind::corrupt, "{}: \"{}\" is not an absolute path", image::file_name(name), entry->mountpoint());
     }
     by_id.emplace(static_cast<int>(entry->mnt_id()), places.size());
-    places.push_back({static_cast<int>(entry->mnt_id()), static_cast<int>(entry->parent_mnt_id()), entry->mountpoint()});
+    places.push_back(
+        {static_cast<int>(entry->mnt_id()), static_cast<int>(entry->parent_mnt_id()), entry->mountpoint()});
   }
   FERRY_TRY(tree.order, mount_order(places).during("{}", image::file_name(name)));
   for (std::size_t i = 0; i < places.size(); ++i) {

@@ -37,7 +37,7 @@ std::optional<std::string> named(const RestoreOptions& options, const std::strin
   return std::nullopt;
 }
 
-constexpr std::string_view kHierarchyFlags[] = {"noprefix",       "clone_children", "cpuset_v2_mode",  "xattr",
+constexpr std::string_view kHierarchyFlags[] = {"noprefix",      "clone_children", "cpuset_v2_mode", "xattr",
                                                 "release_agent", "favordynmods",   "nofavordynmods"};
 
 }  // namespace
@@ -106,9 +106,9 @@ Result<UniqueFd> make_superblock_in(RestoreTask& task, const pb::MntEntry& entry
              {fs, static_cast<int>(FSCONFIG_SET_STRING), batch.string("source"), batch.string(entry.source()), 0});
   for (const Parameter& parameter : parameters_of(entry)) {
     if (parameter.value.has_value()) {
-      batch.must("fsconfig(set string)", SYS_fsconfig,
-                 {fs, static_cast<int>(FSCONFIG_SET_STRING), batch.string(parameter.key),
-                  batch.string(*parameter.value), 0});
+      batch.must(
+          "fsconfig(set string)", SYS_fsconfig,
+          {fs, static_cast<int>(FSCONFIG_SET_STRING), batch.string(parameter.key), batch.string(*parameter.value), 0});
     } else {
       batch.must("fsconfig(set flag)", SYS_fsconfig,
                  {fs, static_cast<int>(FSCONFIG_SET_FLAG), batch.string(parameter.key), 0, 0});
@@ -175,7 +175,8 @@ Result<std::optional<std::string>> external_path(const pb::MntEntry& entry, cons
   if (auto path = external_key(options, "mnt", key)) {
     return path;
   }
-  return fail(Kind::invalid, "mount {} is external under the key {}, for which no path was given (--external mnt[{}]:PATH)",
+  return fail(Kind::invalid,
+              "mount {} is external under the key {}, for which no path was given (--external mnt[{}]:PATH)",
               entry.mountpoint(), key, key);
 }
 

@@ -202,8 +202,9 @@ Result<UniqueFd> Sources::clone_deleted(int source, const std::string& path, con
   const std::string made = ::faccessat(directory.get(), name.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0
                                ? fmt::format(".ferry-{}-{}", ::getpid(), name)
                                : name;
-  if (S_ISDIR(node.mode()) ? ::mkdirat(directory.get(), made.c_str(), 0700) != 0
-                           : ::mknodat(directory.get(), made.c_str(), node.mode() & (S_IFMT | 0600U), node.rdev()) != 0) {
+  if (S_ISDIR(node.mode())
+          ? ::mkdirat(directory.get(), made.c_str(), 0700) != 0
+          : ::mknodat(directory.get(), made.c_str(), node.mode() & (S_IFMT | 0600U), node.rdev()) != 0) {
     return sys_fail(fmt::format("making {} again", path));
   }
   const auto fill = [&]() -> Result<UniqueFd> {

@@ -64,10 +64,11 @@ Result<void> Nested::check_single(const image::Set& set) {
   for (const NsKind kind : {NsKind::net, NsKind::uts, NsKind::mnt, NsKind::cgroup}) {
     FERRY_TRY(const auto ids, new_namespaces(set, kind));
     if (ids.size() > 1) {
-      return fail(Kind::unsupported,
-                  "the tree has several {} namespaces, so it cannot be restored ahead of time; checkpoint and restore it "
-                  "instead",
-                  ns_name(kind));
+      return fail(
+          Kind::unsupported,
+          "the tree has several {} namespaces, so it cannot be restored ahead of time; checkpoint and restore it "
+          "instead",
+          ns_name(kind));
     }
   }
   return {};
@@ -109,8 +110,9 @@ Result<Inside*> Nested::inside(RestoreContext& context, NsKind kind, std::uint32
 
 Result<Inside*> Nested::inside_network(RestoreContext& context, std::uint32_t id) {
   if (id != 0 && id != namespace_of(*context.root().ids, NsKind::net) && fd(NsKind::net, id) < 0) {
-    return fail(Kind::unsupported, "a socket of the set is in network namespace {}, which no task of the set lives in and no image describes",
-                id);
+    return fail(
+        Kind::unsupported,
+        "a socket of the set is in network namespace {}, which no task of the set lives in and no image describes", id);
   }
   return inside(context, NsKind::net, id);
 }
@@ -160,7 +162,8 @@ Result<void> Nested::enter(RestoreContext& context) {
       if (ours < 0) {
         continue;
       }
-      const tracee::Value theirs = batch.must("pidfd_getfd(namespace)", SYS_pidfd_getfd, {task->controller_pidfd, ours, 0});
+      const tracee::Value theirs =
+          batch.must("pidfd_getfd(namespace)", SYS_pidfd_getfd, {task->controller_pidfd, ours, 0});
       batch.must("setns", SYS_setns, {theirs, clone_flag(kind)});
       batch.must("close", SYS_close, {theirs});
       any = true;

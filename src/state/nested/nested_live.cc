@@ -101,9 +101,7 @@ LIVE_TEST_WITH(Nested, MountNamespacesPropagateToEachOther, kNoUserNamespace) {
     ASSERT_EQ(::mount(nullptr, name, nullptr, MS_SHARED, nullptr), 0);
   }
   Child child(
-      [] {
-        return ::unshare(CLONE_NEWNS) == 0 && ::mount(nullptr, "/mnt/slave", nullptr, MS_SLAVE, nullptr) == 0;
-      },
+      [] { return ::unshare(CLONE_NEWNS) == 0 && ::mount(nullptr, "/mnt/slave", nullptr, MS_SLAVE, nullptr) == 0; },
       [] {
         if (content_of("/mnt/shared/x/mark") != "shared" || content_of("/mnt/slave/x/mark") != "slave") {
           return 1;
@@ -148,7 +146,8 @@ LIVE_TEST(Nested, NamespacesBoundToFilesStayBound) {
 
   checkpoint_here();
 
-  struct stat bound {}, own {};
+  struct stat bound {};
+  struct stat own {};
   ASSERT_EQ(::stat("/mnt/uts", &bound), 0);
   ASSERT_EQ(::stat("/proc/self/ns/uts", &own), 0);
   EXPECT_EQ(bound.st_ino, own.st_ino);

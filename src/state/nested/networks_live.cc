@@ -70,7 +70,8 @@ bool passes(int from, int to) {
 struct Abstract {
   sockaddr_un name{};
   socklen_t size;
-  explicit Abstract(const std::string& text) : size(static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + text.size())) {
+  explicit Abstract(const std::string& text)
+      : size(static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + text.size())) {
     name.sun_family = AF_UNIX;
     std::memcpy(name.sun_path + 1, text.data(), text.size());
   }
@@ -113,7 +114,8 @@ struct Sockets {
     udp = bound(SOCK_DGRAM, 4712);
     unix_listener = abstract_listener(name);
     unix_client = ::socket(AF_UNIX, SOCK_STREAM, 0);
-    if (client < 0 || server < 0 || udp < 0 || unix_listener < 0 || ::connect(unix_client, name.get(), name.size) != 0) {
+    if (client < 0 || server < 0 || udp < 0 || unix_listener < 0 ||
+        ::connect(unix_client, name.get(), name.size) != 0) {
       return false;
     }
     unix_server = ::accept(unix_listener, nullptr, nullptr);
@@ -121,7 +123,8 @@ struct Sockets {
     sockaddr_nl own{};
     own.nl_family = AF_NETLINK;
     own.nl_pid = 4713;
-    return ::bind(route, reinterpret_cast<const sockaddr*>(&own), sizeof own) == 0 && ::send(client, "before", 6, 0) == 6;
+    return ::bind(route, reinterpret_cast<const sockaddr*>(&own), sizeof own) == 0 &&
+           ::send(client, "before", 6, 0) == 6;
   }
   [[nodiscard]] int fault() const {
     char got[8] = {};

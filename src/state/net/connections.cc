@@ -41,9 +41,9 @@ Result<void> restore_one(sys::Netlink& netlink, Bytes body) {
   if (!head.has_value()) {
     return fail(Kind::corrupt, "a connection is cut off");
   }
-  static const std::set<std::uint16_t> kKept = {CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_PROTOINFO, CTA_HELP,   CTA_MARK,
-                                                CTA_TIMEOUT,    CTA_ZONE,        CTA_LABELS,    CTA_STATUS, CTA_SEQ_ADJ_ORIG,
-                                                CTA_SEQ_ADJ_REPLY, CTA_SYNPROXY};
+  static const std::set<std::uint16_t> kKept = {CTA_TUPLE_ORIG, CTA_TUPLE_REPLY,  CTA_PROTOINFO,     CTA_HELP,
+                                                CTA_MARK,       CTA_TIMEOUT,      CTA_ZONE,          CTA_LABELS,
+                                                CTA_STATUS,     CTA_SEQ_ADJ_ORIG, CTA_SEQ_ADJ_REPLY, CTA_SYNPROXY};
   Message message(*head);
   for (const Attribute& a : after_head<nfgenmsg>(body)) {
     if (a.type == CTA_STATUS) {

@@ -1,8 +1,8 @@
 #include "state/net/firewall.h"
 
 #include <fcntl.h>
-#include <linux/netfilter/nfnetlink.h>
 #include <linux/netfilter/nf_tables.h>
+#include <linux/netfilter/nfnetlink.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -35,7 +35,8 @@ Result<Pipe> make_pipe() {
 }
 
 // Feeds one end and drains the others until both of these are at their end.
-Result<void> exchange(UniqueFd in, const std::string& input, int out, int err, std::string& output, std::string& errors) {
+Result<void> exchange(UniqueFd in, const std::string& input, int out, int err, std::string& output,
+                      std::string& errors) {
   (void)::fcntl(in.get(), F_SETFL, O_NONBLOCK);
   std::size_t written = 0;
   bool out_open = true, err_open = true;
@@ -43,7 +44,8 @@ Result<void> exchange(UniqueFd in, const std::string& input, int out, int err, s
     if (in && written == input.size()) {
       in.reset();
     }
-    pollfd fds[3] = {{out_open ? out : -1, POLLIN, 0}, {err_open ? err : -1, POLLIN, 0}, {in ? in.get() : -1, POLLOUT, 0}};
+    pollfd fds[3] = {
+        {out_open ? out : -1, POLLIN, 0}, {err_open ? err : -1, POLLIN, 0}, {in ? in.get() : -1, POLLOUT, 0}};
     if (::poll(fds, 3, -1) < 0 && errno != EINTR) {
       return sys_fail("poll");
     }
@@ -98,7 +100,8 @@ Result<std::string> run_in(int ns, const std::vector<std::string>& words, const 
   err.write.reset();
   std::string output, errors;
   // A program that ends early must not end us.
-  struct sigaction ignore{}, before{};
+  struct sigaction ignore {};
+  struct sigaction before {};
   ignore.sa_handler = SIG_IGN;
   ::sigaction(SIGPIPE, &ignore, &before);
   const auto exchanged = exchange(std::move(in.write), input, out.read.get(), err.read.get(), output, errors);
@@ -188,9 +191,8 @@ Result<void> save_firewall(image::Set& set, std::uint32_t id, int ns, Inside& in
   };
   for (const Legacy& legacy : {Legacy{image::Type::iptables, "ip_tables_names", "iptables-legacy-save"},
                                Legacy{image::Type::ip6tables, "ip6_tables_names", "ip6tables-legacy-save"}}) {
-    const auto names = inside.get<std::string>([&] {
-      return sys::read_file_at(proc.get(), fmt::format("thread-self/net/{}", legacy.tables));
-    });
+    const auto names = inside.get<std::string>(
+        [&] { return sys::read_file_at(proc.get(), fmt::format("thread-self/net/{}", legacy.tables)); });
     if (!names.has_value() || names->empty()) {
       continue;
     }

@@ -20,10 +20,10 @@ namespace {
 
 // The attributes of a link that making one takes.
 const std::set<std::uint16_t>& kept() {
-  static const std::set<std::uint16_t> kKept = {IFLA_IFNAME,        IFLA_ADDRESS,       IFLA_BROADCAST,    IFLA_MTU,
-                                                IFLA_LINK,          IFLA_LINK_NETNSID,  IFLA_MASTER,       IFLA_TXQLEN,
-                                                IFLA_GROUP,         IFLA_IFALIAS,       IFLA_LINKINFO,     IFLA_NUM_TX_QUEUES,
-                                                IFLA_NUM_RX_QUEUES, IFLA_GSO_MAX_SIZE,  IFLA_GSO_MAX_SEGS};
+  static const std::set<std::uint16_t> kKept = {
+      IFLA_IFNAME,       IFLA_ADDRESS,       IFLA_BROADCAST,     IFLA_MTU,          IFLA_LINK,
+      IFLA_LINK_NETNSID, IFLA_MASTER,        IFLA_TXQLEN,        IFLA_GROUP,        IFLA_IFALIAS,
+      IFLA_LINKINFO,     IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_GSO_MAX_SIZE, IFLA_GSO_MAX_SEGS};
   return kKept;
 }
 
@@ -37,10 +37,11 @@ Result<void> describe_tun(const std::vector<Attribute>& data, const DumpContext&
   const bool persistent = number8(data, IFLA_TUN_PERSIST) != 0;
   const int queue = tun::queue_of(context, network, out.name());
   if (!persistent && queue < 0) {
-    return fail(Kind::unsupported,
-                "interface {} lives only as long as a descriptor of /dev/net/tun (it is not persistent), and nobody in the tree "
-                "has one that is attached to it",
-                out.name());
+    return fail(
+        Kind::unsupported,
+        "interface {} lives only as long as a descriptor of /dev/net/tun (it is not persistent), and nobody in the tree "
+        "has one that is attached to it",
+        out.name());
   }
   pb::TunLinkEntry& tun = *out.mutable_tun();
   std::uint32_t flags = number8(data, IFLA_TUN_TYPE);
@@ -61,20 +62,23 @@ Result<void> describe_tun(const std::vector<Attribute>& data, const DumpContext&
 
 // IFLA_LINK of a link whose lower or other end is in another namespace.
 Result<void> find_peer(const std::string& kind, const std::vector<Attribute>& attributes,
-                       const std::vector<NamespaceNumber>& numbers, const DumpOptions& options, pb::NetDeviceEntry& out) {
+                       const std::vector<NamespaceNumber>& numbers, const DumpOptions& options,
+                       pb::NetDeviceEntry& out) {
   const auto number = value_as<std::int32_t>(find(attributes, IFLA_LINK_NETNSID));
   if (!number.has_value()) {
     return {};
   }
-  const auto known = std::find_if(numbers.begin(), numbers.end(), [&](const NamespaceNumber& n) { return n.number == *number; });
+  const auto known =
+      std::find_if(numbers.begin(), numbers.end(), [&](const NamespaceNumber& n) { return n.number == *number; });
   if (known != numbers.end()) {
     out.set_peer_nsid(known->id);
     return {};
   }
   // The other end of a veth is named when it is made again; a macvlan needs its parent.
   if (kind != "veth" && kind != "macvlan" && !external_key(options, kind, out.name()).has_value()) {
-    return fail(Kind::unsupported, "interface {} ({}) hangs on one outside of the tree's network namespaces, and cannot "
-                                   "be carried",
+    return fail(Kind::unsupported,
+                "interface {} ({}) hangs on one outside of the tree's network namespaces, and cannot "
+                "be carried",
                 out.name(), kind);
   }
   return {};

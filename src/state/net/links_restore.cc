@@ -27,7 +27,8 @@
 namespace ferry::state::net {
 namespace {
 
-constexpr std::uint32_t kSettable = IFF_UP | IFF_NOARP | IFF_PROMISC | IFF_ALLMULTI | IFF_MULTICAST | IFF_DEBUG | IFF_DYNAMIC;
+constexpr std::uint32_t kSettable =
+    IFF_UP | IFF_NOARP | IFF_PROMISC | IFF_ALLMULTI | IFF_MULTICAST | IFF_DEBUG | IFF_DYNAMIC;
 
 // What a bridge or macvlan tells and does not want to be told (br_policy, macvlan_policy in the kernel).
 bool is_told_only(const std::string& kind, std::uint16_t type) {
@@ -36,7 +37,8 @@ bool is_told_only(const std::string& kind, std::uint16_t type) {
            type >= IFLA_BR_MCAST_QUERIER_STATE;
   }
   if (kind == "macvlan") {
-    return type == IFLA_MACVLAN_MACADDR_COUNT || type == IFLA_MACVLAN_MACADDR_DATA || type == IFLA_MACVLAN_BC_QUEUE_LEN_USED;
+    return type == IFLA_MACVLAN_MACADDR_COUNT || type == IFLA_MACVLAN_MACADDR_DATA ||
+           type == IFLA_MACVLAN_BC_QUEUE_LEN_USED;
   }
   return false;
 }
@@ -109,7 +111,8 @@ void put_kind(Message& message, const pb::NetDeviceEntry& device, const std::str
         for (const Attribute& a : attributes_of(data->value)) {
           if (kind == "bridge" && a.type == IFLA_BR_MULTI_BOOLOPT) {
             put_switches(message, a);
-          } else if (kind == "bridge" && a.type == IFLA_BR_VLAN_FILTERING && value_as<std::uint8_t>(a).value_or(0) == 0) {
+          } else if (kind == "bridge" && a.type == IFLA_BR_VLAN_FILTERING &&
+                     value_as<std::uint8_t>(a).value_or(0) == 0) {
             continue;  // off anyway, and a kernel without it does not take even that
           } else if (!is_told_only(kind, a.type)) {
             message.put(a);
@@ -270,7 +273,8 @@ Result<void> Links::make_outside(Where& where, const pb::NetDeviceEntry& device,
   message.put_number<std::uint32_t>(IFLA_LINK, static_cast<std::uint32_t>(index));
   message.put_number<std::uint32_t>(IFLA_NET_NS_FD, static_cast<std::uint32_t>(where.ns));
   put_kind(message, device, kind_of(device));
-  return send(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, message, fmt::format("interface {} above {}", device.name(), lower));
+  return send(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, message,
+              fmt::format("interface {} above {}", device.name(), lower));
 }
 
 // False if it has to wait for another one.
@@ -294,8 +298,9 @@ Result<bool> Links::make_one(Where& where, const pb::NetDeviceEntry& device) {
     case pb::NDTYPE_EXTLINK: {
       const auto outer = outer_name("netdev", device.name());
       if (!outer.has_value()) {
-        return fail(Kind::invalid, "{} is a device of the host, for which no name was given (--external netdev[{}]:NAME)",
-                    subject, device.name());
+        return fail(Kind::invalid,
+                    "{} is a device of the host, for which no name was given (--external netdev[{}]:NAME)", subject,
+                    device.name());
       }
       FERRY_TRY(const int index, index_of(*outer));
       ifinfomsg head{};
@@ -311,13 +316,16 @@ Result<bool> Links::make_one(Where& where, const pb::NetDeviceEntry& device) {
   }
   const std::string kind = kind_of(device);
   if (kind.empty()) {
-    return fail(Kind::unsupported, "{} is of a kind ({}) that ferry does not make", subject, static_cast<int>(device.type()));
+    return fail(Kind::unsupported, "{} is of a kind ({}) that ferry does not make", subject,
+                static_cast<int>(device.type()));
   }
-  if (has_foreign_peer(device) || (device.type() == pb::NDTYPE_MACVLAN && outer_name("macvlan", device.name()).has_value())) {
+  if (has_foreign_peer(device) ||
+      (device.type() == pb::NDTYPE_MACVLAN && outer_name("macvlan", device.name()).has_value())) {
     const auto lower = outer_name(kind, device.name());
     if (!lower.has_value()) {
-      return fail(Kind::invalid, "{} hangs on one outside of the tree, for which no name was given (--external {}[{}]:NAME)",
-                  subject, kind, device.name());
+      return fail(Kind::invalid,
+                  "{} hangs on one outside of the tree, for which no name was given (--external {}[{}]:NAME)", subject,
+                  kind, device.name());
     }
     FERRY_CHECK(make_outside(where, device, *lower));
     return true;
@@ -384,7 +392,8 @@ Result<void> Links::set_up() {
       if (device->master() != 0) {
         message.put_number<std::uint32_t>(IFLA_MASTER, device->master());
       }
-      FERRY_CHECK(where.inside->run([&] { return send(RTM_NEWLINK, 0, message, fmt::format("interface {}", device->name())); }));
+      FERRY_CHECK(where.inside->run(
+          [&] { return send(RTM_NEWLINK, 0, message, fmt::format("interface {}", device->name())); }));
     }
   }
   return {};

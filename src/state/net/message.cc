@@ -76,7 +76,8 @@ Result<void> each_message(std::string_view text, std::string_view subject,
     if (head.nlmsg_len < NLMSG_HDRLEN || head.nlmsg_len > text.size()) {
       return fail(Kind::corrupt, "{}: a message has a bad length", subject);
     }
-    FERRY_CHECK(take(head.nlmsg_type, std::as_bytes(std::span(text.data() + NLMSG_HDRLEN, head.nlmsg_len - NLMSG_HDRLEN))));
+    FERRY_CHECK(
+        take(head.nlmsg_type, std::as_bytes(std::span(text.data() + NLMSG_HDRLEN, head.nlmsg_len - NLMSG_HDRLEN))));
     text.remove_prefix(std::min<std::size_t>(text.size(), NLMSG_ALIGN(head.nlmsg_len)));
   }
   return {};

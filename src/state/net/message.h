@@ -63,7 +63,9 @@ class Message {
     append(&head, sizeof head);
   }
   void put(std::uint16_t type, Bytes value);
-  void put(const Attribute& attribute) { put(static_cast<std::uint16_t>(attribute.type | attribute.flags), attribute.value); }
+  void put(const Attribute& attribute) {
+    put(static_cast<std::uint16_t>(attribute.type | attribute.flags), attribute.value);
+  }
   template <class T>
   void put_number(std::uint16_t type, T value) {
     put(type, std::as_bytes(std::span(&value, 1)));

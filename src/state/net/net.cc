@@ -52,10 +52,9 @@ Result<void> join_external(RestoreContext& context, const std::string& key) {
     // The skeleton still has our mounts, so our descriptor is a path for it.
     RestoreTask& root = context.root();
     tracee::Batch batch;
-    const tracee::Value ns =
-        batch.must("open(network namespace)", SYS_openat,
-                   {AT_FDCWD, batch.string(fmt::format("/proc/{}/fd/{}", ::getpid(), inherit.fd)),
-                    O_RDONLY | O_CLOEXEC, 0});
+    const tracee::Value ns = batch.must(
+        "open(network namespace)", SYS_openat,
+        {AT_FDCWD, batch.string(fmt::format("/proc/{}/fd/{}", ::getpid(), inherit.fd)), O_RDONLY | O_CLOEXEC, 0});
     batch.must("setns(CLONE_NEWNET)", SYS_setns, {ns, CLONE_NEWNET});
     batch.must("close", SYS_close, {ns});
     FERRY_CHECK(root.process.run(root.leader(), batch).during("joining network namespace {}", key));

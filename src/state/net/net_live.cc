@@ -39,7 +39,11 @@ void must(const std::string& command) {
 
 // Life times run; what a link counts changes.
 std::string without_times(const std::string& text) {
-  return std::regex_replace(text, std::regex("(valid_lft|preferred_lft|expires) [0-9]+sec|state [A-Z]+|age [0-9]+|used [0-9/]+|[a-z_]+_timer +[0-9.]+"), "$1");
+  return std::regex_replace(
+      text,
+      std::regex(
+          "(valid_lft|preferred_lft|expires) [0-9]+sec|state [A-Z]+|age [0-9]+|used [0-9/]+|[a-z_]+_timer +[0-9.]+"),
+      "$1");
 }
 
 std::string state_of_network() {
@@ -176,9 +180,10 @@ LIVE_TEST(Net, KeepsLinksOfManyKinds) {
 LIVE_TEST_WITH(Net, KeepsPacketFilters, {.user_namespace = false}) {
   ASSERT_EQ(::unshare(CLONE_NEWNET), 0);
   must("ip link set lo up");
-  must("nft 'add table inet t; add set inet t s { type ipv4_addr; flags interval; elements = { 10.0.0.0/8, 192.0.2.1 } ; };"
-       " add chain inet t c { type filter hook input priority 0; policy accept; };"
-       " add rule inet t c ip saddr @s counter drop comment \"one\"; add rule inet t c tcp dport { 22, 80 } accept'");
+  must(
+      "nft 'add table inet t; add set inet t s { type ipv4_addr; flags interval; elements = { 10.0.0.0/8, 192.0.2.1 } ; };"
+      " add chain inet t c { type filter hook input priority 0; policy accept; };"
+      " add rule inet t c ip saddr @s counter drop comment \"one\"; add rule inet t c tcp dport { 22, 80 } accept'");
   must("iptables-legacy -A INPUT -s 198.51.100.7 -p tcp --dport 99 -j DROP");
   must("iptables-legacy -t nat -A POSTROUTING -o lo -s 10.3.0.0/16 -j SNAT --to-source 10.3.0.1");
   must("ip6tables-legacy -A OUTPUT -d fd00:5::/64 -j REJECT");

@@ -37,10 +37,11 @@ Result<std::vector<Body>> dump(std::uint16_t type, unsigned char family, std::st
   Head head{};
   *reinterpret_cast<unsigned char*>(&head) = family;  // the first byte of every head
   std::vector<Body> out;
-  FERRY_CHECK(netlink.request(type, NLM_F_DUMP, std::as_bytes(std::span(&head, 1)), subject, [&](Bytes body) -> Result<void> {
-    out.push_back(copy(body));
-    return {};
-  }));
+  FERRY_CHECK(
+      netlink.request(type, NLM_F_DUMP, std::as_bytes(std::span(&head, 1)), subject, [&](Bytes body) -> Result<void> {
+        out.push_back(copy(body));
+        return {};
+      }));
   return out;
 }
 
@@ -103,7 +104,8 @@ std::string address_key(Bytes body) {
   const auto attributes = after_head<ifaddrmsg>(body);
   auto address = find(attributes, IFA_LOCAL);
   address = address.has_value() ? address : find(attributes, IFA_ADDRESS);
-  std::string out = head.has_value() ? fmt::format("{} {} {} ", head->ifa_family, head->ifa_index, head->ifa_prefixlen) : "";
+  std::string out =
+      head.has_value() ? fmt::format("{} {} {} ", head->ifa_family, head->ifa_index, head->ifa_prefixlen) : "";
   if (address.has_value()) {
     out.append(reinterpret_cast<const char*>(address->value.data()), address->value.size());
   }
@@ -111,7 +113,8 @@ std::string address_key(Bytes body) {
 }
 
 // The messages of an image behind its magic.
-Result<std::vector<Body>> load(const std::string* raw, std::uint32_t magic, std::uint16_t type, std::string_view subject) {
+Result<std::vector<Body>> load(const std::string* raw, std::uint32_t magic, std::uint16_t type,
+                               std::string_view subject) {
   std::vector<Body> out;
   if (raw == nullptr || raw->empty()) {
     return out;
@@ -123,12 +126,13 @@ Result<std::vector<Body>> load(const std::string* raw, std::uint32_t magic, std:
   if (found != magic) {
     return fail(Kind::corrupt, "{} does not begin as it should", subject);
   }
-  FERRY_CHECK(each_message(std::string_view(*raw).substr(sizeof found), subject, [&](std::uint16_t t, Bytes body) -> Result<void> {
-    if (t == type) {
-      out.push_back(copy(body));
-    }
-    return {};
-  }));
+  FERRY_CHECK(each_message(std::string_view(*raw).substr(sizeof found), subject,
+                           [&](std::uint16_t t, Bytes body) -> Result<void> {
+                             if (t == type) {
+                               out.push_back(copy(body));
+                             }
+                             return {};
+                           }));
   return out;
 }
 

@@ -27,7 +27,7 @@ constexpr const char* kArriving = "arriving";  // its chain, and the one where w
 constexpr const char* kWaiting = "waiting";
 // Before connection tracking (-200) and everything that people hang in.
 constexpr std::int32_t kFirst = -400;
-constexpr std::uint32_t kEgress = 1;        // NF_NETDEV_EGRESS
+constexpr std::uint32_t kEgress = 1;  // NF_NETDEV_EGRESS
 constexpr std::uint32_t kMostWaiting = 65536;
 constexpr std::uint8_t kSyn = 2, kAck = 16, kFlagsAt = 13;  // in a TCP header
 

@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -12,8 +13,6 @@
 #include <cstring>
 #include <functional>
 #include <thread>
-
-#include <gtest/gtest.h>
 
 namespace ferry::state::net_gate {
 namespace {
@@ -71,10 +70,10 @@ void in_new_world(const std::function<void(const World&)>& work) {
   }
 }
 
-#define EXPECT_OK(...)                                                  \
-  do {                                                                  \
-    const auto outcome = (__VA_ARGS__);                                 \
-    EXPECT_TRUE(outcome.has_value()) << outcome.error().message();      \
+#define EXPECT_OK(...)                                             \
+  do {                                                             \
+    const auto outcome = (__VA_ARGS__);                            \
+    EXPECT_TRUE(outcome.has_value()) << outcome.error().message(); \
   } while (false)
 
 Result<Withheld> withhold_all(int ns) {

@@ -15,7 +15,7 @@
 namespace ferry::state {
 namespace {
 
-constexpr std::uint32_t kClosed = 7;       // tcp(7)'s number for a socket without a peer
+constexpr std::uint32_t kClosed = 7;  // tcp(7)'s number for a socket without a peer
 constexpr std::uint32_t kConnected = 1;
 
 class NetlinkSocketKind : public FileKind {
@@ -106,7 +106,8 @@ class NetlinkSocketKind : public FileKind {
     for (const std::uint32_t group : entry.ferry_more_groups()) {
       FERRY_CHECK(join(fd.get(), group));
     }
-    FERRY_CHECK(socket::restore_more(fd.get(), entry.ferry_options(), false, fmt::format("netlink socket {}", entry.ino())));
+    FERRY_CHECK(
+        socket::restore_more(fd.get(), entry.ferry_options(), false, fmt::format("netlink socket {}", entry.ino())));
     FERRY_CHECK(restore_status_flags(fd.get(), entry.flags()));
     return fd;
   }
@@ -119,7 +120,8 @@ class NetlinkSocketKind : public FileKind {
   static Result<void> check_queue(const FdProbe& probe) {
     char byte = 0;
     if (::recv(probe.ours, &byte, 1, MSG_PEEK | MSG_DONTWAIT | MSG_TRUNC) >= 0) {
-      return fail(Kind::unsupported, "{}: it has messages that were not read yet, which only the kernel could send again",
+      return fail(Kind::unsupported,
+                  "{}: it has messages that were not read yet, which only the kernel could send again",
                   probe.subject());
     }
     if (errno != EAGAIN) {

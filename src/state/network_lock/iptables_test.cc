@@ -21,8 +21,14 @@ TEST(IptablesLock, DropsExactlyTheConnections) {
   Request request;
   request.connections.push_back(connection());
   const std::string text = iptables_text(request, false, true);
-  EXPECT_THAT(text, HasSubstr("-I INPUT -s 10.0.0.2 -d 10.0.0.1 -p tcp -m mark ! --mark 0xc114 -m tcp --sport 5000 --dport 80 -j DROP"));
-  EXPECT_THAT(text, HasSubstr("-I OUTPUT -s 10.0.0.1 -d 10.0.0.2 -p tcp -m mark ! --mark 0xc114 -m tcp --sport 80 --dport 5000 -j DROP"));
+  EXPECT_THAT(
+      text,
+      HasSubstr(
+          "-I INPUT -s 10.0.0.2 -d 10.0.0.1 -p tcp -m mark ! --mark 0xc114 -m tcp --sport 5000 --dport 80 -j DROP"));
+  EXPECT_THAT(
+      text,
+      HasSubstr(
+          "-I OUTPUT -s 10.0.0.1 -d 10.0.0.2 -p tcp -m mark ! --mark 0xc114 -m tcp --sport 80 --dport 5000 -j DROP"));
   EXPECT_EQ(iptables_text(request, true, true), "") << "there is none over IPv6";
   EXPECT_THAT(iptables_text(request, false, false), HasSubstr("-D INPUT -s 10.0.0.2"));
 }
@@ -30,7 +36,8 @@ TEST(IptablesLock, DropsExactlyTheConnections) {
 TEST(IptablesLock, DropsAllButMarkedPacketsOfAWholeNamespace) {
   Request request;
   request.whole = true;
-  EXPECT_THAT(iptables_text(request, true, true), HasSubstr("-A CRIU -m mark --mark 0xc114 -j ACCEPT\n-A CRIU -j DROP"));
+  EXPECT_THAT(iptables_text(request, true, true),
+              HasSubstr("-A CRIU -m mark --mark 0xc114 -j ACCEPT\n-A CRIU -j DROP"));
   EXPECT_THAT(iptables_text(request, true, false), HasSubstr("-X CRIU"));
 }
 

@@ -27,7 +27,9 @@ std::string table_name(const Request& request) { return "CRIU-" + request.id; }
 std::vector<std::byte> key(const Connection& c) {
   const std::size_t size = c.ipv6 ? 16 : 4;
   std::vector<std::byte> out(2 * size + 8);
-  const auto put = [&](std::size_t at, const void* bytes, std::size_t count) { std::memcpy(out.data() + at, bytes, count); };
+  const auto put = [&](std::size_t at, const void* bytes, std::size_t count) {
+    std::memcpy(out.data() + at, bytes, count);
+  };
   const std::uint16_t local = htons(c.local_port), remote = htons(c.remote_port);
   put(0, c.local.data(), size);
   put(size, &local, sizeof local);

@@ -1,6 +1,7 @@
 #include "state/network_lock/network_lock.h"
 
 #include <arpa/inet.h>
+#include <gtest/gtest.h>
 #include <linux/netfilter.h>
 #include <net/if.h>
 #include <poll.h>
@@ -11,8 +12,6 @@
 #include <cstring>
 #include <functional>
 #include <thread>
-
-#include <gtest/gtest.h>
 
 #include "sys/nftables.h"
 

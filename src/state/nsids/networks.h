@@ -19,9 +19,9 @@ class Networks {
  public:
   struct Place {
     std::uint32_t id = 0;
-    UniqueFd ns;            // the namespace itself
-    bool of_root = false;   // the root task's
-    bool lives = false;     // a task lives in it, or it is this host's
+    UniqueFd ns;           // the namespace itself
+    bool of_root = false;  // the root task's
+    bool lives = false;    // a task lives in it, or it is this host's
   };
   // Of a socket.  The answer stays where it is.
   Result<const Place*> of_socket(const std::string& subject, int socket, DumpContext& context);

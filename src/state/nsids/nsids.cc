@@ -82,7 +82,8 @@ std::uint32_t get(const pb::TaskKobjIdsEntry& ids, NsKind kind) {
 }
 
 bool may_differ(NsKind kind) {
-  return kind == NsKind::mnt || kind == NsKind::net || kind == NsKind::uts || kind == NsKind::cgroup || kind == NsKind::time;
+  return kind == NsKind::mnt || kind == NsKind::net || kind == NsKind::uts || kind == NsKind::cgroup ||
+         kind == NsKind::time;
 }
 
 // A process may have chosen another namespace for its future children: nothing in the images could say so.
@@ -90,9 +91,10 @@ Result<void> check_pid_for_children(const DumpTask& task, std::uint64_t own) {
   const Result<std::uint64_t> children = inode_at(task.proc.get(), "ns/pid_for_children", task.subject());
   // It cannot be followed before the first child exists (pid_namespaces(7)).
   if (!children.has_value() || *children != own) {
-    return fail(Kind::unsupported,
-                "{} has chosen another pid namespace for its future children (unshare or setns), which cannot be carried",
-                task.subject());
+    return fail(
+        Kind::unsupported,
+        "{} has chosen another pid namespace for its future children (unshare or setns), which cannot be carried",
+        task.subject());
   }
   return {};
 }
@@ -100,13 +102,14 @@ Result<void> check_pid_for_children(const DumpTask& task, std::uint64_t own) {
 // Of a time namespace it can: it is made by the unshare(2) of who chose it.
 Result<void> check_chooser(const DumpTask& task, const DumpTask* other) {
   if (other != nullptr) {
-    return fail(Kind::unsupported, "{} and {} have chosen the same time namespace for their future children, and live in another one",
+    return fail(Kind::unsupported,
+                "{} and {} have chosen the same time namespace for their future children, and live in another one",
                 other->subject(), task.subject());
   }
   if (task.threads.size() > 1) {
     // clone(2) makes no thread then, so it would have to be chosen after all threads and before all children.
-    return fail(Kind::unsupported, "{} has several threads and has chosen another time namespace for its future children",
-                task.subject());
+    return fail(Kind::unsupported,
+                "{} has several threads and has chosen another time namespace for its future children", task.subject());
   }
   return {};
 }
@@ -211,7 +214,8 @@ Result<void> collect_ids(DumpContext& context) {
                     task->subject(), ns_name(kind), context.root().subject());
       }
       if (inode == own[index_of(kind)] && inode != (*root)[index_of(kind)] && kind != NsKind::time) {
-        return fail(Kind::unsupported, "{} lives in the {} namespace of this host, and the root of its tree ({}) does not",
+        return fail(Kind::unsupported,
+                    "{} lives in the {} namespace of this host, and the root of its tree ({}) does not",
                     task->subject(), ns_name(kind), context.root().subject());
       }
       const auto [at, is_new] = known.emplace(std::pair(kind, inode), last + 1);

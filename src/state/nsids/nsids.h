@@ -44,7 +44,7 @@ Result<void> check_threads(const DumpTask& task);
 
 // The namespaces of the root task, as a set has them; for both directions.
 struct NamespaceIds {
-  std::array<std::uint32_t, kNsKinds> root{};    // 0: the set does not say
+  std::array<std::uint32_t, kNsKinds> root{};  // 0: the set does not say
   std::array<std::uint32_t, kNsKinds> dumper{};
 
   // Errors: corrupt (the set has no inventory, tree or ids).

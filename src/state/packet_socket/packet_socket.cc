@@ -68,8 +68,8 @@ class PacketSocketKind : public FileKind {
     entry.set_ifindex(static_cast<std::uint32_t>(own.sll_ifindex));
     FERRY_TRY(const Diag diag, look_at(network->ns.get(), static_cast<std::uint32_t>(probe.stat.st_ino), subject));
     if (diag.rings) {
-      return fail(Kind::unsupported, "{}: a packet socket with a ring that is shared with the kernel cannot be carried over",
-                  subject);
+      return fail(Kind::unsupported,
+                  "{}: a packet socket with a ring that is shared with the kernel cannot be carried over", subject);
     }
     entry.set_version(diag.info.pdi_version);
     entry.set_reserve(diag.info.pdi_reserve);
@@ -97,7 +97,8 @@ class PacketSocketKind : public FileKind {
     const pb::PacketSockEntry& entry = file.psk();
     const std::string subject = fmt::format("packet socket {}", entry.id());
     if (entry.has_rx_ring() || entry.has_tx_ring()) {
-      return fail(Kind::unsupported, "{} has a ring that is shared with the kernel, which ferry does not make", subject);
+      return fail(Kind::unsupported, "{} has a ring that is shared with the kernel, which ferry does not make",
+                  subject);
     }
     // Without a protocol it receives nothing until it is bound.
     FERRY_TRY(Inside* const inside, context.nested.inside_network(context, entry.ns_id()));
@@ -122,7 +123,8 @@ class PacketSocketKind : public FileKind {
                    {PACKET_COPY_THRESH, "PACKET_COPY_THRESH", entry.copy_thresh()}};
     for (const auto& o : options) {
       if (o.value != 0) {
-        FERRY_CHECK(socket::set_int(fd.get(), SOL_PACKET, o.name, static_cast<int>(o.value), o.text).during("{}", subject));
+        FERRY_CHECK(
+            socket::set_int(fd.get(), SOL_PACKET, o.name, static_cast<int>(o.value), o.text).during("{}", subject));
       }
     }
     FERRY_CHECK(socket::restore_options(fd.get(), entry.opts(), subject));
@@ -139,8 +141,9 @@ class PacketSocketKind : public FileKind {
       return sys_fail(fmt::format("bind({}, interface {})", subject, own.sll_ifindex));
     }
     if (entry.fanout() != kNoFanout) {
-      FERRY_CHECK(socket::set_int(fd.get(), SOL_PACKET, PACKET_FANOUT, static_cast<int>(entry.fanout()), "PACKET_FANOUT")
-                      .during("{}", subject));
+      FERRY_CHECK(
+          socket::set_int(fd.get(), SOL_PACKET, PACKET_FANOUT, static_cast<int>(entry.fanout()), "PACKET_FANOUT")
+              .during("{}", subject));
     }
     FERRY_CHECK(restore_status_flags(fd.get(), entry.flags()));
     return fd;
@@ -172,7 +175,8 @@ class PacketSocketKind : public FileKind {
                                   return {};
                                 }));
     if (!out) {
-      return fail(Kind::unsupported, "{}: this kernel does not tell what packet sockets are (CONFIG_PACKET_DIAG)", subject);
+      return fail(Kind::unsupported, "{}: this kernel does not tell what packet sockets are (CONFIG_PACKET_DIAG)",
+                  subject);
     }
     return *out;
   }
@@ -201,7 +205,8 @@ class PacketSocketKind : public FileKind {
     const auto fanout = static_cast<std::uint32_t>(value);
     entry.set_fanout(fanout == 0 ? kNoFanout : fanout);
     if (fanout != 0 && (fanout >> 16 & 0xff) >= kFanoutByProgram) {
-      return fail(Kind::unsupported, "{}: a group of packet sockets that a BPF program spreads packets over cannot be carried over",
+      return fail(Kind::unsupported,
+                  "{}: a group of packet sockets that a BPF program spreads packets over cannot be carried over",
                   probe.subject());
     }
     return {};
@@ -225,7 +230,8 @@ class PacketSocketKind : public FileKind {
     request.head.mr_ifindex = static_cast<int>(group.index());
     request.head.mr_type = static_cast<std::uint16_t>(group.type());
     request.head.mr_alen = static_cast<std::uint16_t>(group.addr().size());
-    std::memcpy(reinterpret_cast<char*>(&request) + offsetof(packet_mreq, mr_address), group.addr().data(), group.addr().size());
+    std::memcpy(reinterpret_cast<char*>(&request) + offsetof(packet_mreq, mr_address), group.addr().data(),
+                group.addr().size());
     if (::setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, &request, sizeof request) != 0) {
       return sys_fail(fmt::format("setsockopt({}, PACKET_ADD_MEMBERSHIP)", subject));
     }

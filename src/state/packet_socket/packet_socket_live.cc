@@ -39,9 +39,12 @@ LIVE_TEST(PacketSocket, KeepsItsInterfaceAndOptions) {
   all.mr_type = PACKET_MR_ALLMULTI;
   ASSERT_EQ(::setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, &all, sizeof all), 0);
   // Datagrams for port 7 of UDP only: nobody else disturbs.
-  sock_filter code[] = {BPF_STMT(BPF_LD | BPF_B | BPF_ABS, 14 + 9), BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 17, 0, 3),
-                        BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 14 + 20 + 2), BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 7, 0, 1),
-                        BPF_STMT(BPF_RET | BPF_K, 0xffff), BPF_STMT(BPF_RET | BPF_K, 0)};
+  sock_filter code[] = {BPF_STMT(BPF_LD | BPF_B | BPF_ABS, 14 + 9),
+                        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 17, 0, 3),
+                        BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 14 + 20 + 2),
+                        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 7, 0, 1),
+                        BPF_STMT(BPF_RET | BPF_K, 0xffff),
+                        BPF_STMT(BPF_RET | BPF_K, 0)};
   const sock_fprog program{6, code};
   ASSERT_EQ(::setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program), 0);
   checkpoint_here();

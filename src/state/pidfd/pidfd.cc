@@ -65,7 +65,8 @@ class PidfdKind : public FileKind {
         }
       }
     }
-    return fail(Kind::unsupported, "a pidfd refers to task {}, which does not exist yet or is not in the set", entry.nspid());
+    return fail(Kind::unsupported, "a pidfd refers to task {}, which does not exist yet or is not in the set",
+                entry.nspid());
   }
 
   Result<void> connect(const pb::FileEntry& file, int fd, RestoreContext& context) override {

@@ -45,7 +45,8 @@ LIVE_TEST(Pidfd, OfALivingAZombieAndADeadProcess) {
   EXPECT_TRUE(over(of_dead));
   EXPECT_EQ(send(of_dead, 0), -1);
   EXPECT_EQ(errno, ESRCH);
-  struct stat a {}, b {};
+  struct stat a {};
+  struct stat b {};
   ASSERT_EQ(::fstat(of_dead, &a), 0);
   ASSERT_EQ(::fstat(again, &b), 0);
   EXPECT_EQ(a.st_ino, b.st_ino) << "two descriptors of one process";

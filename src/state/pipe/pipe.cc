@@ -46,7 +46,7 @@ class PipeKind : public FileKind {
   Result<UniqueFd> open(const pb::FileEntry& file, RestoreContext& context) override {
     const pb::PipeEntry& entry = file.pipe();
     index(context.set);
-    FERRY_TRY(Ends* ends, this->ends(entry, context));
+    FERRY_TRY(Ends * ends, this->ends(entry, context));
     const int flags = static_cast<int>(entry.flags() | (entry.ferry_packet_mode() ? kPacketMode : 0));
     if (ends->other >= 0) {  // an inherited descriptor that is not a pipe: what it refers to is shared as it is
       return sys::duplicate(ends->other);
@@ -122,8 +122,7 @@ class PipeKind : public FileKind {
     if (made.other < 0) {
       // Packets are made by the writer's flag (pipe(2), O_DIRECT), so the writer that fills has it as well.
       const std::string path = fmt::format("/proc/self/fd/{}", made.write.get());
-      FERRY_TRY(const UniqueFd filler,
-                sys::open(path, O_WRONLY | O_NONBLOCK));
+      FERRY_TRY(const UniqueFd filler, sys::open(path, O_WRONLY | O_NONBLOCK));
       // Not by open(2), which refuses it for a pipe; fcntl(2) sets it since Linux 4.5 (pipe(2)).
       const bool packets = packets_.contains(pipe_id);
       FERRY_CHECK(restore_status_flags(filler.get(), O_NONBLOCK | (packets ? kPacketMode : 0)));
@@ -158,7 +157,7 @@ class PipeKind : public FileKind {
     return {};
   }
 
-  std::set<std::uint32_t> seen_;         // checkpoint: pipes whose bytes are saved
+  std::set<std::uint32_t> seen_;  // checkpoint: pipes whose bytes are saved
   // Restore:
   std::map<std::uint32_t, Ends> pipes_;
   PipeContents contents_;

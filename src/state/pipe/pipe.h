@@ -14,8 +14,8 @@ namespace ferry::state {
 std::unique_ptr<FileKind> make_pipe_kind();
 
 struct PipeContent {
-  std::uint32_t capacity = 0;         // F_GETPIPE_SZ, bytes
-  std::vector<std::string> pieces;    // one for a byte stream, one for each packet
+  std::uint32_t capacity = 0;       // F_GETPIPE_SZ, bytes
+  std::vector<std::string> pieces;  // one for a byte stream, one for each packet
 };
 // What a pipe holds, which it holds afterwards too: tee(2) into a pipe of ours.
 // `end` has to be readable.  Errors: unsupported if the pipe is larger than this process may make one.

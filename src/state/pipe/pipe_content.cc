@@ -31,7 +31,8 @@ Result<void> set_capacity(int fd, std::uint32_t capacity, std::string_view subje
     return sys_fail(fmt::format("fcntl({}, F_GETPIPE_SZ)", subject));
   }
   if (static_cast<std::uint32_t>(now) != capacity && ::fcntl(fd, F_SETPIPE_SZ, static_cast<int>(capacity)) < 0) {
-    return sys_fail(fmt::format("fcntl({}, F_SETPIPE_SZ, {}); is fs.pipe-max-size lower than that?", subject, capacity));
+    return sys_fail(
+        fmt::format("fcntl({}, F_SETPIPE_SZ, {}); is fs.pipe-max-size lower than that?", subject, capacity));
   }
   return {};
 }

@@ -50,7 +50,8 @@ LIVE_TEST(ProcFile, OfOneselfAndAChild) {
   int seen = 0;
   EXPECT_EQ(::pread(memory, &seen, sizeof seen, reinterpret_cast<off_t>(&number)), static_cast<ssize_t>(sizeof seen));
   EXPECT_EQ(seen, 42);
-  struct stat a {}, b {};
+  struct stat a {};
+  struct stat b {};
   EXPECT_EQ(::fstat(net, &a), 0);
   EXPECT_EQ(::stat("/proc/self/ns/net", &b), 0);
   EXPECT_EQ(a.st_ino, b.st_ino);
@@ -66,7 +67,8 @@ LIVE_TEST(ProcFile, OfADeadProcess) {
     }
   }
   const std::string proc = "/proc/" + std::to_string(child);
-  const int file = ::open((proc + "/status").c_str(), O_RDONLY), directory = ::open(proc.c_str(), O_RDONLY | O_DIRECTORY);
+  const int file = ::open((proc + "/status").c_str(), O_RDONLY),
+            directory = ::open(proc.c_str(), O_RDONLY | O_DIRECTORY);
   const int task = ::open((proc + "/task/" + std::to_string(child) + "/comm").c_str(), O_RDONLY);
   ASSERT_GE(task, 0);
   ::kill(child, SIGKILL);

@@ -36,12 +36,14 @@ pb::SeccompEntry& entry_of(DumpContext& context) {
 
 // The filter that is `index`th from the oldest; ENOENT beyond the newest.
 Result<std::string> read_filter(HostPid tid, std::uint64_t index) {
-  const long instructions = ::ptrace(static_cast<__ptrace_request>(PTRACE_SECCOMP_GET_FILTER), tid.value, index, nullptr);
+  const long instructions =
+      ::ptrace(static_cast<__ptrace_request>(PTRACE_SECCOMP_GET_FILTER), tid.value, index, nullptr);
   if (instructions < 0) {
     return sys_fail(fmt::format("ptrace(SECCOMP_GET_FILTER, {}, {})", tid, index));
   }
   std::string out(static_cast<std::size_t>(instructions) * sizeof(sock_filter), '\0');
-  if (::ptrace(static_cast<__ptrace_request>(PTRACE_SECCOMP_GET_FILTER), tid.value, index, out.data()) != instructions) {
+  if (::ptrace(static_cast<__ptrace_request>(PTRACE_SECCOMP_GET_FILTER), tid.value, index, out.data()) !=
+      instructions) {
     return sys_fail(fmt::format("ptrace(SECCOMP_GET_FILTER, {}, {})", tid, index));
   }
   return out;
@@ -67,7 +69,8 @@ Result<std::uint32_t> collect_filters(HostPid tid, pb::SeccompEntry& all) {
       return tl::unexpected<Error>(std::move(program).error());
     }
     if (asks_supervisor(std::as_bytes(std::span(*program)))) {
-      return fail(Kind::unsupported, "task {} has a seccomp filter that asks a supervisor, which cannot be carried", tid);
+      return fail(Kind::unsupported, "task {} has a seccomp filter that asks a supervisor, which cannot be carried",
+                  tid);
     }
     FERRY_TRY(const std::uint32_t flags, read_flags(tid, index));
     pb::SeccompFilter filter;
@@ -114,7 +117,8 @@ Result<std::vector<const pb::SeccompFilter*>> chain(const pb::SeccompEntry& all,
   std::vector<const pb::SeccompFilter*> out;
   for (std::optional<std::uint32_t> next = newest; next;) {
     if (*next >= static_cast<std::uint32_t>(all.seccomp_filters_size())) {
-      return fail(Kind::corrupt, "seccomp filter {} is not in seccomp.img, which has {}", *next, all.seccomp_filters_size());
+      return fail(Kind::corrupt, "seccomp filter {} is not in seccomp.img, which has {}", *next,
+                  all.seccomp_filters_size());
     }
     const auto& filter = all.seccomp_filters(static_cast<int>(*next));
     out.push_back(&filter);

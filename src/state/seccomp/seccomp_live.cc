@@ -42,7 +42,8 @@ LIVE_TEST(Seccomp, KeepsAChainOfFilters) {
 
 LIVE_TEST(Seccomp, AFilterMayForbidWhatARestoreNeeds) {
   ASSERT_EQ(::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-  for (const unsigned call : {SYS_prctl, SYS_rt_sigaction, SYS_mmap, SYS_munmap, SYS_setresuid, SYS_capset, SYS_seccomp}) {
+  for (const unsigned call :
+       {SYS_prctl, SYS_rt_sigaction, SYS_mmap, SYS_munmap, SYS_setresuid, SYS_capset, SYS_seccomp}) {
     if (call != SYS_seccomp) {
       ASSERT_TRUE(forbid(call, 44));
     }

@@ -18,7 +18,7 @@ constexpr int kSignals = 64;
 constexpr std::size_t kMaskSize = 8;
 constexpr std::size_t kSigactions = 62;  // all but SIGKILL and SIGSTOP
 constexpr std::size_t kInfoSize = 128;
-constexpr std::uint64_t kIgnore = 1;     // SIG_IGN
+constexpr std::uint64_t kIgnore = 1;  // SIG_IGN
 
 // struct sigaction as rt_sigaction(2) has it on x86-64
 struct KernelAction {
@@ -67,7 +67,8 @@ Result<void> peek(HostPid tid, std::uint32_t flags, pb::SignalQueueEntry& out) {
 // The number stands first in every siginfo.
 Result<int> number_in(const pb::SiginfoEntry& entry, HostPid tid) {
   if (entry.siginfo().size() != kInfoSize) {
-    return fail(Kind::corrupt, "a pending signal of task {} has {} bytes, not {}", tid, entry.siginfo().size(), kInfoSize);
+    return fail(Kind::corrupt, "a pending signal of task {} has {} bytes, not {}", tid, entry.siginfo().size(),
+                kInfoSize);
   }
   int signal = 0;
   std::memcpy(&signal, entry.siginfo().data(), sizeof signal);
@@ -191,8 +192,9 @@ Result<void> restore_thread(RestoreTask& task, RestoreThread& thread, RestoreCon
   }
   for (const pb::SiginfoEntry& entry : core.signals_p().signals()) {
     FERRY_TRY(const int signal, number_in(entry, thread.tid));
-    batch.must("rt_tgsigqueueinfo", SYS_rt_tgsigqueueinfo,
-               {task.ns_pid().value, thread.ns_tid.value, signal, batch.bytes(std::as_bytes(std::span(entry.siginfo())))});
+    batch.must(
+        "rt_tgsigqueueinfo", SYS_rt_tgsigqueueinfo,
+        {task.ns_pid().value, thread.ns_tid.value, signal, batch.bytes(std::as_bytes(std::span(entry.siginfo())))});
   }
   return {};
 }

@@ -153,7 +153,8 @@ LIVE_TEST(Signals, AHandlerInAHandlerOnItsOwnStackGoesOn) {
   stack.ss_sp = memory;
   stack.ss_size = sizeof memory;
   ASSERT_EQ(::sigaltstack(&stack, nullptr), 0);
-  struct sigaction outer{}, inner{};
+  struct sigaction outer {};
+  struct sigaction inner {};
   outer.sa_flags = SA_ONSTACK;
   outer.sa_handler = [](int) {
     volatile int here = 4711;
@@ -169,7 +170,8 @@ LIVE_TEST(Signals, AHandlerInAHandlerOnItsOwnStackGoesOn) {
     sigset_t mask;
     stack_in_use = ::sigaltstack(nullptr, &now) == 0 && now.ss_flags == SS_ONSTACK;
     ::sigprocmask(SIG_BLOCK, nullptr, &mask);
-    inner_blocked = sigismember(&mask, SIGUSR1) == 1 && sigismember(&mask, SIGUSR2) == 1 && sigismember(&mask, SIGHUP) == 1;
+    inner_blocked =
+        sigismember(&mask, SIGUSR1) == 1 && sigismember(&mask, SIGUSR2) == 1 && sigismember(&mask, SIGHUP) == 1;
     depth_seen = 1;
   };
   ASSERT_EQ(::sigaction(SIGUSR1, &outer, nullptr), 0);
@@ -259,7 +261,7 @@ LIVE_TEST(Signals, KeepsALongQueue) {
 
 LIVE_TEST(Signals, AHandlerWaitsForWhatIsPendingAndIgnored) {
   // Blocked, ignored by nobody: SIGCHLD, SIGURG, SIGWINCH and SIGCONT are thrown away by default actions only.
-  struct sigaction action{};
+  struct sigaction action {};
   action.sa_handler = handler;
   sigset_t set;
   sigemptyset(&set);

@@ -23,10 +23,10 @@ namespace {
 
 enum When : unsigned {
   kLate = 0,
-  kEarly = 1,           // before bind(2)
-  kUnconnected = 2,     // of a connection it shows what the kernel made of it, or cannot be set
+  kEarly = 1,        // before bind(2)
+  kUnconnected = 2,  // of a connection it shows what the kernel made of it, or cannot be set
   kEarlyUnconnected = 3,
-  kNoStream = 4,        // of a TCP socket it shows what the peer's packets were like, and cannot be set
+  kNoStream = 4,  // of a TCP socket it shows what the peer's packets were like, and cannot be set
 };
 
 struct Option {
@@ -253,7 +253,8 @@ Result<void> MoreOptionsReader::prepare(int fd, const Networks::Place& network, 
   return {};
 }
 
-Result<void> MoreOptionsReader::collect(int fd, const Networks::Place& network, bool connected, MoreOptions& out) const {
+Result<void> MoreOptionsReader::collect(int fd, const Networks::Place& network, bool connected,
+                                        MoreOptions& out) const {
   FERRY_TRY(const Sort sort, sort_of(fd, network));
   const auto [id, family, type, protocol] = sort;
   const std::vector<std::string>& fresh = fresh_.at(sort);

@@ -108,7 +108,8 @@ Result<UniqueFd> make_ping(int family, int protocol) {
   const bool back = ::syscall(SYS_setresgid, kKeep, own, kKeep) == 0;
   ::prctl(PR_SET_DUMPABLE, dumpable);  // a change of the group has taken it away (prctl(2))
   if (!made) {
-    return sys_fail(error, fmt::format("socket(family {}, SOCK_DGRAM, protocol {}) as group {}", family, protocol, group));
+    return sys_fail(error,
+                    fmt::format("socket(family {}, SOCK_DGRAM, protocol {}) as group {}", family, protocol, group));
   }
   if (!back) {
     return sys_fail("setresgid(own group)");
@@ -228,9 +229,8 @@ Result<void> restore_plain_options(int fd, const pb::SkOptsEntry& entry, const s
       FERRY_CHECK(set_int(fd, SOL_SOCKET, n.option, static_cast<int>(n.value), n.name).during("{}", subject));
     }
   }
-  for (const auto& [option, sec, usec] :
-       {std::tuple(SO_SNDTIMEO, entry.so_snd_tmo_sec(), entry.so_snd_tmo_usec()),
-        std::tuple(SO_RCVTIMEO, entry.so_rcv_tmo_sec(), entry.so_rcv_tmo_usec())}) {
+  for (const auto& [option, sec, usec] : {std::tuple(SO_SNDTIMEO, entry.so_snd_tmo_sec(), entry.so_snd_tmo_usec()),
+                                          std::tuple(SO_RCVTIMEO, entry.so_rcv_tmo_sec(), entry.so_rcv_tmo_usec())}) {
     const timeval tv{static_cast<time_t>(sec), static_cast<suseconds_t>(usec)};
     if ((sec != 0 || usec != 0) && ::setsockopt(fd, SOL_SOCKET, option, &tv, sizeof tv) != 0) {
       return sys_fail(fmt::format("setsockopt({}, timeout)", subject));

@@ -25,8 +25,8 @@ using inet_socket::Segment;
 using socket::get_int;
 using socket::set_int;
 
-constexpr int kBufLock = 72;                        // SO_BUF_LOCK, Linux 5.15
-constexpr std::chrono::seconds kDeliveryTime{2};    // of a packet through lo, which takes microseconds
+constexpr int kBufLock = 72;                      // SO_BUF_LOCK, Linux 5.15
+constexpr std::chrono::seconds kDeliveryTime{2};  // of a packet through lo, which takes microseconds
 // Numbers of options in a TCP header (RFC 9293, RFC 7323, RFC 2018), which TCP_REPAIR_OPTIONS takes.
 constexpr std::uint32_t kMss = 2, kWindowScale = 3, kSackPermitted = 4, kTimestamp = 8;
 
@@ -105,7 +105,8 @@ Result<void> set_options(int fd, const pb::TcpStreamEntry& stream, const std::st
     return sys_fail(fmt::format("setsockopt({}, TCP_REPAIR_OPTIONS)", subject));
   }
   if (stream.has_timestamp()) {
-    return set_int(fd, IPPROTO_TCP, TCP_TIMESTAMP, static_cast<int>(stream.timestamp()), "TCP_TIMESTAMP").during("{}", subject);
+    return set_int(fd, IPPROTO_TCP, TCP_TIMESTAMP, static_cast<int>(stream.timestamp()), "TCP_TIMESTAMP")
+        .during("{}", subject);
   }
   return {};
 }
@@ -134,7 +135,8 @@ Result<void> await_state(int fd, std::uint32_t wanted, const std::string& subjec
       return {};
     }
     if (deadline.passed()) {
-      return fail(Kind::os, "{}: {} s after a packet that ends a direction it is still in state {} and not in {}; is lo up?",
+      return fail(Kind::os,
+                  "{}: {} s after a packet that ends a direction it is still in state {} and not in {}; is lo up?",
                   subject, kDeliveryTime.count(), now.tcpi_state, wanted);
     }
     std::this_thread::yield();
@@ -158,9 +160,9 @@ struct FromPeer {
   }
 };
 
-
 // The urgent byte comes as a segment of its own, the rest of the queue behind it as before.
-Result<void> receive_urgent(const FromPeer& peer, const pb::TcpStreamEntry& stream, std::string_view byte, std::uint32_t acknowledged) {
+Result<void> receive_urgent(const FromPeer& peer, const pb::TcpStreamEntry& stream, std::string_view byte,
+                            std::uint32_t acknowledged) {
   FERRY_CHECK(choose_queue(peer.fd, Queue::receive, peer.subject));
   FERRY_TRY(const std::uint32_t before, sequence(peer.fd, peer.subject));
   Segment segment;
@@ -185,7 +187,8 @@ Result<void> receive_urgent(const FromPeer& peer, const pb::TcpStreamEntry& stre
 }
 
 // The receive queue, in repair mode.
-Result<void> fill_received(const FromPeer& peer, const pb::TcpStreamEntry& stream, std::string_view bytes, std::uint32_t acknowledged) {
+Result<void> fill_received(const FromPeer& peer, const pb::TcpStreamEntry& stream, std::string_view bytes,
+                           std::uint32_t acknowledged) {
   FERRY_TRY(const Room room, Room::make(peer.fd, true, bytes.size()));
   FERRY_CHECK(choose_queue(peer.fd, Queue::receive, peer.subject));
   const std::size_t mark = stream.has_ferry_urgent_at() ? stream.ferry_urgent_at() : bytes.size();
@@ -208,7 +211,8 @@ Result<void> Restorer::begin(int fd, const pb::InetSkEntry& entry, const std::st
   return {};
 }
 
-Result<void> Restorer::connect(int fd, const pb::InetSkEntry& entry, const Peers& peers, const image::Set& set, Inside& inside) {
+Result<void> Restorer::connect(int fd, const pb::InetSkEntry& entry, const Peers& peers, const image::Set& set,
+                               Inside& inside) {
   const image::Name name{image::Type::tcp_stream, entry.ino()};
   FERRY_TRY(const auto* stream_entry, set.one<pb::TcpStreamEntry>(name));
   const pb::TcpStreamEntry& stream = *stream_entry;
@@ -248,7 +252,8 @@ Result<void> Restorer::connect(int fd, const pb::InetSkEntry& entry, const Peers
   // more: it is sent again at once, as if it never had been.  Not if that took several windows: then the
   // peer's answer could be to something beyond what we have sent again, which the kernel does not take.
   FERRY_TRY(const tcp_info now, info(fd, subject));
-  const std::uint64_t burst = std::min<std::uint64_t>(std::uint64_t{now.tcpi_snd_cwnd} * now.tcpi_snd_mss, stream.snd_wnd());
+  const std::uint64_t burst =
+      std::min<std::uint64_t>(std::uint64_t{now.tcpi_snd_cwnd} * now.tcpi_snd_mss, stream.snd_wnd());
   FERRY_TRY(const Room room, Room::make(fd, false, stream.outq_len()));
   if (sent.size() <= burst) {
     pending.again = sent;
@@ -363,7 +368,9 @@ Result<void> Restorer::resume(int fd, const pb::InetSkEntry& entry, Inside& insi
   }
   FERRY_CHECK(end_repair(fd, subject));
   FERRY_CHECK(set_int(fd, SOL_SOCKET, SO_REUSEADDR, entry.opts().reuseaddr() ? 1 : 0, "SO_REUSEADDR"));
-  const auto option = [&](int name, bool on) { return set_int(fd, IPPROTO_TCP, name, on ? 1 : 0, "TCP_NODELAY or TCP_CORK"); };
+  const auto option = [&](int name, bool on) {
+    return set_int(fd, IPPROTO_TCP, name, on ? 1 : 0, "TCP_NODELAY or TCP_CORK");
+  };
   {
     FERRY_TRY(const Room room, Room::make(fd, false, pending.again.size() + pending.unsent.size()));
     if (!pending.again.empty()) {

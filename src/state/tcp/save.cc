@@ -37,7 +37,8 @@ class Meanwhile {
     FERRY_CHECK(set_int(fd, SOL_SOCKET, option, value, name));
     return Meanwhile(fd, option, before);
   }
-  Meanwhile(Meanwhile&& other) noexcept : fd_(std::exchange(other.fd_, -1)), option_(other.option_), before_(other.before_) {}
+  Meanwhile(Meanwhile&& other) noexcept
+      : fd_(std::exchange(other.fd_, -1)), option_(other.option_), before_(other.before_) {}
   Meanwhile& operator=(Meanwhile&&) = delete;
   ~Meanwhile() {
     if (fd_ >= 0) {

@@ -1,8 +1,9 @@
 // What the states of tcp(7) say of the two directions.
 #pragma once
 
-#include <cstdint>
 #include <linux/tcp.h>
+
+#include <cstdint>
 
 namespace ferry::state::tcp {
 

@@ -38,7 +38,9 @@ sockaddr_storage any_loopback(int family) {
   return out;
 }
 
-socklen_t size_of(const sockaddr_storage& a) { return a.ss_family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6); }
+socklen_t size_of(const sockaddr_storage& a) {
+  return a.ss_family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
+}
 
 // Two ends of one connection, the listener closed.
 Pair connected(int family) {
@@ -52,7 +54,8 @@ Pair connected(int family) {
   socklen_t size = sizeof address;
   EXPECT_EQ(::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size), 0);
   out.client = ::socket(family, SOCK_STREAM, 0);
-  EXPECT_EQ(::connect(out.client, reinterpret_cast<const sockaddr*>(&address), size_of(address)), 0) << std::strerror(errno);
+  EXPECT_EQ(::connect(out.client, reinterpret_cast<const sockaddr*>(&address), size_of(address)), 0)
+      << std::strerror(errno);
   out.server = ::accept(listener, nullptr, nullptr);
   EXPECT_GE(out.server, 0);
   ::close(listener);
@@ -112,7 +115,8 @@ std::string read_bytes(int fd, std::size_t size) {
 }
 
 void talk(int a, int b, const std::string& what) {
-  ASSERT_EQ(::send(a, what.data(), what.size(), MSG_NOSIGNAL), static_cast<ssize_t>(what.size())) << std::strerror(errno);
+  ASSERT_EQ(::send(a, what.data(), what.size(), MSG_NOSIGNAL), static_cast<ssize_t>(what.size()))
+      << std::strerror(errno);
   EXPECT_EQ(read_bytes(b, what.size()), what);
 }
 
@@ -155,8 +159,9 @@ LIVE_TEST_WITH(Tcp, KeepsAConnection, kKept) {
   talk_both_ways(pair);
 }
 
-LIVE_TEST_WITH(Tcp, GoesOnInTheSourceThatIsLeftRunning,
-               {.dump = {"--tcp-established"}, .restore = {"--tcp-established"}, .host = false, .pid_namespace = false}) {
+LIVE_TEST_WITH(
+    Tcp, GoesOnInTheSourceThatIsLeftRunning,
+    {.dump = {"--tcp-established"}, .restore = {"--tcp-established"}, .host = false, .pid_namespace = false}) {
   const Pair pair = connected(AF_INET);
   // No TIME_WAIT when the source is killed, so that the copy can have the same ports.
   const linger reset{1, 0};
@@ -299,15 +304,23 @@ LIVE_TEST_WITH(Tcp, KeepsItsOptions, kKept) {
   const Pair pair = connected(AF_INET);
   struct {
     int level, name, value;
-  } const options[] = {{SOL_SOCKET, SO_KEEPALIVE, 1},       {IPPROTO_TCP, TCP_KEEPIDLE, 111},
-                       {IPPROTO_TCP, TCP_KEEPINTVL, 7},     {IPPROTO_TCP, TCP_KEEPCNT, 4},
-                       {IPPROTO_TCP, TCP_NODELAY, 1},       {IPPROTO_TCP, TCP_USER_TIMEOUT, 45'000},
-                       {IPPROTO_TCP, TCP_LINGER2, 17},      {IPPROTO_TCP, TCP_NOTSENT_LOWAT, 65'536},
-                       {IPPROTO_TCP, TCP_SYNCNT, 3},        {IPPROTO_IP, IP_TOS, 0x10},
-                       {IPPROTO_IP, IP_TTL, 33},            {IPPROTO_IP, IP_RECVTTL, 1},
+  } const options[] = {{SOL_SOCKET, SO_KEEPALIVE, 1},
+                       {IPPROTO_TCP, TCP_KEEPIDLE, 111},
+                       {IPPROTO_TCP, TCP_KEEPINTVL, 7},
+                       {IPPROTO_TCP, TCP_KEEPCNT, 4},
+                       {IPPROTO_TCP, TCP_NODELAY, 1},
+                       {IPPROTO_TCP, TCP_USER_TIMEOUT, 45'000},
+                       {IPPROTO_TCP, TCP_LINGER2, 17},
+                       {IPPROTO_TCP, TCP_NOTSENT_LOWAT, 65'536},
+                       {IPPROTO_TCP, TCP_SYNCNT, 3},
+                       {IPPROTO_IP, IP_TOS, 0x10},
+                       {IPPROTO_IP, IP_TTL, 33},
+                       {IPPROTO_IP, IP_RECVTTL, 1},
                        {IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT},
-                       {SOL_SOCKET, SO_OOBINLINE, 1},       {SOL_SOCKET, SO_PRIORITY, 5},
-                       {SOL_SOCKET, SO_MARK, 77},           {SOL_SOCKET, SO_RCVLOWAT, 3}};
+                       {SOL_SOCKET, SO_OOBINLINE, 1},
+                       {SOL_SOCKET, SO_PRIORITY, 5},
+                       {SOL_SOCKET, SO_MARK, 77},
+                       {SOL_SOCKET, SO_RCVLOWAT, 3}};
   for (const auto& o : options) {
     ASSERT_EQ(::setsockopt(pair.client, o.level, o.name, &o.value, sizeof o.value), 0) << o.level << "/" << o.name;
   }
@@ -388,7 +401,8 @@ LIVE_TEST_WITH(Tcp, KeepsItsPlaceBesideTheListener, kKept) {
   for (int round = 0; round < 3; ++round) {
     Pair& pair = pairs[round];
     pair.client = ::socket(AF_INET, SOCK_STREAM, 0);
-    ASSERT_EQ(::connect(pair.client, reinterpret_cast<const sockaddr*>(&address), size_of(address)), 0) << "in round " << round;
+    ASSERT_EQ(::connect(pair.client, reinterpret_cast<const sockaddr*>(&address), size_of(address)), 0)
+        << "in round " << round;
     pair.server = ::accept(listener, nullptr, nullptr);
     checkpoint_here();
     for (int i = 0; i <= round; ++i) {

@@ -13,9 +13,9 @@
 namespace ferry::state::thread_area {
 namespace {
 
-constexpr int kGetTidAddress = 40;       // PR_GET_TID_ADDRESS
-constexpr int kGetThreadArea = 25;       // PTRACE_GET_THREAD_AREA, asm/ptrace-abi.h
-constexpr int kFirstTls = 12, kTlsSlots = 3;  // GDT_ENTRY_TLS_MIN, GDT_ENTRY_TLS_ENTRIES on x86-64
+constexpr int kGetTidAddress = 40;             // PR_GET_TID_ADDRESS
+constexpr int kGetThreadArea = 25;             // PTRACE_GET_THREAD_AREA, asm/ptrace-abi.h
+constexpr int kFirstTls = 12, kTlsSlots = 3;   // GDT_ENTRY_TLS_MIN, GDT_ENTRY_TLS_ENTRIES on x86-64
 constexpr std::uint32_t kRobustHeadSize = 24;  // sizeof(struct robust_list_head)
 
 Result<__ptrace_rseq_configuration> rseq_of(HostPid tid) {

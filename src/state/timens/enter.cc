@@ -45,10 +45,11 @@ class Distributor {
       }
     }
     while (!waiting_.empty()) {
-      const auto ready = std::find_if(waiting_.begin(), waiting_.end(), [&](const RestoreTask* task) { return is_ready(*task); });
+      const auto ready =
+          std::find_if(waiting_.begin(), waiting_.end(), [&](const RestoreTask* task) { return is_ready(*task); });
       if (ready == waiting_.end()) {
-        return fail(Kind::corrupt, "nobody can have made time namespace {}, in which pid {} lives", own(*waiting_.front()),
-                    waiting_.front()->ns_pid());
+        return fail(Kind::corrupt, "nobody can have made time namespace {}, in which pid {} lives",
+                    own(*waiting_.front()), waiting_.front()->ns_pid());
       }
       RestoreTask& task = **ready;
       waiting_.erase(ready);
@@ -71,8 +72,8 @@ class Distributor {
     }
     if (own(task) != home_) {
       tracee::Batch move;
-      const tracee::Value ns =
-          move.must("pidfd_getfd(time namespace)", SYS_pidfd_getfd, {task.controller_pidfd, held_.at(own(task)).get(), 0});
+      const tracee::Value ns = move.must("pidfd_getfd(time namespace)", SYS_pidfd_getfd,
+                                         {task.controller_pidfd, held_.at(own(task)).get(), 0});
       move.must("setns(CLONE_NEWTIME)", SYS_setns, {ns, CLONE_NEWTIME});
       move.must("close", SYS_close, {ns});
       FERRY_CHECK(task.process.run(task.leader(), move));
@@ -91,7 +92,8 @@ class Distributor {
     const pb::TimensEntry* const here = entry_of(context_.set, home_, dumper_);
     const pb::TimensEntry* const there = entry_of(context_.set, ns, dumper_);
     if (here == nullptr || there == nullptr) {
-      return fail(Kind::corrupt, "the set does not have the clocks of time namespace {}", there == nullptr ? ns : home_);
+      return fail(Kind::corrupt, "the set does not have the clocks of time namespace {}",
+                  there == nullptr ? ns : home_);
     }
     tracee::Batch leave;
     leave.must("unshare(CLONE_NEWTIME)", SYS_unshare, {CLONE_NEWTIME});

@@ -56,7 +56,8 @@ Result<Clocks> read_inside(const DumpTask& task) {
   while (::waitpid(child, nullptr, 0) < 0 && errno == EINTR) {
   }
   if (got <= 0) {
-    return fail(Kind::unsupported, "the offsets of the time namespace of {} cannot be read from inside", task.subject());
+    return fail(Kind::unsupported, "the offsets of the time namespace of {} cannot be read from inside",
+                task.subject());
   }
   return parse_offsets({text.data(), static_cast<std::size_t>(got)});
 }

@@ -124,7 +124,8 @@ Result<void> collect(DumpContext& context) {
 Result<void> restore(RestoreContext& context) {
   FERRY_TRY(const NamespaceIds ids, NamespaceIds::of(context.set));
   const bool is_new = ids.is_new(NsKind::time);
-  const pb::TimensEntry* entry = entry_of(context.set, ids.id(NsKind::time), ids.dumper[static_cast<std::size_t>(NsKind::time)]);
+  const pb::TimensEntry* entry =
+      entry_of(context.set, ids.id(NsKind::time), ids.dumper[static_cast<std::size_t>(NsKind::time)]);
   if (entry == nullptr) {
     return {};  // a set of an older CRIU: nothing is known about its clocks
   }
@@ -137,7 +138,8 @@ Result<void> restore(RestoreContext& context) {
     if (is_new) {
       return fail(Kind::unsupported, "the tree had a time namespace, and this kernel has none (CONFIG_TIME_NS)");
     }
-    log::warning("CLOCK_MONOTONIC and CLOCK_BOOTTIME of the tree jump to this host's: its kernel has no time namespaces (CONFIG_TIME_NS)");
+    log::warning(
+        "CLOCK_MONOTONIC and CLOCK_BOOTTIME of the tree jump to this host's: its kernel has no time namespaces (CONFIG_TIME_NS)");
     return {};
   }
   RestoreTask& root = context.root();
@@ -156,14 +158,15 @@ Result<void> restore(RestoreContext& context) {
   join.must("setns(CLONE_NEWTIME)", SYS_setns, {ns, CLONE_NEWTIME});
   join.must("close", SYS_close, {ns});
   FERRY_CHECK(root.process.run(root.leader(), join));
-  log::debug("the tree's clocks are ahead of this boot's by {} ns (monotonic) and {} ns (boottime)", offsets.monotonic_ns,
-             offsets.boottime_ns);
+  log::debug("the tree's clocks are ahead of this boot's by {} ns (monotonic) and {} ns (boottime)",
+             offsets.monotonic_ns, offsets.boottime_ns);
   return {};
 }
 
 Result<Clocks> not_before(RestoreContext& context) {
   FERRY_TRY(const NamespaceIds ids, NamespaceIds::of(context.set));
-  const pb::TimensEntry* entry = entry_of(context.set, ids.id(NsKind::time), ids.dumper[static_cast<std::size_t>(NsKind::time)]);
+  const pb::TimensEntry* entry =
+      entry_of(context.set, ids.id(NsKind::time), ids.dumper[static_cast<std::size_t>(NsKind::time)]);
   FERRY_TRY(const auto ours, own_offsets());
   if (entry == nullptr || !ours) {
     return Clocks();
@@ -180,10 +183,13 @@ Result<void> wait_until(const Clocks& here) {
     return {};
   }
   if (std::max(left.monotonic_ns, left.boottime_ns) > kLongestWait) {
-    return fail(Kind::unsupported, "the clocks of the tree would go back by {} s", std::max(left.monotonic_ns, left.boottime_ns) / kSecond);
+    return fail(Kind::unsupported, "the clocks of the tree would go back by {} s",
+                std::max(left.monotonic_ns, left.boottime_ns) / kSecond);
   }
-  log::info("waiting {} us, for the clocks of the tree not to go back", std::max(left.monotonic_ns, left.boottime_ns) / 1000);
-  for (const auto& [clock, until] : {std::pair(CLOCK_MONOTONIC, here.monotonic_ns), std::pair(CLOCK_BOOTTIME, here.boottime_ns)}) {
+  log::info("waiting {} us, for the clocks of the tree not to go back",
+            std::max(left.monotonic_ns, left.boottime_ns) / 1000);
+  for (const auto& [clock, until] :
+       {std::pair(CLOCK_MONOTONIC, here.monotonic_ns), std::pair(CLOCK_BOOTTIME, here.boottime_ns)}) {
     const timespec end{until / kSecond, until % kSecond};
     while (until > 0 && ::clock_nanosleep(clock, TIMER_ABSTIME, &end, nullptr) == EINTR) {
     }

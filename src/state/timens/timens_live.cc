@@ -88,7 +88,8 @@ std::string link_of(const char* path) {
 }
 constexpr const char* kOwn = "/proc/self/ns/time";
 constexpr const char* kChosen = "/proc/self/ns/time_for_children";
-// Whether the caller's clock is about so far ahead of one that showed `base` at `then`, both by the vDSO and the kernel.
+// Whether the caller's clock is about so far ahead of one that showed `base` at `then`, both by the vDSO and the
+// kernel.
 bool is_ahead(double base, double by) {
   const double clock = now(CLOCK_MONOTONIC), call = now_by_call(CLOCK_MONOTONIC);
   return clock >= base + by && clock <= base + by + 100 && call >= clock && call <= clock + 1;
@@ -101,7 +102,8 @@ LIVE_TEST(TimeNamespace, AnotherOneOfTheChildren) {
     GTEST_SKIP() << "no time namespaces here: " << std::strerror(errno);
   }
   const Family family;
-  const pid_t child = fork_to([&] { family.stay([&] { return is_ahead(base, kAhead) && link_of(kOwn) == link_of(kChosen); }); });
+  const pid_t child =
+      fork_to([&] { family.stay([&] { return is_ahead(base, kAhead) && link_of(kOwn) == link_of(kChosen); }); });
   ASSERT_EQ(family.next_number(), child);
   checkpoint_here();
   EXPECT_TRUE(is_ahead(base, 0));

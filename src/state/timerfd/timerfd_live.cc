@@ -1,7 +1,7 @@
-#include <sys/signalfd.h>
-#include <sys/timerfd.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/signalfd.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <cstdint>

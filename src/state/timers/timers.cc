@@ -112,8 +112,11 @@ Result<void> create(const pb::PosixTimerEntry& entry, NsPid pid, tracee::Batch& 
       entry.vsec() > 0x7fffffffffff || entry.it_id() > 0x7fffffff || entry.si_signo() > 64) {
     return fail(Kind::corrupt, "POSIX timer {} of pid {} has an impossible time, id or signal", entry.it_id(), pid);
   }
-  const KernelSigevent event{entry.sival_ptr(), static_cast<std::int32_t>(entry.si_signo()),
-                             static_cast<std::int32_t>(entry.it_sigev_notify()), entry.notify_thread_id(), {}};
+  const KernelSigevent event{entry.sival_ptr(),
+                             static_cast<std::int32_t>(entry.si_signo()),
+                             static_cast<std::int32_t>(entry.it_sigev_notify()),
+                             entry.notify_thread_id(),
+                             {}};
   batch.must("timer_create", SYS_timer_create,
              {static_cast<std::int32_t>(entry.clock_id()), batch.object(event),
               batch.object(static_cast<std::int32_t>(entry.it_id()))});
@@ -152,8 +155,9 @@ tracee::Thread* own_maker(RestoreTask& task, const pb::PosixTimerEntry& timer) {
 // Ids are given out upwards from 0, so those that lie between are made and deleted again.
 Result<void> count_up(const std::vector<const pb::PosixTimerEntry*>& timers, NsPid pid, tracee::Batch& batch) {
   if (timers.back()->it_id() > kMaxCountedId) {
-    return fail(Kind::unsupported, "pid {} has POSIX timer {}; a kernel before 6.15 gives such an id only after {} others",
-                pid, timers.back()->it_id(), timers.back()->it_id());
+    return fail(Kind::unsupported,
+                "pid {} has POSIX timer {}; a kernel before 6.15 gives such an id only after {} others", pid,
+                timers.back()->it_id(), timers.back()->it_id());
   }
   std::uint32_t id = 0;
   for (const pb::PosixTimerEntry* timer : timers) {
@@ -207,7 +211,7 @@ Answers ask(DumpTask& task, tracee::Batch& batch) {
   }
   // The file is missing without CONFIG_POSIX_TIMERS; then there are no such timers.
   auto text = sys::read_file_at(task.proc.get(), "timers");
-  auto listed = text.has_value() ? parse_timers(*text)
+  auto listed = text.has_value()                  ? parse_timers(*text)
                 : text.error().os_errno == ENOENT ? Result<std::vector<PosixTimer>>(std::vector<PosixTimer>())
                                                   : Result<std::vector<PosixTimer>>(tl::unexpect, text.error());
   struct Asked {

@@ -101,8 +101,8 @@ LIVE_TEST(Timers, APosixTimerFiresWithItsValue) {
 
 LIVE_TEST(Timers, KeepsTimersOfEveryClock) {
   constexpr clockid_t kTai = 11;
-  const clockid_t clocks[] = {CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, kTai, CLOCK_PROCESS_CPUTIME_ID,
-                              CLOCK_THREAD_CPUTIME_ID};
+  const clockid_t clocks[] = {CLOCK_REALTIME, CLOCK_MONOTONIC,          CLOCK_BOOTTIME,
+                              kTai,           CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID};
   sigevent event{};
   event.sigev_notify = SIGEV_NONE;
   int ids[std::size(clocks)];

@@ -32,9 +32,9 @@ TEST(PosixTimers, AnEmptyListIsAnAnswer) {
 }
 
 TEST(PosixTimers, RefusesTextThatIsNotAList) {
-  for (const char* text : {"signal: 1/0\n", "ID: x\n", "ID: 99999999999\n", "ID: 1\nsignal: 60\n", "ID: 1\nsignal: 99/0\n",
-                           "ID: 1\nnotify: signal\n", "ID: 1\nnotify: other/pid.1\n", "ID: 1\nnotify: signal/xid.1\n",
-                           "ID: 1\nClockID: \x01\n"}) {
+  for (const char* text : {"signal: 1/0\n", "ID: x\n", "ID: 99999999999\n", "ID: 1\nsignal: 60\n",
+                           "ID: 1\nsignal: 99/0\n", "ID: 1\nnotify: signal\n", "ID: 1\nnotify: other/pid.1\n",
+                           "ID: 1\nnotify: signal/xid.1\n", "ID: 1\nClockID: \x01\n"}) {
     EXPECT_FALSE(parse_timers(text).has_value()) << text;
   }
 }

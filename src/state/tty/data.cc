@@ -32,7 +32,8 @@ class WithoutPackets {
     p.fd = master;
     p.events = POLLPRI;
     if (::poll(&p, 1, 0) == 1 && (p.revents & POLLPRI) != 0) {
-      return fail(Kind::unsupported, "{}: a terminal in packet mode has a status that was not read; try again", subject);
+      return fail(Kind::unsupported, "{}: a terminal in packet mode has a status that was not read; try again",
+                  subject);
     }
     WithoutPackets out(master);
     FERRY_CHECK(out.set(0));

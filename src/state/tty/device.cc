@@ -102,7 +102,8 @@ Result<UniqueFd> open_device(const pb::TtyInfoEntry& info, const pb::TtyFileEntr
     }
   }
   if (info.type() == pb::TTYTYPE_EXT_TTY) {
-    return fail(Kind::invalid, "terminal {} was declared external at the checkpoint; give --inherit-fd fd[N]:{}", key, key);
+    return fail(Kind::invalid, "terminal {} was declared external at the checkpoint; give --inherit-fd fd[N]:{}", key,
+                key);
   }
   const pb::FileEntry* path = context.files.entry(entry.regf_id());
   if (path == nullptr || !path->has_reg()) {

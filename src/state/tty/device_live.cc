@@ -66,7 +66,8 @@ LIVE_TEST_WITH(TtyDevice, StaysTheControllingTerminal, kOneAtATime) {
     const int current = ::open("/dev/tty", O_RDWR);
     (void)!::write(say[1], &byte, 1);
     (void)!::read(go[0], &byte, 1);
-    const bool same = ::tcgetsid(fd) == ::getpid() && ::tcgetpgrp(fd) == ::getpgrp() && ::tcgetsid(current) == ::getpid();
+    const bool same =
+        ::tcgetsid(fd) == ::getpid() && ::tcgetpgrp(fd) == ::getpgrp() && ::tcgetsid(current) == ::getpid();
     byte = same ? 'y' : 'n';
     (void)!::write(say[1], &byte, 1);
     ::_exit(0);

@@ -12,7 +12,7 @@
 namespace ferry::state::tty {
 
 // Documentation/admin-guide/devices.txt
-bool is_slave_device(dev_t rdev);        // 136:0 … 143:*
+bool is_slave_device(dev_t rdev);  // 136:0 … 143:*
 std::uint32_t slave_index(dev_t rdev);
 
 // The master with that index in the devpts that `ptmx` (a path, as this thread sees it) leads to.

@@ -48,8 +48,7 @@ Result<const pb::TtyInfoEntry*> session_terminal(std::uint32_t sid, const image:
   return fail(Kind::corrupt, "/dev/tty is open, but tty-info.img has no terminal of session {}", sid);
 }
 
-Result<UniqueFd> open_hung_up(const pb::TtyInfoEntry& info, const pb::TtyFileEntry& entry,
-                                     RestoreContext& context) {
+Result<UniqueFd> open_hung_up(const pb::TtyInfoEntry& info, const pb::TtyFileEntry& entry, RestoreContext& context) {
   FERRY_TRY(const std::string ptmx, ptmx_of(entry, context));
   FERRY_TRY(const UniqueFd master, context.inside.get<UniqueFd>([&]() -> Result<UniqueFd> {
     auto same = open_master(ptmx, info.pty().index());
@@ -109,7 +108,7 @@ Result<UniqueFd> prepared_master(std::uint32_t index, const RestoreOptions& opti
 }
 
 Result<UniqueFd> make_master(const pb::TtyInfoEntry& info, std::uint32_t index, const pb::TtyFileEntry& entry,
-                                    UniqueFd prepared, RestoreContext& context) {
+                             UniqueFd prepared, RestoreContext& context) {
   FERRY_TRY(const std::string ptmx, ptmx_of(entry, context));
   UniqueFd master = std::move(prepared);
   if (!master) {

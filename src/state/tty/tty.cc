@@ -107,7 +107,7 @@ class TtyKind : public FileKind {
     if ((info->id() & 1) == 0 && !info->has_termios()) {
       return tty::open_hung_up(*info, entry, context);
     }
-    FERRY_TRY(Pair* pair, pair_of(*info, entry, context));
+    FERRY_TRY(Pair * pair, pair_of(*info, entry, context));
     if ((info->id() & 1) == 0) {
       return open_slave_of(*pair, flags);
     }
@@ -196,13 +196,19 @@ class TtyKind : public FileKind {
     }
     const std::uint32_t id = (index << 1) | (role == Role::master ? 1 : 0);
     const tty::Session session = tty::session_of(context, tty_nr);
-    const Known known{role,          probe.subject(), probe.ours, probe.stat.st_rdev, probe.stat.st_dev,
-                      session.leader, role == Role::master ? 0 : tty_nr};
+    const Known known{role,
+                      probe.subject(),
+                      probe.ours,
+                      probe.stat.st_rdev,
+                      probe.stat.st_dev,
+                      session.leader,
+                      role == Role::master ? 0 : tty_nr};
     const auto [at, fresh] = known_.emplace(id, known);
     if (!fresh) {
       if (at->second.sid != known.sid || (role == Role::slave && at->second.node != known.node)) {
-        return fail(Kind::unsupported, "{} and {} are different terminals with one number; ferry cannot tell them apart",
-                    probe.subject(), at->second.subject);
+        return fail(Kind::unsupported,
+                    "{} and {} are different terminals with one number; ferry cannot tell them apart", probe.subject(),
+                    at->second.subject);
       }
       return id;
     }

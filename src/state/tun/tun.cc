@@ -73,15 +73,15 @@ class TunKind : public FileKind {
     FERRY_TRY(const pb::RegFileEntry* const path, path_of(entry.id(), context.set));
     // The descriptor is of the namespace of whoever opens the file.
     FERRY_TRY(Inside* const inside, context.nested.inside_network(context, entry.ns_id()));
-    FERRY_TRY(UniqueFd fd, inside->get<UniqueFd>([&] {
-      return sys::open(path->name(), static_cast<int>(path->flags()) | O_CLOEXEC);
-    }));
+    FERRY_TRY(UniqueFd fd, inside->get<UniqueFd>(
+                               [&] { return sys::open(path->name(), static_cast<int>(path->flags()) | O_CLOEXEC); }));
     if (!entry.has_netdev()) {
       return fd;
     }
     const pb::NetDeviceEntry* const device = device_of(entry, context.set);
     if (device == nullptr) {
-      return fail(Kind::corrupt, "TUN descriptor {} belongs to interface {}, which is not in the set", entry.id(), entry.netdev());
+      return fail(Kind::corrupt, "TUN descriptor {} belongs to interface {}, which is not in the set", entry.id(),
+                  entry.netdev());
     }
     ifreq request{};
     entry.netdev().copy(request.ifr_name, sizeof request.ifr_name - 1);
@@ -119,23 +119,24 @@ class TunKind : public FileKind {
     FERRY_TRY(const auto* inventory, context.set.one<pb::InventoryEntry>({image::Type::inventory}));
     if (network.id == namespace_of(inventory->root_ids(), NsKind::net)) {
       return fail(Kind::unsupported,
-                  "{}: it is a queue of interface {} of this host, and the interface does not go with the tree", probe.subject(),
-                  asked.ifr_name);
+                  "{}: it is a queue of interface {} of this host, and the interface does not go with the tree",
+                  probe.subject(), asked.ifr_name);
     }
     const UniqueFd place(::ioctl(probe.ours, TUNGETDEVNETNS));
     if (place) {  // older kernels do not tell
       FERRY_TRY(const struct stat there, sys::stat_fd(place.get(), probe.subject()));
       FERRY_TRY(const struct stat here, sys::stat_fd(network.ns.get(), probe.subject()));
       if (there.st_ino != here.st_ino) {
-        return fail(Kind::unsupported,
-                    "{}: its interface {} was moved to another network namespace than it was made in, which cannot be carried",
-                    probe.subject(), asked.ifr_name);
+        return fail(
+            Kind::unsupported,
+            "{}: its interface {} was moved to another network namespace than it was made in, which cannot be carried",
+            probe.subject(), asked.ifr_name);
       }
     }
     sock_fprog filter{};  // the instructions themselves nobody can read
     if (::ioctl(probe.ours, TUNGETFILTER, &filter) == 0 && filter.len != 0) {
-      return fail(Kind::unsupported, "{}: its interface {} has a filter (TUNATTACHFILTER), which cannot be read", probe.subject(),
-                  asked.ifr_name);
+      return fail(Kind::unsupported, "{}: its interface {} has a filter (TUNATTACHFILTER), which cannot be read",
+                  probe.subject(), asked.ifr_name);
     }
     return {};
   }
@@ -173,7 +174,8 @@ Result<Device> look_at(int fd, const std::string& subject) {
 
 int queue_of(const DumpContext& context, std::uint32_t network, const std::string& interface) {
   for (const auto* file : context.set.list<pb::FileEntry>({image::Type::files})) {
-    if (file->has_tunf() && file->tunf().ns_id() == network && file->tunf().netdev() == interface && !file->tunf().detached()) {
+    if (file->has_tunf() && file->tunf().ns_id() == network && file->tunf().netdev() == interface &&
+        !file->tunf().detached()) {
       return context.files.ours(file->id());
     }
   }

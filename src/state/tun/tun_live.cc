@@ -16,10 +16,10 @@ namespace ferry::live {
 namespace {
 
 // A small /dev, as in the flavours with a root of their own, has no such device.
-#define OPEN_TUN_OR_SKIP(name)                                       \
-  const int name = ::open("/dev/net/tun", O_RDWR | O_NONBLOCK);      \
-  if (name < 0) {                                                    \
-    GTEST_SKIP() << "/dev/net/tun: " << std::strerror(errno);        \
+#define OPEN_TUN_OR_SKIP(name)                                  \
+  const int name = ::open("/dev/net/tun", O_RDWR | O_NONBLOCK); \
+  if (name < 0) {                                               \
+    GTEST_SKIP() << "/dev/net/tun: " << std::strerror(errno);   \
   }
 
 ifreq named(const std::string& name, int flags) {
@@ -104,8 +104,11 @@ LIVE_TEST(Tun, KeepsSeveralQueuesAndDetachedOnes) {
   EXPECT_EQ(::ioctl(queues[1], TUNSETQUEUE, &attach), 0);
 }
 
-LIVE_TEST_WITH(Tun, IsRefusedInTheNetworkOfTheHost, {.refused = "of this host, and the interface does not go with the tree",
-                                                     .pid_namespace = false, .leave_running = false, .user_namespace = false}) {
+LIVE_TEST_WITH(Tun, IsRefusedInTheNetworkOfTheHost,
+               {.refused = "of this host, and the interface does not go with the tree",
+                .pid_namespace = false,
+                .leave_running = false,
+                .user_namespace = false}) {
   OPEN_TUN_OR_SKIP(fd);
   const std::string name = "fl" + std::to_string(::getpid());
   ifreq request = named(name, IFF_TUN);

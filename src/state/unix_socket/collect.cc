@@ -24,7 +24,7 @@ namespace ferry::state::unix_socket {
 namespace {
 
 constexpr unsigned long kFileOfSocket = 0x89E0;  // SIOCUNIXFILE, <linux/un.h>, Linux 4.13
-constexpr std::size_t kAskForAll = 32;  // from so many sockets on, one question about all is cheaper
+constexpr std::size_t kAskForAll = 32;           // from so many sockets on, one question about all is cheaper
 constexpr std::string_view kDeleted = " (deleted)";
 
 Result<std::string> name_of(int fd, bool peer, const std::string& subject) {
@@ -218,7 +218,8 @@ Result<void> Collector::check_pending(const Known& listener) const {
   for (const std::uint32_t client : listener.diag.pending) {
     const auto found = by_inode_.find(client);
     if (found == by_inode_.end()) {
-      return fail(Kind::unsupported, "{}: a connection from outside of the tree (socket {}) waits for accept(2); try again",
+      return fail(Kind::unsupported,
+                  "{}: a connection from outside of the tree (socket {}) waits for accept(2); try again",
                   listener.subject, client);
     }
     int unread = 0;
@@ -227,9 +228,10 @@ Result<void> Collector::check_pending(const Known& listener) const {
       return sys_fail(fmt::format("ioctl({}, SIOCOUTQ)", known.subject));
     }
     if (unread > 0) {
-      return fail(Kind::unsupported,
-                  "{}: it has sent data over a connection that is not accepted yet, where nobody can read it; try again",
-                  known.subject);
+      return fail(
+          Kind::unsupported,
+          "{}: it has sent data over a connection that is not accepted yet, where nobody can read it; try again",
+          known.subject);
     }
   }
   return {};
@@ -276,7 +278,8 @@ Result<void> Collector::collect_peer(const Known& known, DumpContext& context) {
 Result<void> Collector::collect_external(const Known& known, DumpContext& context) {
   FERRY_TRY(const std::string name, name_of(known.ours, true, known.subject));
   if (name.empty()) {
-    return fail(Kind::unsupported, "{}: it is connected to a socket outside of the tree that has no name", known.subject);
+    return fail(Kind::unsupported, "{}: it is connected to a socket outside of the tree that has no name",
+                known.subject);
   }
   if (!external_.insert(*known.diag.peer).second) {
     return {};

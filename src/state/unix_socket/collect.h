@@ -46,7 +46,7 @@ class Collector {
   Result<void> check_pending(const Known& listener) const;
   Result<pb::UnixSkEntry*> entry_of(const Known& known) const;
 
-  std::map<std::uint32_t, Asked> asked_;                // by network namespace
+  std::map<std::uint32_t, Asked> asked_;  // by network namespace
   std::vector<Known> known_;
   std::map<std::uint32_t, pb::UnixSkEntry*> entries_;   // by id, once all are in the set
   std::map<std::uint32_t, std::size_t> by_inode_;       // in known_

@@ -1,7 +1,4 @@
 #include "state/unix_socket/on_behalf.h"
-#include "state/nested/nested.h"
-#include "state/nsids/nsids.h"
-#include "state/userns/userns.h"
 
 #include <sched.h>
 #include <sys/prctl.h>
@@ -13,6 +10,9 @@
 #include <functional>
 #include <span>
 
+#include "state/nested/nested.h"
+#include "state/nsids/nsids.h"
+#include "state/userns/userns.h"
 #include "sys/file.h"
 
 namespace ferry::state::unix_socket {
@@ -49,7 +49,8 @@ void become_root(const Caller& caller, tracee::Batch& batch) {
 
 // The same with the thread that stands in the tree's namespaces: system calls of one thread, where the C
 // library's functions would change all of them (nptl(7)).
-Result<void> in_our_place(const Caller& caller, std::uint32_t network, RestoreContext& context, const std::function<Result<void>()>& work) {
+Result<void> in_our_place(const Caller& caller, std::uint32_t network, RestoreContext& context,
+                          const std::function<Result<void>()>& work) {
   const userns::Owner owner = userns::outside(context, {caller.uid, caller.gid});
   FERRY_TRY(Inside* const inside, context.nested.inside_network(context, network));
   return inside->run([&]() -> Result<void> {
@@ -85,7 +86,8 @@ struct Visit {
   }
   static void go(const RestoreTask* task, const UniqueFd& ns, tracee::Batch& batch) {
     if (ns) {
-      const auto fd = batch.must("fetching a network namespace", SYS_pidfd_getfd, {task->controller_pidfd, ns.get(), 0});
+      const auto fd =
+          batch.must("fetching a network namespace", SYS_pidfd_getfd, {task->controller_pidfd, ns.get(), 0});
       batch.must("setns", SYS_setns, {fd, CLONE_NEWNET});
       batch.must("closing a namespace", SYS_close, {fd});
     }
@@ -178,8 +180,8 @@ Result<void> OnBehalf::listen(const Caller& caller, int socket, int backlog, Res
   return {};
 }
 
-Result<void> OnBehalf::connect(const Caller& caller, int socket, const sockaddr* address, socklen_t size,
-                               int directory, RestoreContext& context) {
+Result<void> OnBehalf::connect(const Caller& caller, int socket, const sockaddr* address, socklen_t size, int directory,
+                               RestoreContext& context) {
   RestoreTask* task = task_of(caller, context);
   if (task == nullptr) {
     return in_our_place(caller, 0, context, [&]() -> Result<void> {

@@ -36,8 +36,8 @@ class OnBehalf {
                                          RestoreContext& context);
   static Result<void> listen(const Caller& caller, int socket, int backlog, RestoreContext& context);
   // `directory`: a descriptor of what a relative name counts from; -1: the address is no path.
-  static Result<void> connect(const Caller& caller, int socket, const sockaddr* address, socklen_t size,
-                              int directory, RestoreContext& context);
+  static Result<void> connect(const Caller& caller, int socket, const sockaddr* address, socklen_t size, int directory,
+                              RestoreContext& context);
 };
 
 }  // namespace ferry::state::unix_socket

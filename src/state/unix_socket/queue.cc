@@ -90,7 +90,8 @@ Result<std::vector<Packet>> peek(int fd, int type, std::string_view subject) {
   // A reset waits behind the data, for the first read that finds none, and a look would take it away.
   pollfd state{fd, 0, 0};
   int left = std::numeric_limits<int>::max();
-  if (type != SOCK_DGRAM && ::poll(&state, 1, 0) == 1 && (state.revents & POLLERR) != 0 && ::ioctl(fd, SIOCINQ, &left) != 0) {
+  if (type != SOCK_DGRAM && ::poll(&state, 1, 0) == 1 && (state.revents & POLLERR) != 0 &&
+      ::ioctl(fd, SIOCINQ, &left) != 0) {
     return sys_fail(fmt::format("ioctl({}, SIOCINQ)", subject));
   }
   while (left > 0) {

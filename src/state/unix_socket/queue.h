@@ -28,7 +28,7 @@ struct Message {
   std::string_view bytes;
   std::vector<int> descriptors = {};                // numbers of ours
   std::optional<ucred> credentials = std::nullopt;  // of somebody else: takes privileges
-  const sockaddr* to = nullptr;      // of a datagram: not to the connected one
+  const sockaddr* to = nullptr;                     // of a datagram: not to the connected one
   socklen_t to_size = 0;
 };
 // Sends one packet; never waits.

@@ -105,8 +105,8 @@ Restorer::PairKind Restorer::pair_kind(const Caller& caller, const pb::UnixSkEnt
 // By socketpair(2), and not by connect(2) and accept(2).
 bool Restorer::made_as_pair(const pb::UnixSkEntry& entry) const {
   const pb::UnixSkEntry* other = partner(entry);
-  const bool orphan = entry.state() == kEstablished && entry.peer() == 0 &&
-                      (entry.type() != SOCK_DGRAM || entry.name().empty());
+  const bool orphan =
+      entry.state() == kEstablished && entry.peer() == 0 && (entry.type() != SOCK_DGRAM || entry.name().empty());
   // Datagram sockets with names find each other by them.
   const bool pair = other != nullptr && (entry.type() != SOCK_DGRAM || other->name().empty() || entry.name().empty());
   return (pair || orphan) && accepted_from(entry) == nullptr && (other == nullptr || accepted_from(*other) == nullptr);
@@ -161,8 +161,8 @@ Result<UniqueFd> Restorer::open(const pb::UnixSkEntry& entry, RestoreContext& co
     return fd;
   }
   const pb::UnixSkEntry* other = partner(entry);
-  const bool orphan = entry.state() == kEstablished && entry.peer() == 0 &&
-                      (entry.type() != SOCK_DGRAM || entry.name().empty());
+  const bool orphan =
+      entry.state() == kEstablished && entry.peer() == 0 && (entry.type() != SOCK_DGRAM || entry.name().empty());
   // Datagram sockets with names find each other by them.
   const bool pair = other != nullptr && (entry.type() != SOCK_DGRAM || other->name().empty() || entry.name().empty());
   Result<UniqueFd> fd = pair || orphan ? open_pair(entry, other, context) : open_single(entry, context);
@@ -345,8 +345,8 @@ Result<void> Restorer::bind(const pb::UnixSkEntry& entry, int fd, RestoreContext
 }
 
 // From its own directory, which whoever connects gets by descriptor: it may have another mount namespace.
-static Result<void> connect_on_behalf(const Caller& caller, int fd, const std::string& name, const std::string& directory,
-                                      Inside& inside, RestoreContext& context) {
+static Result<void> connect_on_behalf(const Caller& caller, int fd, const std::string& name,
+                                      const std::string& directory, Inside& inside, RestoreContext& context) {
   UniqueFd start;
   std::string rest = name;
   if (is_path(name)) {
@@ -359,7 +359,8 @@ static Result<void> connect_on_behalf(const Caller& caller, int fd, const std::s
     FERRY_TRY(start, inside.get<UniqueFd>([&] { return sys::open(parent, O_PATH | O_DIRECTORY); }));
   }
   FERRY_TRY(const Address address, address_of(rest));
-  return OnBehalf::connect(caller, fd, reinterpret_cast<const sockaddr*>(&address.data), address.size, start.get(), context);
+  return OnBehalf::connect(caller, fd, reinterpret_cast<const sockaddr*>(&address.data), address.size, start.get(),
+                           context);
 }
 
 Result<void> Restorer::connect_by_name(const pb::UnixSkEntry& to, int fd, const std::optional<Caller>& caller,
@@ -402,8 +403,8 @@ Result<void> Restorer::connect(const pb::UnixSkEntry& entry, int fd, RestoreCont
     FERRY_CHECK(deliver(entry, fd, context));
   }
   if (peer != nullptr) {
-    const bool joined = partner(entry) != nullptr &&
-                        (entry.type() != SOCK_DGRAM || peer->name().empty() || entry.name().empty());
+    const bool joined =
+        partner(entry) != nullptr && (entry.type() != SOCK_DGRAM || peer->name().empty() || entry.name().empty());
     if (!joined) {
       if (peer->name().empty() && peer != &entry) {
         return fail(Kind::unsupported, "{} is connected to socket {}, which has no name to connect to",
@@ -419,7 +420,8 @@ Result<void> Restorer::connect(const pb::UnixSkEntry& entry, int fd, RestoreCont
     if (given) {
       return restore_fown(fd, entry.fown(), context);
     }
-    return fail(Kind::unsupported, "{} is connected to socket {} outside of the tree; give --inherit-fd fd[N]:socket:[{}]",
+    return fail(Kind::unsupported,
+                "{} is connected to socket {} outside of the tree; give --inherit-fd fd[N]:socket:[{}]",
                 subject_of(entry), entry.peer(), entry.ino());
   }
   FERRY_CHECK(deliver(entry, fd, context));

@@ -52,8 +52,8 @@ class Restorer {
   static Name name_in(const pb::UnixSkEntry& place, const std::string& name);
   std::map<Name, const pb::UnixSkEntry*> datagram_names_;
   std::map<std::pair<std::uint32_t, Name>, const pb::UnixSkEntry*> listeners_;  // by type and name
-  std::map<std::uint32_t, std::vector<const image::Entry*>> queues_;                   // by file id
-  std::map<std::uint32_t, std::uint32_t> owners_;  // by file id: the pid of a process that has it
+  std::map<std::uint32_t, std::vector<const image::Entry*>> queues_;            // by file id
+  std::map<std::uint32_t, std::uint32_t> owners_;           // by file id: the pid of a process that has it
   using PairKind = std::tuple<Caller, int, std::uint32_t>;  // whose, type, network namespace
   static PairKind pair_kind(const Caller& caller, const pb::UnixSkEntry& entry);
   std::map<PairKind, std::vector<OnBehalf::Pair>> prepared_;  // pairs nobody has taken yet

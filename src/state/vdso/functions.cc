@@ -50,7 +50,8 @@ std::map<std::int64_t, std::uint64_t> dynamic(Bytes content) {
     if (segment.p_type != PT_DYNAMIC) {
       continue;
     }
-    for (std::uint64_t offset = segment.p_vaddr; offset - segment.p_vaddr < segment.p_memsz; offset += sizeof(Elf64_Dyn)) {
+    for (std::uint64_t offset = segment.p_vaddr; offset - segment.p_vaddr < segment.p_memsz;
+         offset += sizeof(Elf64_Dyn)) {
       const auto entry = at<Elf64_Dyn>(content, offset);
       if (!entry || entry->d_tag == DT_NULL) {
         break;
@@ -156,7 +157,8 @@ std::span<const std::byte> own() {
 
 std::string build_of(std::span<const std::byte> content) {
   for (const Elf64_Phdr& segment : segments(content)) {
-    if (segment.p_type != PT_NOTE || segment.p_vaddr > content.size() || content.size() - segment.p_vaddr < segment.p_memsz) {
+    if (segment.p_type != PT_NOTE || segment.p_vaddr > content.size() ||
+        content.size() - segment.p_vaddr < segment.p_memsz) {
       continue;
     }
     if (std::string id = build_id_in(content.subspan(segment.p_vaddr, segment.p_memsz)); !id.empty()) {

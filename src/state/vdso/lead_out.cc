@@ -92,10 +92,12 @@ Result<void> lead_out(std::span<std::byte> content, std::span<const std::byte> o
     }
     const auto found = here.find(f.name);
     const Code code = base_name(f.name) == "getrandom" ? getrandom_call()
-                      : found != here.end()             ? jump(found->second)
-                                                        : without_ours(f.name);
+                      : found != here.end()            ? jump(found->second)
+                                                       : without_ours(f.name);
     if (f.size < code.size()) {
-      return fail(Kind::unsupported, "function {} of the vDSO of another kernel is too small ({} bytes) to lead out of it", f.name, f.size);
+      return fail(Kind::unsupported,
+                  "function {} of the vDSO of another kernel is too small ({} bytes) to lead out of it", f.name,
+                  f.size);
     }
     std::memcpy(content.data() + f.offset, code.data(), code.size());
   }

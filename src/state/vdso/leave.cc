@@ -50,7 +50,8 @@ Result<void> leave(DumpTask& task, DumpThread& seen, std::uint64_t start, std::u
   // kernel/signal.c), and one that is pending could not be told from ours.
   FERRY_TRY(const auto text, sys::read_file(fmt::format("/proc/{}/task/{}/status", task.pid, seen.tid)));
   FERRY_TRY(const auto status, sys::parse_status(text));
-  if (((status.sig_blocked | status.sig_ignored | status.sig_pending | status.shared_pending) & kTrap) != 0 || task.job_stopped) {
+  if (((status.sig_blocked | status.sig_ignored | status.sig_pending | status.shared_pending) & kTrap) != 0 ||
+      task.job_stopped) {
     return {};
   }
   tracee::Thread& thread = task.thread(seen);

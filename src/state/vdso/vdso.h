@@ -1,8 +1,8 @@
 // The kernel's code in every process (vdso(7)), and what becomes of it under another kernel.
 //
 // The vDSO of one kernel cannot work under another, whose data (vvar) lies elsewhere and looks different.  The program
-// keeps the addresses of its functions, and calls them for ever.  So a vDSO of another kernel becomes ordinary memory at
-// the place where it was, with its functions changed: each leads to the one of its name in the vDSO of this kernel,
+// keeps the addresses of its functions, and calls them for ever.  So a vDSO of another kernel becomes ordinary memory
+// at the place where it was, with its functions changed: each leads to the one of its name in the vDSO of this kernel,
 // which gets a place of its own, or makes the system call.  A later checkpoint finds memory like any other, and this
 // kernel's vDSO at the place it has got; on a third kernel the same happens once more.
 #pragma once

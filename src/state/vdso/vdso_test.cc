@@ -100,7 +100,8 @@ TEST(Vdso, OfAnotherKernelMakesSystemCallsWhereThisOneHasNone) {
   ASSERT_TRUE(led.has_value()) << led.error().message();
   copy.map();
   expect_it_tells_the_time(copy);
-  if (auto* getrandom_there = copy.function<long(void*, std::size_t, unsigned, void*, std::size_t)>("__vdso_getrandom")) {
+  if (auto* getrandom_there =
+          copy.function<long(void*, std::size_t, unsigned, void*, std::size_t)>("__vdso_getrandom")) {
     std::array<unsigned char, 64> bytes{};
     EXPECT_EQ(getrandom_there(bytes.data(), bytes.size(), 0, nullptr, 0), static_cast<long>(bytes.size()));
     EXPECT_NE(bytes, (std::array<unsigned char, 64>{}));
@@ -117,8 +118,9 @@ TEST(Vdso, IsKnownByItsBuild) {
   const Function some = functions(own()).value().front();
   copy.content()[some.offset] ^= std::byte{0xff};
   EXPECT_EQ(build_of(copy.content()), build);
-  const auto at = std::search(copy.content().begin(), copy.content().end(), reinterpret_cast<const std::byte*>(build.data()),
-                              reinterpret_cast<const std::byte*>(build.data() + build.size()));
+  const auto at =
+      std::search(copy.content().begin(), copy.content().end(), reinterpret_cast<const std::byte*>(build.data()),
+                  reinterpret_cast<const std::byte*>(build.data() + build.size()));
   ASSERT_NE(at, copy.content().end());
   *at ^= std::byte{1};
   EXPECT_NE(build_of(copy.content()), build);
