@@ -10,6 +10,7 @@
 
 #include "base/log.h"
 #include "lazy/hand_over.h"
+#include "state/binfmt_misc/binfmt_misc.h"
 #include "state/cgroup/cgroup.h"
 #include "state/cpu/cpu.h"
 #include "state/cpu/cpuinfo.h"
@@ -143,6 +144,7 @@ Result<void> RestoreStory::make_root_world(int controller) {
   FERRY_CHECK(state::ipc::restore(context_));
   FERRY_CHECK(state::cgroup::restore_root(context_));
   FERRY_CHECK(state::mount::restore(context_));
+  FERRY_CHECK(state::binfmt_misc::restore(context_));
   if (request.clone_flags != 0) {
     FERRY_CHECK(tell(Stage::post_setup_namespaces));
   }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "image/proto/tty.pb.h"
+#include "state/binfmt_misc/binfmt_misc.h"
 #include "state/dump_host.h"
 #include "state/mount/fstype.h"
 #include "state/mount/mount.h"
@@ -448,6 +449,7 @@ Result<void> collect(DumpContext& context) {
     views.push_back({collector.ns(), &collector.inside(), &collector.lines(), &collector.order()});
   }
   FERRY_CHECK(check_masters(context.set));
+  FERRY_CHECK(binfmt_misc::collect(context, views));
   return save_tmpfs(context, views);
 }
 

@@ -8,7 +8,7 @@ constexpr FsKind kKinds[] = {
     {"proc", pb::FSTYPE_PROC, Making::of_skeleton},
     {"sysfs", pb::FSTYPE_SYSFS, Making::of_namespace},
     {"devtmpfs", pb::FSTYPE_DEVTMPFS, Making::of_kernel},
-    {"binfmt_misc", pb::FSTYPE_BINFMT_MISC, Making::of_kernel},
+    {"binfmt_misc", pb::FSTYPE_BINFMT_MISC, Making::of_skeleton},
     {"tmpfs", pb::FSTYPE_TMPFS, Making::fresh},
     {"devpts", pb::FSTYPE_DEVPTS, Making::fresh},
     {"simfs", pb::FSTYPE_SIMFS, Making::foreign},

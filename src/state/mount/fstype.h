@@ -11,7 +11,7 @@ enum class Making {
   foreign,       // only as the root, as an external mount, or as a bind of something that is there anyway
   fresh,         // a new superblock with the recorded options: tmpfs (content comes from its archive), devpts
   of_namespace,  // a new superblock that shows a namespace of whoever mounts it: sysfs, mqueue
-  of_skeleton,   // the same, but a namespace that only the skeleton is in: proc, cgroup and cgroup2
+  of_skeleton,   // the same, but a namespace that only the skeleton is in: proc, cgroup and cgroup2, binfmt_misc
   of_layers,     // overlayfs over directories of the tree
   of_kernel,     // one superblock for the whole machine: debugfs
 };

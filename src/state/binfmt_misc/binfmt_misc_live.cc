@@ -1,0 +1,87 @@
+// Handlers of binfmt_misc, registered by a program in a mount namespace of its own.
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <iterator>
+#include <string>
+
+#include "live/live.h"
+
+namespace ferry::live {
+namespace {
+
+const std::string kDirectory = "/mnt/handlers/";
+
+std::string content_of(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+bool write(const std::string& path, const std::string& text) {
+  std::ofstream file(path);
+  file << text << std::flush;
+  return file.good();
+}
+
+// The host's handlers are everybody's: what a body registers there, it takes away again.
+struct Handler {
+  explicit Handler(const std::string& name, const std::string& registration) : path(kDirectory + name) {
+    EXPECT_TRUE(write(kDirectory + "register", registration)) << registration;
+  }
+  ~Handler() { write(path, "-1"); }
+  Handler(const Handler&) = delete;
+  Handler& operator=(const Handler&) = delete;
+  const std::string path;
+};
+
+void enter_playground() {
+  if (::getpid() != 1) {  // in a pid namespace of its own the body has its mounts as well
+    ASSERT_EQ(::unshare(CLONE_NEWNS), 0);
+  }
+  ASSERT_EQ(::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr), 0);
+  ASSERT_EQ(::mount("tmpfs", "/mnt", "tmpfs", 0, "mode=755"), 0);
+  ASSERT_EQ(::mkdir(kDirectory.c_str(), 0755), 0);
+  ASSERT_EQ(::mount("binfmt_misc", kDirectory.c_str(), "binfmt_misc", 0, nullptr), 0);
+}
+
+int run(const std::string& program) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::execl(program.c_str(), program.c_str(), nullptr);
+    ::_exit(111);
+  }
+  int status = 0;
+  return ::waitpid(child, &status, 0) == child && WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+LIVE_TEST(BinfmtMisc, KeepsHandlers) {
+  enter_playground();
+  // Names that only this test has: the handlers may be the host's.
+  const std::string tag = "ferry" + std::to_string(::getppid()) + "x";
+  const Handler by_name(tag + "name", ":" + tag + "name:E::" + tag + "::/bin/true:");
+  const Handler by_pattern(tag + "pattern", "," + tag + "pattern,M,1,\\x46\\x00ry,\\xff\\x00\\xff\\xff,/bin/false,OC");
+  const Handler disabled(tag + "disabled", ":" + tag + "disabled:E::" + tag + "off::/bin/true:F");
+  ASSERT_TRUE(write(disabled.path, "0"));
+  const std::string program = "/mnt/program." + tag;
+  ASSERT_TRUE(write(program, "no program\n"));
+  ASSERT_EQ(::chmod(program.c_str(), 0755), 0);
+  ASSERT_EQ(run(program), 0);
+  const std::string texts[] = {content_of(by_name.path), content_of(by_pattern.path), content_of(disabled.path)};
+
+  checkpoint_here();
+
+  EXPECT_EQ(content_of(by_name.path), texts[0]);
+  EXPECT_EQ(content_of(by_pattern.path), texts[1]);
+  EXPECT_EQ(content_of(disabled.path), texts[2]);
+  EXPECT_NE(texts[1].find("magic 46007279"), std::string::npos) << texts[1];
+  EXPECT_NE(texts[2].find("disabled"), std::string::npos) << texts[2];
+  EXPECT_EQ(run(program), 0);
+  EXPECT_EQ(content_of(kDirectory + "status"), "enabled\n");
+}
+
+}  // namespace
+}  // namespace ferry::live
