@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "sys/file.h"
 #include "sys/memory.h"
+#include "tracee/await_stop.h"
 
 namespace ferry::state::interrupted {
 namespace {
@@ -27,25 +28,10 @@ constexpr std::uint64_t kSyscallSize = 2;  // the instruction
 std::int64_t result_of(const tracee::Registers& regs) { return static_cast<std::int64_t>(regs.rax); }
 bool in_call(const tracee::Registers& regs) { return regs.orig_rax != kNoCall; }
 
-// Goes on until the thread stands at the wanted stop; a signal that arrives is sent again when it is let go.
-Result<void> wait_for(tracee::Thread& thread, tracee::Stop::Why why, int request) {
-  const tracee::Deadline deadline(kPatience);
-  for (;;) {
-    FERRY_TRY(const tracee::Stop stop, thread.wait(deadline));
-    if (stop.why == why) {
-      return {};
-    }
-    if (stop.why == tracee::Stop::Why::signal) {
-      thread.deferred_signals.push_back(stop.signal);
-    }
-    FERRY_CHECK(thread.resume(request));
-  }
-}
-
 // Of a call: its entry, or its exit.
 Result<void> go_on_to_border(tracee::Thread& thread) {
   FERRY_CHECK(thread.resume(PTRACE_SYSCALL));
-  return wait_for(thread, tracee::Stop::Why::syscall, PTRACE_SYSCALL);
+  return tracee::await_stop(thread, tracee::Stop::Why::syscall, PTRACE_SYSCALL);
 }
 
 // Where the thread sleeps, once it does; empty if it did not go to sleep.
@@ -81,11 +67,11 @@ Result<std::uint32_t> find_call(DumpTask& task, DumpThread& seen) {
   if (!place.empty()) {
     FERRY_CHECK(thread.interrupt());
   }
-  FERRY_CHECK(wait_for(thread, tracee::Stop::Why::syscall, PTRACE_SYSCALL));
+  FERRY_CHECK(tracee::await_stop(thread, tracee::Stop::Why::syscall, PTRACE_SYSCALL));
   // The stop at the exit has taken our interruption away (ptrace_stop in kernel/signal.c), so once more.
   FERRY_CHECK(thread.interrupt());
   FERRY_CHECK(thread.resume(PTRACE_CONT));
-  FERRY_CHECK(wait_for(thread, tracee::Stop::Why::interrupt, PTRACE_CONT));
+  FERRY_CHECK(tracee::await_stop(thread, tracee::Stop::Why::interrupt, PTRACE_CONT));
   FERRY_TRY(seen.registers, thread.registers());
   const std::uint32_t call = call_behind(place, seen.registers.rdi);
   log::debug("task {} goes on with call {}: it sleeps in {}, result {}", seen.tid, call, place,
@@ -126,7 +112,7 @@ Result<std::int64_t> interrupted_call(tracee::Thread& thread, tracee::Registers 
   // Without a stop at the exit: any trap clears one that is pending (ptrace_stop in kernel/signal.c), and
   // the thread would go on to user mode with the raw result.
   FERRY_CHECK(thread.resume(PTRACE_CONT));
-  FERRY_CHECK(wait_for(thread, tracee::Stop::Why::interrupt, PTRACE_CONT));
+  FERRY_CHECK(tracee::await_stop(thread, tracee::Stop::Why::interrupt, PTRACE_CONT));
   FERRY_TRY(const tracee::Registers after, thread.registers());
   FERRY_CHECK(thread.set_signal_mask(mask));
   return result_of(after);

@@ -5,30 +5,19 @@
 #include "state/vdso/vdso.h"
 #include "sys/file.h"
 #include "sys/proc.h"
+#include "tracee/await_stop.h"
 
 namespace ferry::state::vdso {
 namespace {
 
 constexpr std::uint64_t kNoCall = ~0ULL;
 constexpr int kMostSteps = 4096;  // its functions have a few hundred instructions
-constexpr std::chrono::seconds kPatience{5};
 constexpr std::uint64_t kTrap = 1ULL << (SIGTRAP - 1);
-
-Result<void> wait_for(tracee::Thread& thread, tracee::Stop::Why why, int request) {
-  const tracee::Deadline deadline(kPatience);
-  for (;;) {
-    FERRY_TRY(const tracee::Stop stop, thread.wait(deadline));
-    if (stop.why == why) {
-      return {};
-    }
-    FERRY_CHECK(thread.resume(request));
-  }
-}
 
 Result<void> step_out(tracee::Thread& thread, std::uint64_t start, std::uint64_t size) {
   for (int i = 0; i < kMostSteps; ++i) {
     FERRY_CHECK(thread.resume(PTRACE_SINGLESTEP));
-    FERRY_CHECK(wait_for(thread, tracee::Stop::Why::signal, PTRACE_SINGLESTEP));
+    FERRY_CHECK(tracee::await_stop(thread, tracee::Stop::Why::signal, PTRACE_SINGLESTEP));
     FERRY_TRY(const tracee::Registers now, thread.registers());
     if (now.rip - start >= size) {
       break;
@@ -37,7 +26,7 @@ Result<void> step_out(tracee::Thread& thread, std::uint64_t start, std::uint64_t
   // Back to the stop in which everything else finds it: it is taken before anything of the program runs.
   FERRY_CHECK(thread.interrupt());
   FERRY_CHECK(thread.resume(PTRACE_CONT));
-  return wait_for(thread, tracee::Stop::Why::interrupt, PTRACE_CONT);
+  return tracee::await_stop(thread, tracee::Stop::Why::interrupt, PTRACE_CONT);
 }
 
 }  // namespace
