@@ -149,17 +149,21 @@ Result<std::optional<std::vector<std::set<std::string>>>> StorageWatch::heard() 
     if (got < 0) {
       return sys_fail("read(fanotify)");
     }
-    auto left = static_cast<std::size_t>(got);
-    const auto* event = reinterpret_cast<const fanotify_event_metadata*>(buffer.data());
-    for (; FAN_EVENT_OK(event, left); event = FAN_EVENT_NEXT(event, left)) {
-      if (event->vers != FANOTIFY_METADATA_VERSION) {
-        return fail(Kind::unsupported, "fanotify speaks version {} here", event->vers);
+    // An event may begin at any multiple of four bytes (FANOTIFY_EVENT_ALIGN), so its numbers are copied out.
+    std::span<const char> rest(buffer.data(), static_cast<std::size_t>(got));
+    for (fanotify_event_metadata event{}; rest.size() >= sizeof event; rest = rest.subspan(event.event_len)) {
+      std::memcpy(&event, rest.data(), sizeof event);
+      if (event.vers != FANOTIFY_METADATA_VERSION) {
+        return fail(Kind::unsupported, "fanotify speaks version {} here", event.vers);
       }
-      if ((event->mask & FAN_Q_OVERFLOW) != 0) {
+      if (event.event_len < sizeof event || event.event_len > rest.size()) {
+        return fail(Kind::corrupt, "an event of fanotify has {} bytes", event.event_len);
+      }
+      if ((event.mask & FAN_Q_OVERFLOW) != 0) {
         all = true;
         continue;
       }
-      if (auto named = read_event(reinterpret_cast<const char*>(event), out); !named) {
+      if (auto named = read_event(rest.data(), out); !named) {
         log::debug("{}", named.error().message());
         all = true;
       }

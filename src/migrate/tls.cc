@@ -210,8 +210,10 @@ Result<std::size_t> TlsTransport::write(std::span<const iovec> parts) {
     std::size_t filled = 0;
     for (const iovec& part : parts) {
       const std::size_t take = std::min(part.iov_len, kRecord - filled);
-      std::memcpy(state_->gathered.data() + filled, part.iov_base, take);
-      filled += take;
+      if (take != 0) {  // an empty part may have no place
+        std::memcpy(state_->gathered.data() + filled, part.iov_base, take);
+        filled += take;
+      }
     }
     bytes = state_->gathered.data();
     size = filled;
