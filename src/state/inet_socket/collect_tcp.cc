@@ -4,7 +4,6 @@
 #include <linux/netlink.h>
 #include <linux/sock_diag.h>
 #include <linux/sockios.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -16,6 +15,7 @@
 #include "state/nsids/nsids.h"
 #include "state/socket/options.h"
 #include "state/tcp/repair.h"
+#include "state/tcp/states.h"
 #include "state/tcp/tcp.h"
 #include "sys/file.h"
 #include "sys/net_namespace.h"
@@ -24,15 +24,6 @@
 
 namespace ferry::state::inet_socket {
 namespace {
-
-Result<tcp_info> info(int fd, const std::string& subject) {
-  tcp_info out{};
-  socklen_t size = sizeof out;
-  if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &out, &size) != 0) {
-    return sys_fail(fmt::format("getsockopt({}, TCP_INFO)", subject));
-  }
-  return out;
-}
 
 Result<short> events(int fd, const std::string& subject) {
   pollfd p{fd, POLLRDHUP, 0};
@@ -47,7 +38,7 @@ Result<void> collect_half_open(const FdProbe& probe, const Networks::Place& netw
   FERRY_TRY(const auto visit, sys::NetNamespaceVisit::enter(network.ns.get()));
   FERRY_TRY(auto netlink, sys::Netlink::open(NETLINK_SOCK_DIAG));
   FERRY_TRY(const auto found,
-            sys::inet_diag(netlink, static_cast<std::uint8_t>(entry.family()), IPPROTO_TCP, 1U << TCP_SYN_SENT));
+            sys::inet_diag(netlink, static_cast<std::uint8_t>(entry.family()), IPPROTO_TCP, 1U << tcp::kSynSent));
   for (const sys::InetDiag& socket : found) {
     if (socket.inode == entry.ino()) {
       entry.set_dst_port(socket.remote_port);
@@ -66,9 +57,9 @@ Result<void> collect_half_open(const FdProbe& probe, const Networks::Place& netw
 Result<void> TcpCollector::collect(const FdProbe& probe, DumpContext& context, const Networks::Place& network,
                                    pb::InetSkEntry& entry) {
   const std::string subject = probe.subject();
-  FERRY_TRY(const tcp_info now, info(probe.ours, subject));
+  FERRY_TRY(const tcp_info now, tcp::info(probe.ours, subject));
   entry.set_state(now.tcpi_state);
-  if (now.tcpi_state == TCP_LISTEN) {
+  if (now.tcpi_state == tcp::kListen) {
     entry.set_backlog(now.tcpi_sacked);  // of a listener: the limit of its accept queue (sock_diag(7), idiag_wqueue)
     listeners_.push_back({entry.id(), probe.ours, &network, subject});
     return {};
@@ -85,13 +76,13 @@ Result<void> TcpCollector::collect(const FdProbe& probe, DumpContext& context, c
     return {};
   }
   if (context.options.tcp_close) {
-    entry.set_state(TCP_CLOSE);
+    entry.set_state(tcp::kClose);
     return {};
   }
-  if (now.tcpi_state == TCP_SYN_SENT) {
+  if (now.tcpi_state == tcp::kSynSent) {
     FERRY_CHECK(collect_half_open(probe, network, entry));
-  } else if ((happened & POLLRDHUP) != 0 && (now.tcpi_state == TCP_ESTABLISHED || now.tcpi_state == TCP_FIN_WAIT1 ||
-                                             now.tcpi_state == TCP_FIN_WAIT2)) {
+  } else if ((happened & POLLRDHUP) != 0 && (now.tcpi_state == tcp::kEstablished || now.tcpi_state == tcp::kFinWait1 ||
+                                             now.tcpi_state == tcp::kFinWait2)) {
     entry.set_shutdown(pb::SKSHUT_READ);  // by the program itself: the peer has sent no FIN
   }
   FERRY_TRY(const Endpoint source, Endpoint::from_image(entry.family(), entry.src_port(), entry.src_addr()));
@@ -171,7 +162,7 @@ Result<void> TcpCollector::check_listener(const Known& listener, const DumpOptio
   if (options.tcp_close || options.skip_in_flight) {
     return {};
   }
-  FERRY_TRY(const tcp_info now, info(listener.ours, listener.subject));
+  FERRY_TRY(const tcp_info now, tcp::info(listener.ours, listener.subject));
   if (now.tcpi_unacked != 0) {
     return fail(Kind::unsupported,
                 "{}: {} TCP connections wait for accept(2); try again, or leave them out with --skip-in-flight",
@@ -182,8 +173,8 @@ Result<void> TcpCollector::check_listener(const Known& listener, const DumpOptio
 
 Result<void> TcpCollector::before_end() {
   for (const Known& c : connections_) {
-    FERRY_TRY(const tcp_info now, info(c.ours, c.subject));
-    if (now.tcpi_state != TCP_CLOSE) {
+    FERRY_TRY(const tcp_info now, tcp::info(c.ours, c.subject));
+    if (now.tcpi_state != tcp::kClose) {
       FERRY_TRY(tcp::Repair repair, tcp::Repair::begin(c.ours, c.subject));
       repair.leave_on();
     }

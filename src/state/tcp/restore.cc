@@ -30,15 +30,6 @@ constexpr std::chrono::seconds kDeliveryTime{2};  // of a packet through lo, whi
 // Numbers of options in a TCP header (RFC 9293, RFC 7323, RFC 2018), which TCP_REPAIR_OPTIONS takes.
 constexpr std::uint32_t kMss = 2, kWindowScale = 3, kSackPermitted = 4, kTimestamp = 8;
 
-Result<tcp_info> info(int fd, const std::string& subject) {
-  tcp_info out{};
-  socklen_t size = sizeof out;
-  if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &out, &size) != 0) {
-    return sys_fail(fmt::format("getsockopt({}, TCP_INFO)", subject));
-  }
-  return out;
-}
-
 // Room for what a queue held, and the sizes as they were afterwards.  What a queue holds counts with its
 // overhead, which here may be more than it was.
 class Room {

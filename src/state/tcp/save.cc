@@ -137,12 +137,8 @@ bool has_peer(std::uint32_t state) { return state != kClose && state != kListen 
 
 Result<void> save(int fd, const std::string& subject, pb::InetSkEntry& entry, image::Set& set) {
   FERRY_CHECK(check_layers(fd, subject));
-  tcp_info info{};
-  socklen_t size = sizeof info;
-  if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0) {
-    return sys_fail(fmt::format("getsockopt({}, TCP_INFO)", subject));
-  }
-  const std::uint32_t state = info.tcpi_state;
+  FERRY_TRY(const tcp_info known, info(fd, subject));
+  const std::uint32_t state = known.tcpi_state;
   if (state == kSynReceived) {
     return fail(Kind::unsupported, "{}: a connection whose handshake is not complete cannot be carried over; try again",
                 subject);
@@ -152,9 +148,9 @@ Result<void> save(int fd, const std::string& subject, pb::InetSkEntry& entry, im
 
   FERRY_TRY(const int mss, get_int(fd, IPPROTO_TCP, TCP_MAXSEG, "TCP_MAXSEG"));
   out.set_mss_clamp(static_cast<std::uint32_t>(mss));
-  out.set_opt_mask(info.tcpi_options & (TCPI_OPT_TIMESTAMPS | TCPI_OPT_SACK | TCPI_OPT_WSCALE));
-  out.set_snd_wscale(info.tcpi_snd_wscale);
-  out.set_rcv_wscale(info.tcpi_rcv_wscale);
+  out.set_opt_mask(known.tcpi_options & (TCPI_OPT_TIMESTAMPS | TCPI_OPT_SACK | TCPI_OPT_WSCALE));
+  out.set_snd_wscale(known.tcpi_snd_wscale);
+  out.set_rcv_wscale(known.tcpi_rcv_wscale);
   if ((out.opt_mask() & TCPI_OPT_TIMESTAMPS) != 0) {
     FERRY_TRY(const int timestamp, get_int(fd, IPPROTO_TCP, TCP_TIMESTAMP, "TCP_TIMESTAMP"));
     out.set_timestamp(static_cast<std::uint32_t>(timestamp));

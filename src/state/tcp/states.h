@@ -4,6 +4,9 @@
 #include <linux/tcp.h>
 
 #include <cstdint>
+#include <string_view>
+
+#include "base/error.h"
 
 namespace ferry::state::tcp {
 
@@ -26,5 +29,9 @@ enum State : std::uint32_t {
 constexpr bool fin_sent(std::uint32_t s) { return s == kFinWait1 || s == kFinWait2 || s == kLastAck || s == kClosing; }
 // The peer has closed: its FIN was the last that was received.
 constexpr bool fin_received(std::uint32_t s) { return s == kCloseWait || s == kLastAck || s == kClosing; }
+
+// TCP_INFO, as the kernel's header has it: that of the C library gives another, shorter structure the same name, so a
+// file may include only one of them.
+Result<tcp_info> info(int fd, std::string_view subject);
 
 }  // namespace ferry::state::tcp
