@@ -60,6 +60,10 @@ Result<void> collect(DumpContext& context, const std::vector<mount::View>& views
       if (!is_own(entry) || done == entry.root_dev()) {
         continue;
       }
+      if (done.has_value()) {
+        return fail(Kind::unsupported, "{}: handlers of binfmt_misc of several user namespaces cannot be carried",
+                    entry.mountpoint());
+      }
       const auto look = [&]() -> Result<std::vector<pb::BinfmtMiscEntry>> {
         FERRY_TRY(const UniqueFd directory, sys::open(entry.mountpoint(), O_PATH | O_DIRECTORY));
         FERRY_TRY(const std::uint64_t visible, mount::visible_mount_id(directory.get(), ""));
@@ -68,8 +72,11 @@ Result<void> collect(DumpContext& context, const std::vector<mount::View>& views
                       "something is mounted over {}, whose handlers (binfmt_misc) could not be seen; unmount it",
                       entry.mountpoint());
         }
-        FERRY_TRY(const std::string status, sys::read_file_at(directory.get(), "status"));
-        entry.set_ferry_switched_off(status == "disabled\n");
+        // Without a user namespace of its own it is the host's switch.
+        if (!tree_namespaces(context, NsKind::user).empty()) {
+          FERRY_TRY(const std::string status, sys::read_file_at(directory.get(), "status"));
+          entry.set_ferry_switched_off(status == "disabled\n");
+        }
         return handlers_in(directory.get());
       };
       FERRY_TRY(auto handlers, view.inside->get<std::vector<pb::BinfmtMiscEntry>>(look));

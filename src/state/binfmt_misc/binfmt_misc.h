@@ -16,8 +16,8 @@
 namespace ferry::state::binfmt_misc {
 
 // The handlers of the file system that the tree has mounted itself, into binfmt-misc.img.  The entries of the mounts
-// are in the set; handlers of the host, whose file system comes along as an external mount, are the host's. Errors:
-// unsupported (something is mounted over it).
+// are in the set; where the host has it mounted as well, it comes along as an external mount, and its handlers are the
+// host's.  Errors: unsupported (something is mounted over it; more than one such file system).
 Result<void> collect(DumpContext& context, const std::vector<mount::View>& views);
 // Once the mounts are there, the interpreters included.  A handler that is there already, as the host's are on the host
 // that it comes from, stays as it is.  Errors: unsupported (one of its name that does something else).
