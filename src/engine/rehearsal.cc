@@ -52,14 +52,12 @@ class Nowhere final : public Keeper {
 constexpr const char* kOfThread[] = {"status", "cgroup", "children", "ns/net",
                                      "ns/ipc", "ns/uts", "ns/mnt",   "ns/cgroup"};
 
-void look_at_all(int directory, const char* path) {
-  struct stat st;
-  if (const auto names = sys::list_directory(directory, path); names.has_value()) {
-    for (const std::string& name : *names) {
-      (void)::fstatat(directory, fmt::format("{}/{}", path, name).c_str(), &st, AT_SYMLINK_NOFOLLOW);
-    }
-  }
-}
+// The same of a process.
+constexpr const char* kOfProcess[] = {
+    "stat",  "status", "root",    "cwd",           "exe",  "auxv",     "mem",    "maps",
+    "smaps", "timers", "pagemap", "oom_score_adj", "task", "loginuid", "cgroup", "coredump_filter"};
+// Of these directories everything: to list one makes the kernel know what is in it (proc_fill_cache in fs/proc/base.c).
+constexpr const char* kLists[] = {"ns", "fd", "fdinfo", "map_files"};
 
 }  // namespace
 
@@ -68,14 +66,17 @@ void warm_procfs(HostPid pid, bool with_look) {
   if (!proc.has_value()) {
     return;  // it has just ended
   }
-  for (const char* path : {".", "ns", "fd", "fdinfo", "map_files"}) {
-    look_at_all(proc->get(), path);
+  struct stat st;
+  for (const char* name : kOfProcess) {
+    (void)::fstatat(proc->get(), name, &st, AT_SYMLINK_NOFOLLOW);
+  }
+  for (const char* list : kLists) {
+    (void)sys::list_directory(proc->get(), list);
   }
   const auto tids = sys::numeric_entries(proc->get(), "task");
   if (with_look && tids.has_value() && tids->size() >= sys::TaskLook::kWorthIt) {
     return;  // their files will hardly be read
   }
-  struct stat st;
   for (const int tid : tids.has_value() ? *tids : std::vector<int>{}) {
     for (const char* name : kOfThread) {
       (void)::fstatat(proc->get(), fmt::format("task/{}/{}", tid, name).c_str(), &st, 0);
