@@ -222,9 +222,8 @@ Result<void> CheckpointStory::notify_stopped() {
 // Before anything runs in a thread: what the stop itself did to it.
 Result<void> CheckpointStory::settle_threads() {
   for (auto& task : tasks_) {
-    const auto vdso = state::memory::find_kernel_mappings(task->mappings).vdso;
     for (DumpThread& thread : task->threads) {
-      FERRY_CHECK(state::vdso::leave(*task, thread, vdso.start, vdso.size));
+      FERRY_CHECK(state::vdso::leave(*task, thread));
       FERRY_CHECK(state::interrupted::after_stop(*task, thread));
       FERRY_CHECK(state::thread_area::settle_rseq(*task, thread));
     }

@@ -40,6 +40,22 @@ class Direct : public testing::Test {
     listener_.emplace(std::move(*listener));
   }
 
+  // Both ends of so many connections.
+  struct Ends {
+    std::vector<Link> here, there;
+  };
+  Ends connect_all(unsigned count) {
+    Ends out;
+    out.there = accept_while(count, [&] {
+      auto connected = connect(listener_->key(), count);
+      ASSERT_TRUE(connected) << connected.error().message();
+      out.here = std::move(*connected);
+    });
+    EXPECT_EQ(out.here.size(), count);
+    EXPECT_EQ(out.there.size(), count);
+    return out;
+  }
+
   // Accepts in a thread while `client` runs.
   std::vector<Link> accept_while(unsigned count, const std::function<void()>& client) {
     std::vector<Link> out;
@@ -73,13 +89,7 @@ class Direct : public testing::Test {
 };
 
 TEST_F(Direct, CarriesFramesBothWaysOverEveryConnection) {
-  std::vector<Link> here;
-  std::vector<Link> there = accept_while(3, [&] {
-    auto connected = connect(listener_->key(), 3);
-    ASSERT_TRUE(connected) << connected.error().message();
-    here = std::move(*connected);
-  });
-  ASSERT_EQ(here.size(), 3U);
+  auto [here, there] = connect_all(3);
   ASSERT_EQ(there.size(), 3U);
   for (std::size_t i = 0; i < here.size(); ++i) {
     wire::Message message;
@@ -235,12 +245,7 @@ TEST_F(Direct, BringsPagesBeforeTheirMark) {
     std::memset(memory + i * kPage, static_cast<int>(i % 255 + 1), kPage);
   }
   const auto address = reinterpret_cast<std::uint64_t>(memory);
-  std::vector<Link> here;
-  std::vector<Link> there = accept_while(2, [&] {
-    auto connected = connect(listener_->key(), 2);
-    ASSERT_TRUE(connected);
-    here = std::move(*connected);
-  });
+  auto [here, there] = connect_all(2);
   ASSERT_EQ(there.size(), 2U);
   std::mutex lock;
   std::map<std::uint64_t, char> arrived;  // page, its first byte
@@ -304,12 +309,7 @@ TEST_F(Direct, LeavesPagesToThoseWhoShareThem) {
       static_cast<char*>(::mmap(nullptr, kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   ASSERT_NE(memory, MAP_FAILED);
   std::memset(memory, 's', kPages * kPage);
-  std::vector<Link> here;
-  std::vector<Link> there = accept_while(1, [&] {
-    auto connected = connect(listener_->key(), 1);
-    ASSERT_TRUE(connected);
-    here = std::move(*connected);
-  });
+  auto [here, there] = connect_all(1);
   ASSERT_EQ(there.size(), 1U);
   const pid_t child = ::fork();
   if (child == 0) {
@@ -346,12 +346,7 @@ TEST_F(Direct, LeavesPagesToThoseWhoShareThem) {
 }
 
 TEST_F(Direct, StopsTheSourceWhenPagesCannotBeTaken) {
-  std::vector<Link> here;
-  std::vector<Link> there = accept_while(1, [&] {
-    auto connected = connect(listener_->key(), 1);
-    ASSERT_TRUE(connected);
-    here = std::move(*connected);
-  });
+  auto [here, there] = connect_all(1);
   ASSERT_EQ(there.size(), 1U);
   auto intake = PageIntake::start(
       there, [](image::Name, std::span<const ArrivedPages>) -> Result<void> { return fail(Kind::os, "no room"); });

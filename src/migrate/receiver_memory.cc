@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "migrate/freezer.h"
 #include "migrate/receiver.h"
+#include "state/binfmt_misc/binfmt_misc.h"
 #include "state/mount/refill.h"
 #include "sys/file.h"
 
@@ -80,6 +81,7 @@ Result<bool> Receiver::grow() {
   FERRY_TRY(image::Set set, image::decode(bytes).during("reading the tree that arrived"));
   // The twin's own tmpfs were filled when its skeleton was made.
   FERRY_CHECK(state::mount::refill_tmpfs(root_, looked_at_, set));
+  FERRY_CHECK(state::binfmt_misc::check_same(looked_at_, set));
   laps_.add("refill tmpfs");
   FERRY_TRY(const int images, pages_->complete(std::move(set)));
   laps_.add("keep images");

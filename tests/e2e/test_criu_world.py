@@ -186,3 +186,32 @@ class CriuWorld(CriuCase):
         self.restore("--external", f"dev[disk]:{device}")
         self.assertEqual(read(f"/proc/{pid}/root/mnt/file"), "kept")
         self.assertIsNotNone(processes.Process.of(pid))
+
+    def test_handlers_of_the_host_are_not_overwritten_and_none_is_left_behind(self):
+        """Without a user namespace of its own a tree registers them with the host."""
+        name = f"ferry{os.getpid()}"
+        pid = self.start(["unshare", "--mount", "busybox", "sh", "-c",
+                          f"mount -t binfmt_misc none /mnt && echo ':{name}:E::{name}::/bin/true:' >/mnt/register && "
+                          + COUNT_TO_FILE])
+        self.wait_for_lines(3)
+        self.dump(pid)
+        self.reaped(pid)
+        handlers = os.path.join(self.scratch, "handlers")
+        os.mkdir(handlers)
+        self.h1.run(["mount", "-t", "binfmt_misc", "none", handlers])
+        self.addCleanup(self.h1.run, ["umount", handlers])
+        place = self.h1.path(handlers)
+        self.assertFalse(os.path.exists(f"{place}/{name}"), "the handlers outlived who had mounted them")
+        write(f"{place}/register", f":{name}:E::{name}::/bin/false:")
+        self.refused(self.restore(check=False), name, "/bin/false")
+        self.assertIn("interpreter /bin/false", read(f"{place}/{name}"))
+        write(f"{place}/{name}", "-1")
+        pages = self.an_image("pages-")
+        os.rename(pages, pages + ".away")
+        self.assertEqual(self.restore(check=False).returncode, 1)
+        self.assertFalse(os.path.exists(f"{place}/{name}"), "a restore that failed has left a handler behind")
+        os.rename(pages + ".away", pages)
+        self.restore()
+        self.addCleanup(write, f"{place}/{name}", "-1")
+        self.assertIn("interpreter /bin/true", read(f"{place}/{name}"))
+        self.wait_for_lines(len(self.counted()) + 3)

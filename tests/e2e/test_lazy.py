@@ -132,6 +132,10 @@ class Lazy(PagesCase):
         self.assertNotIn("all memory is saved", self.told("2/dump.log"))
         pages = [os.path.getsize(os.path.join(self.there, n, "pages-65537.img")) for n in ("1", "2")]
         self.assertLess(pages[1], pages[0] // 2)
+        self.goes_on_from_both()
+
+    def goes_on_from_both(self):
+        """What the dumps have kept here is put beside the pages there."""
         for number in ("1", "2"):
             for name in os.listdir(os.path.join(self.images, number)):
                 if name.endswith(".img"):
@@ -156,13 +160,7 @@ class Lazy(PagesCase):
         wait_until(lambda: "taken out of the parent" in self.told("2/ps.log", self.there), 10, "the server to be done")
         held["2"] = os.stat(os.path.join(self.there, "1", "pages-65537.img")).st_blocks
         self.assertLess(held["2"], held["1"])
-        for number in ("1", "2"):
-            for name in os.listdir(os.path.join(self.images, number)):
-                if name.endswith(".img"):
-                    shutil.copy(os.path.join(self.images, number, name), os.path.join(self.there, number))
-        self.images = os.path.join(self.there, "2")
-        self.restore()
-        self.goes_on()
+        self.goes_on_from_both()
 
     def test_page_server_that_is_not_there(self):
         pid = self.program(64)

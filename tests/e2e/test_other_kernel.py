@@ -4,11 +4,13 @@ build-id, and with traps where its functions had their code."""
 import ctypes
 import os
 import re
+import shutil
 import signal
 import struct
+import tempfile
 
 from criu_case import CriuCase
-from ferrylab import wait_until
+from ferrylab import processes, wait_until
 from support import deadline
 
 PAGE = 4096
@@ -161,3 +163,31 @@ class OtherKernel(CriuCase):
             self.assertTrue(at, "no instruction pointer is shown")
             self.assertFalse([hex(n) for n in at if start <= n < end], "a thread was saved inside the vDSO")
         self.wait_for_lines(len(self.counted()) + 3)
+
+    @deadline(120)
+    def test_a_thread_that_cannot_be_led_out_is_refused_and_goes_on_here(self):
+        """One that ignores SIGTRAP would notice single steps."""
+        quiet = CLOCK_READER.replace("print(i, flush=True)", "i < 3 and print(i, flush=True)")  # its log stays as it was
+        pid = self.start(["/usr/bin/python3", "-c", "import signal\nsignal.signal(signal.SIGTRAP, signal.SIG_IGN)\n" + quiet])
+        self.wait_for_lines(3)
+        start, end = place_of_vdso(pid)
+        for _ in range(200):
+            self.dump(pid, "--leave-running")
+            shown = self.h1.run(["ferry", "image", "show", self.images]).stdout
+            if any(start <= int(n, 0) < end for n in re.findall(r'"ip": "?(0x[0-9a-f]+|\d+)', shown)):
+                break
+        else:
+            self.fail("in 200 dumps the program was never inside the vDSO")
+        os.kill(pid, signal.SIGKILL)
+        self.reaped(pid)
+        with tempfile.TemporaryDirectory(dir=self.scratch) as own:
+            for name in os.listdir(self.images):
+                shutil.copy(os.path.join(self.images, name), own)
+            self.as_of_another_kernel(4)
+            self.refused(self.restore(check=False), f"task {pid}", "vDSO", "checkpoint it again")
+            self.assertFalse(os.path.exists(f"/proc/{pid}"), "a restore that was refused has left a process")
+            self.images = own
+            self.restore()
+            used = processes.stat_fields(pid)[11]
+            wait_until(lambda: processes.stat_fields(pid)[11] != used, 10, "the program to work")
+            self.end(pid)

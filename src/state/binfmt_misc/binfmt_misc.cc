@@ -3,9 +3,12 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
+#include <utility>
 
 #include "image/type.h"
+#include "state/leftovers.h"
 #include "state/mount/mount.h"
 #include "state/nested/nested.h"
 #include "sys/file.h"
@@ -35,7 +38,9 @@ bool alike(const pb::BinfmtMiscEntry& a, const pb::BinfmtMiscEntry& b) {
          a.magic() == b.magic() && a.mask() == b.mask() && a.offset() == b.offset();
 }
 
-Result<void> register_in(int directory, const pb::BinfmtMiscEntry& entry) {
+Result<void> register_in(const std::shared_ptr<const UniqueFd>& place, const pb::BinfmtMiscEntry& entry,
+                         Leftovers& leftovers) {
+  const int directory = place->get();
   FERRY_TRY(const std::string text, registration(entry));
   if (const auto there = sys::read_file_at(directory, entry.name()); there.has_value()) {
     FERRY_TRY(const auto handler, parse(entry.name(), *there));
@@ -47,6 +52,8 @@ Result<void> register_in(int directory, const pb::BinfmtMiscEntry& entry) {
   }
   FERRY_CHECK(
       sys::write_file_at(directory, "register", text).during("registering handler {} of binfmt_misc", entry.name()));
+  // Handlers of the host would stay.
+  leftovers.add([place, name = entry.name()] { (void)sys::write_file_at(place->get(), name, "-1"); });
   return entry.enabled() ? Result<void>() : sys::write_file_at(directory, entry.name(), "0");
 }
 
@@ -100,14 +107,26 @@ Result<void> restore(RestoreContext& context) {
     const pb::MntEntry& entry = **own;
     FERRY_TRY(Inside* const inside, context.nested.inside(context, NsKind::mnt, static_cast<std::uint32_t>(name.id)));
     return inside->run([&]() -> Result<void> {
-      FERRY_TRY(const UniqueFd directory, sys::open(entry.mountpoint(), O_PATH | O_DIRECTORY));
+      FERRY_TRY(UniqueFd opened, sys::open(entry.mountpoint(), O_PATH | O_DIRECTORY));
+      const auto place = std::make_shared<const UniqueFd>(std::move(opened));
       for (const pb::BinfmtMiscEntry* handler : handlers) {
-        FERRY_CHECK(register_in(directory.get(), *handler));
+        FERRY_CHECK(register_in(place, *handler, context.leftovers));
       }
-      return entry.ferry_switched_off() ? sys::write_file_at(directory.get(), "status", "0") : Result<void>();
+      return entry.ferry_switched_off() ? sys::write_file_at(place->get(), "status", "0") : Result<void>();
     });
   }
   return {};
+}
+
+Result<void> check_same(const image::Set& before, const image::Set& now) {
+  const auto were = before.list<pb::BinfmtMiscEntry>(kImage);
+  const auto are = now.list<pb::BinfmtMiscEntry>(kImage);
+  const bool same = std::equal(were.begin(), were.end(), are.begin(), are.end(), [](const auto* a, const auto* b) {
+    return a->name() == b->name() && a->enabled() == b->enabled() && alike(*a, *b);
+  });
+  return same ? Result<void>()
+              : fail(Kind::unsupported,
+                     "handlers of binfmt_misc changed while the container was being moved; move it again");
 }
 
 }  // namespace ferry::state::binfmt_misc

@@ -22,6 +22,9 @@ Result<void> collect(DumpContext& context, const std::vector<mount::View>& views
 // Once the mounts are there, the interpreters included.  A handler that is there already, as the host's are on the host
 // that it comes from, stays as it is.  Errors: unsupported (one of its name that does something else).
 Result<void> restore(RestoreContext& context);
+// For a tree that was made ahead of time, with the handlers that the first set tells of: whether the second one tells
+// of the same.  Errors: unsupported.
+Result<void> check_same(const image::Set& before, const image::Set& now);
 
 // --- the formats, apart from any process
 

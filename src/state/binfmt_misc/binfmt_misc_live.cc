@@ -5,10 +5,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <fstream>
-#include <iterator>
 #include <string>
 
+#include "live/files.h"
 #include "live/live.h"
 
 namespace ferry::live {
@@ -16,23 +15,12 @@ namespace {
 
 const std::string kDirectory = "/mnt/handlers/";
 
-std::string content_of(const std::string& path) {
-  std::ifstream file(path);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-bool write(const std::string& path, const std::string& text) {
-  std::ofstream file(path);
-  file << text << std::flush;
-  return file.good();
-}
-
 // The host's handlers are everybody's: what a body registers there, it takes away again.
 struct Handler {
   explicit Handler(const std::string& name, const std::string& registration) : path(kDirectory + name) {
-    EXPECT_TRUE(write(kDirectory + "register", registration)) << registration;
+    EXPECT_TRUE(put(kDirectory + "register", registration)) << registration;
   }
-  ~Handler() { write(path, "-1"); }
+  ~Handler() { put(path, "-1"); }
   Handler(const Handler&) = delete;
   Handler& operator=(const Handler&) = delete;
   const std::string path;
@@ -65,15 +53,15 @@ LIVE_TEST(BinfmtMisc, KeepsHandlers) {
   const Handler by_name(tag + "name", ":" + tag + "name:E::" + tag + "::/bin/true:");
   const Handler by_pattern(tag + "pattern", "," + tag + "pattern,M,1,\\x46\\x00ry,\\xff\\x00\\xff\\xff,/bin/false,OC");
   const Handler disabled(tag + "disabled", ":" + tag + "disabled:E::" + tag + "off::/bin/true:F");
-  ASSERT_TRUE(write(disabled.path, "0"));
+  ASSERT_TRUE(put(disabled.path, "0"));
   const std::string program = "/mnt/program." + tag;
-  ASSERT_TRUE(write(program, "no program\n"));
+  ASSERT_TRUE(put(program, "no program\n"));
   ASSERT_EQ(::chmod(program.c_str(), 0755), 0);
   ASSERT_EQ(run(program), 0);
   // The host's switch is nobody's to turn; that of a user namespace of one's own is kept.
   const bool own = content_of("/proc/self/uid_map") != "         0          0 4294967295\n";
   if (own) {
-    ASSERT_TRUE(write(kDirectory + "status", "0"));
+    ASSERT_TRUE(put(kDirectory + "status", "0"));
     ASSERT_EQ(run(program), 111);
   }
   const std::string texts[] = {content_of(by_name.path), content_of(by_pattern.path), content_of(disabled.path)};
@@ -88,9 +76,17 @@ LIVE_TEST(BinfmtMisc, KeepsHandlers) {
   if (own) {
     EXPECT_EQ(content_of(kDirectory + "status"), "disabled\n");
     EXPECT_EQ(run(program), 111);
-    ASSERT_TRUE(write(kDirectory + "status", "1"));
+    ASSERT_TRUE(put(kDirectory + "status", "1"));
   }
   EXPECT_EQ(run(program), 0);
+}
+
+LIVE_TEST_WITH(BinfmtMisc, IsRefusedByNameWhereItIsHidden, Options{.refused = "something is mounted over"}) {
+  enter_playground();
+  ASSERT_EQ(::mount("tmpfs", kDirectory.c_str(), "tmpfs", 0, nullptr), 0);
+  checkpoint_here();
+  ASSERT_EQ(::umount(kDirectory.c_str()), 0);
+  EXPECT_EQ(content_of(kDirectory + "status"), "enabled\n");
 }
 
 }  // namespace

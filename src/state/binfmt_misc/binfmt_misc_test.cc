@@ -43,5 +43,22 @@ TEST(BinfmtMiscFormat, ThatIsNotKnownIsRefused) {
   }
 }
 
+TEST(BinfmtMisc, ThatChangedDuringAMoveIsRefused) {
+  const auto set_of = [](const char* text) {
+    image::Set set;
+    set.add({image::Type::binfmt_misc}, parse("x", text).value());
+    return set;
+  };
+  const image::Set before = set_of("enabled\ninterpreter /x\nflags: \nextension .y\n");
+  EXPECT_TRUE(check_same(before, set_of("enabled\ninterpreter /x\nflags: \nextension .y\n")).has_value());
+  EXPECT_TRUE(check_same(image::Set(), image::Set()).has_value());
+  for (const char* now :
+       {"disabled\ninterpreter /x\nflags: \nextension .y\n", "enabled\ninterpreter /z\nflags: \nextension .y\n"}) {
+    EXPECT_EQ(check_same(before, set_of(now)).error().kind, Kind::unsupported) << now;
+  }
+  EXPECT_EQ(check_same(before, image::Set()).error().kind, Kind::unsupported);
+  EXPECT_EQ(check_same(image::Set(), before).error().kind, Kind::unsupported);
+}
+
 }  // namespace
 }  // namespace ferry::state::binfmt_misc

@@ -8,27 +8,15 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <fstream>
-#include <iterator>
 #include <sstream>
 #include <string>
 
+#include "live/files.h"
 #include "live/live.h"
 #include "live/other_thread.h"
 
 namespace ferry::live {
 namespace {
-
-std::string content_of(const std::string& path) {
-  std::ifstream file(path);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-bool put(const std::string& path, const std::string& text) {
-  std::ofstream file(path);
-  file << text << std::flush;
-  return file.good();
-}
 
 // A group of this test's own, removed with the object.
 class Group {

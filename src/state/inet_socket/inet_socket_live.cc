@@ -7,17 +7,10 @@
 #include <cerrno>
 
 #include "live/live.h"
+#include "live/loopback.h"
 
 namespace ferry::live {
 namespace {
-
-sockaddr_in loopback(std::uint16_t port) {
-  sockaddr_in a{};
-  a.sin_family = AF_INET;
-  a.sin_port = htons(port);
-  a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  return a;
-}
 
 std::uint16_t port_of(int fd) {
   sockaddr_in a{};

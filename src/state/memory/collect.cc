@@ -80,6 +80,14 @@ class Collector {
           "there at the restore as well",
           subject_of(task_, m));
     }
+    pb::VmaEntry& vma = begin(m);
+    vma.set_flags(MAP_PRIVATE | MAP_ANONYMOUS);
+    vma.set_status(kUprobes | kAnonPrivate);
+    return {};
+  }
+
+  // With what every entry has.
+  pb::VmaEntry& begin(const sys::Mapping& m) {
     pb::VmaEntry& vma = *task_.mm->add_vmas();
     vma.set_start(m.start);
     vma.set_end(m.end);
@@ -87,9 +95,8 @@ class Collector {
     vma.set_shmid(0);
     vma.set_prot(static_cast<std::uint32_t>(m.prot));
     vma.set_fd(-1);
-    vma.set_flags(MAP_PRIVATE | MAP_ANONYMOUS);
-    vma.set_status(kUprobes | kAnonPrivate);
-    return {};
+    vma.set_flags(0);
+    return vma;
   }
 
   // Asynchronous write protection is only a way to look at a process, ours among others: what it holds is the
@@ -117,14 +124,7 @@ class Collector {
       vmas[vmas.size() - 1].set_end(m.end);
       return {};
     }
-    pb::VmaEntry& vma = *vmas.Add();
-    vma.set_start(m.start);
-    vma.set_end(m.end);
-    vma.set_pgoff(0);
-    vma.set_shmid(0);
-    vma.set_prot(static_cast<std::uint32_t>(m.prot));
-    vma.set_fd(-1);
-    vma.set_flags(0);
+    pb::VmaEntry& vma = begin(m);
     std::uint32_t flags = m.shared ? MAP_SHARED : MAP_PRIVATE;
     flags |= m.has_flag("gd") ? MAP_GROWSDOWN : 0U;
     flags |= m.has_flag("nr") ? MAP_NORESERVE : 0U;

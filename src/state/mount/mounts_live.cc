@@ -12,20 +12,15 @@
 
 #include <cerrno>
 #include <fstream>
-#include <iterator>
 #include <sstream>
 #include <string>
 
+#include "live/files.h"
 #include "live/live.h"
 
 namespace ferry::live {
 namespace {
 
-std::string content_of(const std::string& path) {
-  std::ifstream file(path);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-void write(const std::string& path, const std::string& text) { std::ofstream(path) << text; }
 bool make_directory(const std::string& path) { return ::mkdir(path.c_str(), 0755) == 0; }
 bool make_file(const std::string& path) { return ::mknod(path.c_str(), S_IFREG | 0644, 0) == 0; }
 bool mount_tmpfs(const std::string& path, const char* options = "mode=755") {
@@ -78,7 +73,7 @@ LIVE_TEST(Mounts, KeepFlagsOfMountAndSuperblock) {
             0);
   ASSERT_TRUE(change("/mnt/ro", MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOEXEC | MS_NOSUID));
   ASSERT_EQ(::mount("two", "/mnt/sbro", "tmpfs", 0, nullptr), 0);
-  write("/mnt/sbro/kept", "in a read-only file system");
+  put("/mnt/sbro/kept", "in a read-only file system");
   ASSERT_TRUE(change("/mnt/sbro", MS_REMOUNT | MS_RDONLY));
   ASSERT_EQ(::mount("three", "/mnt/strict", "tmpfs", MS_STRICTATIME | MS_SYNCHRONOUS, nullptr), 0);
   ASSERT_EQ(::mount("four", "/mnt/nothing", "tmpfs", MS_NOATIME | MS_NODIRATIME | MS_LAZYTIME, nullptr), 0);
@@ -101,13 +96,13 @@ LIVE_TEST(Mounts, KeepFlagsOfMountAndSuperblock) {
 LIVE_TEST_WITH(Mounts, KeepWhatLiesBelowOtherMounts, {.user_namespace = false}) {
   enter_playground();
   ASSERT_TRUE(make_directory("/mnt/a") && make_directory("/mnt/a/b"));
-  write("/mnt/a/ground", "ground");
+  put("/mnt/a/ground", "ground");
   ASSERT_TRUE(mount_tmpfs("/mnt/a/b"));
-  write("/mnt/a/b/first", "first");
+  put("/mnt/a/b/first", "first");
   ASSERT_TRUE(mount_tmpfs("/mnt/a"));
-  write("/mnt/a/second", "second");
+  put("/mnt/a/second", "second");
   ASSERT_TRUE(mount_tmpfs("/mnt/a"));
-  write("/mnt/a/third", "third");
+  put("/mnt/a/third", "third");
 
   checkpoint_here();
 
@@ -122,8 +117,8 @@ LIVE_TEST_WITH(Mounts, KeepWhatLiesBelowOtherMounts, {.user_namespace = false}) 
 LIVE_TEST(Mounts, BindEveryKindOfFile) {
   enter_playground();
   ASSERT_TRUE(make_directory("/mnt/from") && make_directory("/mnt/from/sub") && make_directory("/mnt/to"));
-  write("/mnt/from/file", "bound");
-  write("/mnt/from/sub/inner", "deep");
+  put("/mnt/from/file", "bound");
+  put("/mnt/from/sub/inner", "deep");
   ASSERT_EQ(::mkfifo("/mnt/from/fifo", 0640), 0);
   ASSERT_EQ(::mknod("/mnt/from/device", S_IFCHR | 0666, makedev(1, 5)), 0);
   ASSERT_EQ(::mknod("/mnt/from/socket", S_IFSOCK | 0604, 0), 0);
@@ -156,7 +151,7 @@ LIVE_TEST(Mounts, BindEveryKindOfFile) {
 
 LIVE_TEST(Mounts, BindFilesAndDirectoriesThatWereDeleted) {
   enter_playground();
-  write("/mnt/gone", "deleted, but mounted");
+  put("/mnt/gone", "deleted, but mounted");
   ASSERT_EQ(::chmod("/mnt/gone", 0640), 0);
   ASSERT_TRUE(make_directory("/mnt/gone.d"));
   ASSERT_TRUE(make_file("/mnt/file") && make_directory("/mnt/dir"));
@@ -195,16 +190,16 @@ LIVE_TEST_WITH(Mounts, PropagateAsBefore, {.user_namespace = false}) {
   checkpoint_here();
 
   ASSERT_TRUE(mount_tmpfs("/mnt/peer/x"));
-  write("/mnt/peer/x/mark", "x");
+  put("/mnt/peer/x/mark", "x");
   for (const char* name : {"shared", "slave", "both", "below"}) {
     EXPECT_EQ(content_of(std::string("/mnt/") + name + "/x/mark"), "x") << name;
   }
   EXPECT_FALSE(exists("/mnt/private/x/mark"));
   ASSERT_TRUE(mount_tmpfs("/mnt/slave/y"));
-  write("/mnt/slave/y/mark", "y");
+  put("/mnt/slave/y/mark", "y");
   EXPECT_FALSE(exists("/mnt/shared/y/mark"));
   ASSERT_TRUE(mount_tmpfs("/mnt/both/z"));
-  write("/mnt/both/z/mark", "z");
+  put("/mnt/both/z/mark", "z");
   EXPECT_EQ(content_of("/mnt/below/z/mark"), "z");
   EXPECT_FALSE(exists("/mnt/shared/z/mark"));
   EXPECT_FALSE(bind_to("/mnt/unbindable", "/mnt/private/w"));
@@ -217,7 +212,7 @@ LIVE_TEST(Mounts, AreStillPeersWhenNoneShowsWhatTheOtherDoes) {
   }
   ASSERT_TRUE(mount_tmpfs("/mnt/whole") && change("/mnt/whole", MS_SHARED));
   ASSERT_TRUE(make_directory("/mnt/whole/left") && make_directory("/mnt/whole/right"));
-  write("/mnt/whole/left/file", "left");
+  put("/mnt/whole/left/file", "left");
   ASSERT_TRUE(bind_to("/mnt/whole/left", "/mnt/a") && bind_to("/mnt/whole/right", "/mnt/b"));
 
   checkpoint_here();
@@ -239,12 +234,12 @@ LIVE_TEST(Mounts, KeepAnOverlayMadeInside) {
   for (const char* name : {"lower", "upper", "work", "merged"}) {
     ASSERT_TRUE(make_directory(std::string("/mnt/") + name));
   }
-  write("/mnt/lower/below", "from below");
-  write("/mnt/lower/hidden", "to be deleted");
+  put("/mnt/lower/below", "from below");
+  put("/mnt/lower/hidden", "to be deleted");
   ASSERT_EQ(
       ::mount("ovl", "/mnt/merged", "overlay", MS_NODEV, "lowerdir=/mnt/lower,upperdir=/mnt/upper,workdir=/mnt/work"),
       0);
-  write("/mnt/merged/above", "from above");
+  put("/mnt/merged/above", "from above");
   ASSERT_EQ(::unlink("/mnt/merged/hidden"), 0);
 
   checkpoint_here();
@@ -253,7 +248,7 @@ LIVE_TEST(Mounts, KeepAnOverlayMadeInside) {
   EXPECT_EQ(content_of("/mnt/merged/above"), "from above");
   EXPECT_FALSE(exists("/mnt/merged/hidden"));
   EXPECT_EQ(content_of("/mnt/lower/hidden"), "to be deleted");
-  write("/mnt/merged/new", "written after");
+  put("/mnt/merged/new", "written after");
   EXPECT_EQ(content_of("/mnt/upper/new"), "written after");
 }
 
@@ -283,7 +278,7 @@ LIVE_TEST(Mounts, KeepTheKernelsOwnFileSystems) {
 
 LIVE_TEST(Mounts, KeepEverythingInATmpfs) {
   enter_playground();
-  write("/mnt/file", "content");
+  put("/mnt/file", "content");
   ASSERT_EQ(::link("/mnt/file", "/mnt/hard"), 0);
   ASSERT_EQ(::setxattr("/mnt/file", "trusted.mark", "value", 5, 0), 0);
   ASSERT_EQ(::symlink("file", "/mnt/soft"), 0);

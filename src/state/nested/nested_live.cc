@@ -9,18 +9,13 @@
 
 #include <fstream>
 #include <functional>
-#include <iterator>
 #include <string>
 
+#include "live/files.h"
 #include "live/live.h"
 
 namespace ferry::live {
 namespace {
-
-std::string content_of(const std::string& path) {
-  std::ifstream file(path);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 // A child that prepares something, and judges it when it is told to.
 class Child {

@@ -20,19 +20,12 @@
 
 #include "live/family.h"
 #include "live/live.h"
+#include "live/loopback.h"
 
 namespace ferry::live {
 namespace {
 
 const Options kKeepConnections{.dump = {"--tcp-established"}, .restore = {"--tcp-established"}};
-
-sockaddr_in loopback(std::uint16_t port) {
-  sockaddr_in a{};
-  a.sin_family = AF_INET;
-  a.sin_port = htons(port);
-  a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  return a;
-}
 
 bool new_network() {
   const int fd = ::unshare(CLONE_NEWNET) == 0 ? ::socket(AF_INET, SOCK_DGRAM, 0) : -1;

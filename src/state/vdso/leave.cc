@@ -1,5 +1,6 @@
 #include <sys/ptrace.h>
 
+#include <algorithm>
 #include <csignal>
 
 #include "state/vdso/vdso.h"
@@ -14,12 +15,19 @@ constexpr std::uint64_t kNoCall = ~0ULL;
 constexpr int kMostSteps = 4096;  // its functions have a few hundred instructions
 constexpr std::uint64_t kTrap = 1ULL << (SIGTRAP - 1);
 
-Result<void> step_out(tracee::Thread& thread, std::uint64_t start, std::uint64_t size) {
+// The mapping that the thread stands in.
+const sys::Mapping* place_of(const DumpTask& task, std::uint64_t ip) {
+  const auto found = std::upper_bound(task.mappings.begin(), task.mappings.end(), ip,
+                                      [](std::uint64_t at, const sys::Mapping& m) { return at < m.end; });
+  return found != task.mappings.end() && found->start <= ip ? &*found : nullptr;
+}
+
+Result<void> step_out(tracee::Thread& thread, const sys::Mapping& vdso) {
   for (int i = 0; i < kMostSteps; ++i) {
     FERRY_CHECK(thread.resume(PTRACE_SINGLESTEP));
     FERRY_CHECK(tracee::await_stop(thread, tracee::Stop::Why::signal, PTRACE_SINGLESTEP));
     FERRY_TRY(const tracee::Registers now, thread.registers());
-    if (now.rip - start >= size) {
+    if (now.rip < vdso.start || now.rip >= vdso.end) {
       break;
     }
   }
@@ -31,8 +39,9 @@ Result<void> step_out(tracee::Thread& thread, std::uint64_t start, std::uint64_t
 
 }  // namespace
 
-Result<void> leave(DumpTask& task, DumpThread& seen, std::uint64_t start, std::uint64_t size) {
-  if (seen.registers.rip - start >= size || seen.registers.orig_rax != kNoCall) {
+Result<void> leave(DumpTask& task, DumpThread& seen) {
+  const sys::Mapping* const place = place_of(task, seen.registers.rip);
+  if (place == nullptr || place->name != "[vdso]" || seen.registers.orig_rax != kNoCall) {
     return {};
   }
   // A trap that is blocked or ignored takes the program's action for it away (force_sig_info_to_task in
@@ -46,7 +55,7 @@ Result<void> leave(DumpTask& task, DumpThread& seen, std::uint64_t start, std::u
   tracee::Thread& thread = task.thread(seen);
   FERRY_TRY(const std::uint64_t mask, thread.signal_mask());
   FERRY_CHECK(thread.set_signal_mask(~kTrap));
-  const auto stepped = step_out(thread, start, size).during("leading task {} out of the vDSO", seen.tid);
+  const auto stepped = step_out(thread, *place).during("leading task {} out of the vDSO", seen.tid);
   FERRY_CHECK(thread.set_signal_mask(mask));
   FERRY_CHECK(stepped);
   FERRY_TRY(seen.registers, thread.registers());

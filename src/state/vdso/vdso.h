@@ -19,10 +19,10 @@ namespace ferry::state::vdso {
 
 // --- checkpoint
 
-// A thread that is stopped inside a vDSO goes on until it has left it, as long as nobody knows which kernel it goes on
-// under; thread.registers are renewed.  One that would notice single steps, by a SIGTRAP that it blocks or ignores,
-// stays.  Within [start, start + size) lies the vDSO of the task.
-Result<void> leave(DumpTask& task, DumpThread& thread, std::uint64_t start, std::uint64_t size);
+// A thread that is stopped inside the vDSO goes on until it has left it, as long as nobody knows which kernel it goes
+// on under; thread.registers are renewed.  One that would notice single steps, by a SIGTRAP that it blocks or ignores,
+// stays.
+Result<void> leave(DumpTask& task, DumpThread& thread);
 
 // --- restore, and what both sides need: on the content of a vDSO, an ELF image as the kernel maps it
 
