@@ -9,6 +9,7 @@
 #include "state/limits/limits.h"
 #include "state/memory/memory.h"
 #include "state/memory/room.h"
+#include "state/numa/numa.h"
 #include "state/seccomp/seccomp.h"
 #include "state/signals/signals.h"
 #include "state/thread_area/thread_area.h"
@@ -32,9 +33,9 @@ Result<void> suspend_seccomp(DumpTask& task, const DumpThread& thread) {
 }
 
 std::vector<state::Answers> ask_thread(DumpTask& task, DumpThread& thread, tracee::Batch& batch) {
-  return {state::signals::ask_thread(task, thread, batch), state::creds::ask_thread(task, thread, batch),
-          state::seccomp::ask_thread(task, thread, batch), state::limits::ask_thread(task, thread, batch),
-          state::thread_area::ask_thread(task, thread, batch)};
+  return {state::signals::ask_thread(task, thread, batch),     state::creds::ask_thread(task, thread, batch),
+          state::seccomp::ask_thread(task, thread, batch),     state::limits::ask_thread(task, thread, batch),
+          state::thread_area::ask_thread(task, thread, batch), state::numa::ask_thread(thread, batch)};
 }
 
 void answer_like(const DumpTask& task, DumpThread& thread) {
@@ -87,7 +88,8 @@ Result<void> ask_task(DumpTask& task, Caretaker& caretaker) {
   tracee::Batch of_process;
   const state::Answers of_all[] = {state::memory::ask(task, of_process), state::signals::ask(task, of_process),
                                    state::timers::ask(task, of_process), state::creds::ask(task, of_process),
-                                   state::limits::ask(task, of_process), state::cpu::ask(task, of_process)};
+                                   state::limits::ask(task, of_process), state::cpu::ask(task, of_process),
+                                   state::numa::ask(task, 0, of_process)};
   const auto of_leader = ask_thread(task, task.threads.front(), of_process);
   FERRY_TRY(const auto replies, task.process.run(task.process.leader(), of_process));
   for (const auto& answer : of_all) {
@@ -95,6 +97,14 @@ Result<void> ask_task(DumpTask& task, Caretaker& caretaker) {
   }
   for (const auto& answer : of_leader) {
     FERRY_CHECK(answer(replies));
+  }
+  for (std::size_t at = state::numa::kAtOnce; at < task.mappings.size(); at += state::numa::kAtOnce) {
+    tracee::Batch more;
+    const state::Answers answer = state::numa::ask(task, at, more);
+    if (!more.empty()) {
+      FERRY_TRY(const auto told, task.process.run(task.process.leader(), more));
+      FERRY_CHECK(answer(told));
+    }
   }
   return task.threads.size() > 1 ? ask_threads(task) : Result<void>();
 }

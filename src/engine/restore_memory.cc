@@ -4,6 +4,7 @@
 #include "state/aio/aio.h"
 #include "state/memory/lazy.h"
 #include "state/memory/pages.h"
+#include "state/numa/numa.h"
 
 namespace ferry::engine {
 namespace {
@@ -45,7 +46,8 @@ Result<void> RestoreStory::build_memory() {
       inheritance_->settle(task, batch);
       in_place = [this, &task](const pb::VmaEntry& vma) { return inheritance_->in_place(task, vma); };
     }
-    return state::memory::add_mappings(task, context_, kernel, layout_.park, batch, in_place);
+    FERRY_CHECK(state::memory::add_mappings(task, context_, kernel, layout_.park, batch, in_place));
+    return state::numa::restore(task, batch);
   };
   FERRY_CHECK(side_by_side("mappings", map));
   for (auto& task : tasks_) {

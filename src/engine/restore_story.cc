@@ -25,6 +25,7 @@
 #include "state/mount/mount.h"
 #include "state/net/net.h"
 #include "state/net_gate/net_gate.h"
+#include "state/numa/numa.h"
 #include "state/pidns/pidns.h"
 #include "state/seccomp/seccomp.h"
 #include "state/signals/signals.h"
@@ -288,6 +289,7 @@ Result<void> RestoreStory::dress_thread(RestoreTask& task, RestoreThread& thread
   FERRY_CHECK(state::thread_area::restore_thread(task, thread, context_, batch));
   FERRY_CHECK(state::signals::restore_thread(task, thread, context_, batch));
   FERRY_CHECK(state::limits::restore_thread(task, thread, context_, batch));
+  FERRY_CHECK(state::numa::restore_thread(task, thread, batch));
   FERRY_CHECK(state::seccomp::restore_thread(task, thread, context_, batch));
   return state::creds::restore_thread(task, thread, context_, batch);
 }

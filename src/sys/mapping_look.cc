@@ -24,6 +24,7 @@ namespace {
 
 struct Words {
   std::uint64_t start = 0, end = 0, flags = 0;
+  std::uint64_t policy = 0;  // address of a memory policy
 };
 constexpr std::size_t kWords = sizeof(Words) / 8;
 
@@ -142,7 +143,9 @@ Result<MappingLook> MappingLook::open() {
   constexpr int kMappingOfContext = 2;  // behind what is common to all, and the task
   FERRY_TRY(Program program, Program::begin(btf, kMappingOfContext, kWords, 0));
   std::size_t word = 0;
-  for (const char* name : {"vm_start", "vm_end", "vm_flags"}) {
+  // A kernel without NUMA has no policies; something else in its place means that any mapping may have one.
+  const char* const policy = btf.field(mapping, "vm_policy").has_value() ? "vm_policy" : "vm_start";
+  for (const char* name : {"vm_start", "vm_end", "vm_flags", policy}) {
     FERRY_TRY(const Btf::Field field, btf.field(mapping, name));
     if (field.size != 8) {
       return fail(Kind::unsupported, "the field {} of this kernel's mappings has {} bytes", name, field.size);
@@ -223,6 +226,7 @@ Result<void> MappingLook::add_flags(Iteration& iteration, std::vector<Mapping>& 
       return fail(Kind::unsupported, "{:x}-{:x} is marked with {:#x}", m.start, m.end, word->flags);
     }
     m.vm_flags = std::move(*names);
+    m.may_have_policy = word->policy != 0 || m.shared;  // that of shared memory belongs to its file
     ++word;
   }
   return {};

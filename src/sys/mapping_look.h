@@ -1,4 +1,5 @@
-// The flags of a process's mappings without smaps, which walks over every page to count them: 12 ms for a gigabyte.
+// The flags of a process's mappings, and which have a memory policy, without smaps, which walks over every page to
+// count them: 12 ms for a gigabyte.
 //
 // An iterator of BPF emits the kernel's word of flags of each mapping; what its bits mean is learned beforehand from a
 // process of our own (mapping_flags.h).  A word with a bit that was not to be seen there is not guessed at: smaps is.

@@ -63,7 +63,8 @@ struct Mapping {  // one line of maps, with what smaps adds
   std::uint64_t inode = 0;
   std::string name;  // path, "[heap]", "[vdso]", … without " (deleted)"
   bool deleted = false;
-  std::string vm_flags;  // " rd wr mr …" of smaps, with a blank on either side; empty if from maps
+  std::string vm_flags;         // " rd wr mr …" of smaps, with a blank on either side; empty if from maps
+  bool may_have_policy = true;  // mbind(2); false only where the kernel was seen to have none (sys/mapping_look.h)
 
   [[nodiscard]] bool has_flag(std::string_view two_letters) const {
     return vm_flags.find(" " + std::string(two_letters) + " ") != std::string::npos;

@@ -40,6 +40,7 @@ struct TaskWords {
     std::uint64_t flags = 0, atomic_flags = 0, thread_flags = 0, call_work = 0;
     std::uint64_t personality = 0;
     std::array<std::uint64_t, 3> segments{};  // set_thread_area(2)
+    std::uint64_t memory_policy = 0;          // each has its own, if any: set_mempolicy(2)
     auto operator<=>(const Nature&) const = default;
   } nature;
 };
