@@ -138,7 +138,7 @@ Result<UniqueFd> IteratorProgram::finish(const Btf& btf, const char* iterator) {
 
 Result<Iteration> Iteration::prepare(int program, Of of, HostPid pid) {
   bpf_iter_link_info info{};
-  // The mappings are those of the process, and would come again with each of its threads.
+  // Mappings and files are those of the process, and would come again with each of its threads.
   (of == Of::threads ? info.task.pid : info.task.tid) = static_cast<std::uint32_t>(pid.value);
   bpf_attr attr{};
   attr.link_create.prog_fd = static_cast<std::uint32_t>(program);

@@ -52,7 +52,7 @@ class IteratorProgram {
 // A walk that was asked for and begins at the first read.
 class Iteration {
  public:
-  enum class Of : std::uint8_t { threads, mappings };
+  enum class Of : std::uint8_t { threads, mappings, files };
   // `program`: made for that.  Nothing is looked at yet.  Errors: gone (there is no such process), os.
   static Result<Iteration> prepare(int program, Of of, HostPid pid);
   // What comes next; empty at the end.  Everything that belongs to one object comes at once.

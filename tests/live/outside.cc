@@ -72,7 +72,7 @@ class Renamer {
 };
 
 // Range, protection, offset and name of each mapping, with its flags.
-std::string mappings(const std::string& smaps) {
+std::string mappings(const std::string& smaps, Renamer& rename) {
   struct Mapping {
     std::string start, end, rest, flags;
     bool anonymous = false;
@@ -106,7 +106,8 @@ std::string mappings(const std::string& smaps) {
     }
     std::getline(words >> std::ws, name);
     const std::size_t dash = range.find('-');
-    all.push_back({range.substr(0, dash), range.substr(dash + 1), perms + " " + offset + " " + name, "", inode == "0"});
+    all.push_back(
+        {range.substr(0, dash), range.substr(dash + 1), perms + " " + offset + " " + rename(name), "", inode == "0"});
   }
   std::string out;
   for (const Mapping& m : all) {
@@ -234,7 +235,7 @@ void look(pid_t pid, const std::string& parent, Renamer& rename, View& view) {
   (void)status_lines(read(proc + "/status"), ns_pid);
   const std::string me = "pid " + ns_pid + " ";
   view[me + "parent"] = parent;
-  view[me + "mappings"] = mappings(read(proc + "/smaps"));
+  view[me + "mappings"] = mappings(read(proc + "/smaps"), rename);
   view[me + "descriptors"] = descriptors(proc, rename);
   view[me + "namespaces"] = namespaces(proc);
   if (link(proc + "/ns/mnt") != link("/proc/self/ns/mnt")) {

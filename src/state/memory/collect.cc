@@ -192,6 +192,11 @@ class Collector {
       vma.set_status(kAioRing | kAnonShared);
       return aio::collect(task_, m);
     }
+    if (m.shared && m.name.starts_with("socket:")) {
+      vma.set_shmid(m.inode);  // until the sockets are known, and the room of packet sockets puts the file in its place
+      vma.set_status(kRegular | kSocket);
+      return {};
+    }
     if (m.name.starts_with("anon_inode:") || m.name.starts_with("socket:")) {
       return fail(Kind::unsupported, "{}: this kind of mapping cannot be carried over", subject_of(task_, m));
     }

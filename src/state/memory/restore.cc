@@ -249,7 +249,7 @@ Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMapp
     if (!is_mapped_anew(vma) && !(kernel.foreign && (vma.status() & kVdso) != 0)) {
       continue;
     }
-    if ((vma.status() & kRegular) == 0 || (vma.status() & (kSocket | kShadowStack)) != 0) {
+    if ((vma.status() & kRegular) == 0 || (vma.status() & kShadowStack) != 0) {
       return fail(Kind::unsupported, "mapping {:x}-{:x} of pid {} is of a kind (status {:#x}) that cannot be restored",
                   vma.start(), vma.end(), task.ns_pid(), vma.status());
     }
@@ -266,7 +266,7 @@ Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMapp
     const std::uint32_t first_prot = vma.prot() | (vma.ferry_was_writable() ? PROT_WRITE : 0U);
     std::uint32_t has = first_prot;
     bool fresh = false;
-    const bool file = (vma.status() & (kFilePrivate | kFileShared | kMemfd)) != 0;
+    const bool file = (vma.status() & (kFilePrivate | kFileShared | kMemfd | kSocket)) != 0;
     if (file) {
       if (fetched_file != vma.shmid() + 1) {
         close_fetched();

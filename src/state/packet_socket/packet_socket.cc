@@ -10,17 +10,22 @@
 
 #include <cerrno>
 #include <cstring>
+#include <map>
 #include <optional>
 #include <vector>
 
 #include "base/log.h"
 #include "state/dump_host.h"
+#include "state/memory/memory.h"
 #include "state/nested/nested.h"
+#include "state/packet_socket/mapped_rings.h"
+#include "state/packet_socket/rings.h"
 #include "state/socket/more_options.h"
 #include "state/socket/options.h"
 #include "sys/file.h"
 #include "sys/net_namespace.h"
 #include "sys/netlink.h"
+#include "sys/packet_look.h"
 
 namespace ferry::state {
 namespace {
@@ -31,8 +36,18 @@ constexpr std::uint32_t kFanoutByProgram = 6;  // PACKET_FANOUT_CBPF; one above 
 struct Diag {
   packet_diag_info info{};
   std::vector<packet_diag_mclist> groups;
-  bool rings = false;
+  std::optional<packet_diag_ring> rx, tx;
 };
+
+void describe(const packet_diag_ring& ring, pb::PacketRing& out) {
+  out.set_block_size(ring.pdr_block_size);
+  out.set_block_nr(ring.pdr_block_nr);
+  out.set_frame_size(ring.pdr_frame_size);
+  out.set_frame_nr(ring.pdr_frame_nr);
+  out.set_retire_tmo(ring.pdr_retire_tmo);
+  out.set_sizeof_priv(ring.pdr_sizeof_priv);
+  out.set_features(ring.pdr_features);
+}
 
 class PacketSocketKind : public FileKind {
  public:
@@ -67,10 +82,6 @@ class PacketSocketKind : public FileKind {
     entry.set_protocol(own.sll_protocol);
     entry.set_ifindex(static_cast<std::uint32_t>(own.sll_ifindex));
     FERRY_TRY(const Diag diag, look_at(network->ns.get(), static_cast<std::uint32_t>(probe.stat.st_ino), subject));
-    if (diag.rings) {
-      return fail(Kind::unsupported,
-                  "{}: a packet socket with a ring that is shared with the kernel cannot be carried over", subject);
-    }
     entry.set_version(diag.info.pdi_version);
     entry.set_reserve(diag.info.pdi_reserve);
     entry.set_copy_thresh(diag.info.pdi_copy_thresh);
@@ -86,6 +97,7 @@ class PacketSocketKind : public FileKind {
       kept.set_addr(group.pdmc_addr, group.pdmc_alen);
     }
     FERRY_CHECK(collect_fanout(probe, entry));
+    FERRY_CHECK(collect_rings(probe, diag, entry));
     warn_of_queue(probe);
     FERRY_CHECK(collect_fown(probe, context, *entry.mutable_fown()));
     FERRY_CHECK(more_.prepare(probe.ours, *network, subject));
@@ -93,13 +105,24 @@ class PacketSocketKind : public FileKind {
     return socket::collect_options(probe.ours, subject, *entry.mutable_opts());
   }
 
+  // Mappings were collected before the sockets, under the inode of theirs.
+  Result<void> finish(DumpContext& context) override {
+    for (const auto& task : context.tasks) {
+      if (task->mm == nullptr) {
+        continue;
+      }
+      for (pb::VmaEntry& vma : *task->mm->mutable_vmas()) {
+        if ((vma.status() & memory::kSocket) != 0) {
+          FERRY_CHECK(name_socket(vma).during("pid {} mapping {:x}-{:x}", task->pid, vma.start(), vma.end()));
+        }
+      }
+    }
+    return {};
+  }
+
   Result<UniqueFd> open(const pb::FileEntry& file, RestoreContext& context) override {
     const pb::PacketSockEntry& entry = file.psk();
     const std::string subject = fmt::format("packet socket {}", entry.id());
-    if (entry.has_rx_ring() || entry.has_tx_ring()) {
-      return fail(Kind::unsupported, "{} has a ring that is shared with the kernel, which ferry does not make",
-                  subject);
-    }
     // Without a protocol it receives nothing until it is bound.
     FERRY_TRY(Inside* const inside, context.nested.inside_network(context, entry.ns_id()));
     FERRY_TRY(UniqueFd fd, inside->get<UniqueFd>([&]() -> Result<UniqueFd> {
@@ -119,16 +142,24 @@ class PacketSocketKind : public FileKind {
                    {PACKET_ORIGDEV, "PACKET_ORIGDEV", entry.orig_dev() ? 1U : 0U},
                    {PACKET_VNET_HDR, "PACKET_VNET_HDR", entry.vnet_hdr() ? 1U : 0U},
                    {PACKET_LOSS, "PACKET_LOSS", entry.loss() ? 1U : 0U},
-                   {PACKET_TIMESTAMP, "PACKET_TIMESTAMP", entry.timestamp()},
-                   {PACKET_COPY_THRESH, "PACKET_COPY_THRESH", entry.copy_thresh()}};
+                   {PACKET_TIMESTAMP, "PACKET_TIMESTAMP", entry.timestamp()}};
     for (const auto& o : options) {
       if (o.value != 0) {
         FERRY_CHECK(
             socket::set_int(fd.get(), SOL_PACKET, o.name, static_cast<int>(o.value), o.text).during("{}", subject));
       }
     }
-    FERRY_CHECK(socket::restore_options(fd.get(), entry.opts(), subject));
+    FERRY_CHECK(socket::restore_plain_options(fd.get(), entry.opts(), subject));
     FERRY_CHECK(socket::restore_more(fd.get(), entry.ferry_options(), false, subject));
+    if (entry.has_rx_ring() || entry.has_tx_ring()) {
+      FERRY_CHECK(packet_socket::restore_rings(fd.get(), subject, *inside, entry));
+    }
+    FERRY_CHECK(socket::restore_filter(fd.get(), entry.opts(), subject));
+    if (entry.copy_thresh() != 0) {
+      FERRY_CHECK(socket::set_int(fd.get(), SOL_PACKET, PACKET_COPY_THRESH, static_cast<int>(entry.copy_thresh()),
+                                  "PACKET_COPY_THRESH")
+                      .during("{}", subject));
+    }
     for (const pb::PacketMclist& group : entry.mclist()) {
       FERRY_CHECK(join(fd.get(), group, subject));
     }
@@ -194,7 +225,8 @@ class PacketSocketKind : public FileKind {
           out.groups.push_back(group);
         }
       } else if (type == PACKET_DIAG_RX_RING || type == PACKET_DIAG_TX_RING) {
-        out.rings = true;
+        packet_diag_ring& ring = (type == PACKET_DIAG_RX_RING ? out.rx : out.tx).emplace();
+        std::memcpy(&ring, bytes.data(), std::min(bytes.size(), sizeof ring));
       }
     }
     return out;
@@ -209,6 +241,40 @@ class PacketSocketKind : public FileKind {
                   "{}: a group of packet sockets that a BPF program spreads packets over cannot be carried over",
                   probe.subject());
     }
+    return {};
+  }
+
+  Result<void> collect_rings(const FdProbe& probe, const Diag& diag, pb::PacketSockEntry& entry) {
+    if (!diag.rx && !diag.tx) {
+      return {};
+    }
+    if (diag.rx) {
+      describe(*diag.rx, *entry.mutable_rx_ring());
+    }
+    if (diag.tx) {
+      describe(*diag.tx, *entry.mutable_tx_ring());
+    }
+    if (!look_) {
+      FERRY_TRY(look_, sys::PacketLook::open().during("{}: its rings can be carried over only where they can be "
+                                                      "looked at by BPF (BTF, CAP_BPF and CAP_PERFMON)",
+                                                      probe.subject()));
+    }
+    FERRY_CHECK(packet_socket::collect_rings(probe.ours, probe.subject(), *look_, entry));
+    with_rings_.emplace(probe.stat.st_ino, &entry);
+    return {};
+  }
+
+  Result<void> name_socket(pb::VmaEntry& vma) const {
+    const auto found = with_rings_.find(vma.shmid());
+    if (found == with_rings_.end()) {
+      return fail(Kind::unsupported,
+                  "memory of socket {} cannot be carried over: no packet socket that is open in the tree", vma.shmid());
+    }
+    const pb::PacketSockEntry& socket = *found->second;
+    if (vma.pgoff() != 0 || vma.end() - vma.start() != packet_socket::size_of_rings(socket)) {
+      return fail(Kind::unsupported, "a part of the rings of a packet socket cannot be carried over without the rest");
+    }
+    vma.set_shmid(socket.id());
     return {};
   }
 
@@ -239,6 +305,8 @@ class PacketSocketKind : public FileKind {
   }
 
   socket::MoreOptionsReader more_;
+  std::optional<sys::PacketLook> look_;                             // opened when it is needed
+  std::map<std::uint64_t, const pb::PacketSockEntry*> with_rings_;  // by inode
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Packet sockets, packet(7), without packets that wait in them.
+// Packet sockets, packet(7), with their rings (rings.h), without packets that wait in their queue.
 #pragma once
 
 #include <memory>

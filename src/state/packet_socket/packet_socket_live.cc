@@ -84,12 +84,5 @@ LIVE_TEST(PacketSocket, StaysUnbound) {
   EXPECT_EQ(option(fd, SOL_SOCKET, SO_TYPE), SOCK_DGRAM);
 }
 
-LIVE_TEST_WITH(PacketSocket, IsRefusedWithARing, {.refused = "a ring that is shared with the kernel"}) {
-  const int fd = ::socket(AF_PACKET, SOCK_RAW, 0);
-  const tpacket_req ring{4096, 4, 2048, 8};
-  ASSERT_EQ(::setsockopt(fd, SOL_PACKET, PACKET_RX_RING, &ring, sizeof ring), 0);
-  checkpoint_here();
-}
-
 }  // namespace
 }  // namespace ferry::live
