@@ -437,19 +437,21 @@ LIVE_TEST(PacketRing, IsMappedByTwoProcesses) {
   const int fd = bound_socket(SOCK_DGRAM, kShared, TPACKET_V2);
   make_ring(fd, PACKET_RX_RING);
   char* const ring = mapped(fd, kFrameCount * kFrameSize);
-  int begin[2];
+  int begin[2], closed[2];
   ASSERT_EQ(::pipe(begin), 0);
+  ASSERT_EQ(::pipe(closed), 0);
+  char byte = 0;
   const pid_t child = ::fork();
   if (child == 0) {
     // It has the mapping and no descriptor of the socket.
     ::close(fd);
-    char byte = 0;
-    if (::read(begin[0], &byte, 1) != 1) {
+    if (::write(closed[1], "", 1) != 1 || ::read(begin[0], &byte, 1) != 1) {
       ::_exit(2);
     }
     status_of<tpacket2_hdr>(ring) = TP_STATUS_KERNEL;
     ::_exit((status_of<tpacket2_hdr>(ring + kFrameSize) & TP_STATUS_USER) != 0 ? 0 : 1);
   }
+  ASSERT_EQ(::read(closed[0], &byte, 1), 1);
   Sender sender(kShared);
   sender.send(2);
   checkpoint_here();
