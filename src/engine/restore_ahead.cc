@@ -8,6 +8,7 @@
 
 #include "base/log.h"
 #include "engine/restore_story.h"
+#include "state/ipc/ipc.h"
 #include "sys/file.h"
 
 namespace ferry::engine {
@@ -126,6 +127,10 @@ Result<void> RestoreStory::clear_new_ones() {
     FERRY_CHECK(task->process.run(task->leader(), batch).during("emptying the skeleton of pid {}", task->ns_pid()));
   }
   return {};
+}
+
+Result<void> RestoreStory::renew_namespaces(const RestoreStory* before) {
+  return state::ipc::renew(context_, before == nullptr ? nullptr : &before->set_);
 }
 
 Result<void> RestoreStory::take_over(RestoreStory& ahead) {

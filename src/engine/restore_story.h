@@ -66,6 +66,9 @@ class RestoreStory {
   // In place of take_root() and grow(): takes over what another story grew ahead.  Processes that have come,
   // gone or changed their place in the tree since then are made anew.
   Result<void> take_over(RestoreStory& ahead);
+  // What may have changed in the namespaces since the root skeleton was made with them.  `before`: the story of an
+  // earlier look at the tree; nullptr: there was none.
+  Result<void> renew_namespaces(const RestoreStory* before);
   // Memory, files, attributes.  `images_dir`: where the pages are.  `late`: who brings those that the set says come
   // later, of memory that was grown ahead; has to outlive the story.
   Result<void> dress(int images_dir, Latecomers* late = nullptr);

@@ -205,6 +205,7 @@ Result<void> Twin::grow(int images_dir, Latecomers* late) {
     FERRY_CHECK(s.take_root(*s.story));
     FERRY_CHECK(s.story->grow(-1));
   }
+  FERRY_CHECK(s.story->renew_namespaces(s.ahead.get()));
   FERRY_CHECK(s.story->dress(images_dir, late));
   return s.story->finish_threads();
 }

@@ -115,6 +115,62 @@ while True:
     time.sleep(0.0003)
 """
 
+# What System V IPC holds differs in every round: a word of shared memory, a semaphore, a queue of five messages, and a
+# segment, a set of semaphores and a queue that are removed and made again.
+SYSTEM_V = r"""
+import ctypes, itertools, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+libc.shmdt.argtypes = [ctypes.c_void_p]
+CREATE, EXCLUSIVE, REMOVE, GETVAL, SETVAL, DEPTH = 0o1000, 0o2000, 0, 12, 16, 5
+def call(name, *arguments):
+    result = getattr(libc, name)(*arguments)
+    if result == -1:
+        print("wrong:", name, arguments, "failed with", ctypes.get_errno(), flush=True)
+    return result
+class Message(ctypes.Structure):
+    _fields_ = [("type", ctypes.c_long), ("number", ctypes.c_long)]
+class Objects:
+    def __init__(self, key, number):
+        self.segment = call("shmget", key, 8192, CREATE | EXCLUSIVE | 0o600)
+        self.at = libc.shmat(self.segment, None, 0)
+        self.word = ctypes.c_long.from_address(self.at + 4096)
+        self.semaphores = call("semget", key, 3, CREATE | EXCLUSIVE | 0o600)
+        self.queue = call("msgget", key, CREATE | EXCLUSIVE | 0o600)
+        for n in range(number - DEPTH + 1, number + 1):
+            self.send(n)
+        self.put(number)
+    def put(self, number):
+        self.word.value = number
+        call("semctl", self.semaphores, 1, SETVAL, number % 1000)
+    def send(self, number):
+        call("msgsnd", self.queue, ctypes.byref(Message(number % 3 + 1, number)), 8, 0)
+    def step(self, number):
+        found = self.word.value, call("semctl", self.semaphores, 1, GETVAL)
+        if found != (number - 1, (number - 1) % 1000):
+            print("wrong: in round", number, "they hold", found, flush=True)
+        message = Message()
+        call("msgrcv", self.queue, ctypes.byref(message), 8, 0, 0)
+        if (message.type, message.number) != ((number - DEPTH) % 3 + 1, number - DEPTH):
+            print("wrong: in round", number, "message", message.number, flush=True)
+        self.send(number)
+        self.put(number)
+    def remove(self):
+        libc.shmdt(self.at)
+        call("shmctl", self.segment, REMOVE, None)
+        call("semctl", self.semaphores, 0, REMOVE)
+        call("msgctl", self.queue, REMOVE, None)
+stay, passing = Objects(0x51, 1000), Objects(0x52, 1000)
+for number in itertools.count(1001):
+    stay.step(number)
+    passing.step(number)
+    if number % 40 == 0:
+        passing.remove()
+        passing = Objects(0x52, number)
+        print(number, flush=True)
+    time.sleep(0.002)
+"""
+
 # Shared memory of every kind that is no file of a mounted file system, written in every way: an anonymous mapping by
 # parent and child, memory files by stores and by write(2), one of which changes its size all the time.  Some content
 # is zeros again.  One child after the other maps a file, writes and is gone.
@@ -356,6 +412,16 @@ class LiveMigration(test_ferry_migrate.Migrate):
         self.assert_writes_on("segments", self.h1)
         self.migrate("segments", "--no-precopy")
         self.assert_writes_on("segments", self.h2)
+
+    def test_system_v_objects_that_change_all_the_time(self):
+        self.start_python("objects", SYSTEM_V)
+        self.assert_writes_on("objects", self.h1)
+        self.migrate("objects")
+        self.assert_writes_on("objects", self.h2)
+        self.ferry("migrate", "--no-precopy", "objects", "h1", host=self.h2, timeout=90)
+        self.assert_writes_on("objects", self.h1)
+        self.migrate("objects", "--mode", "post-copy")
+        self.assert_writes_on("objects", self.h2)
 
     def test_shared_memory_crosses_before_the_pause(self):
         self.start_python("sharing", "import mmap, os, time\n"

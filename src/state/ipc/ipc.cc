@@ -78,6 +78,47 @@ std::vector<Queue> queues_of(const std::vector<image::Entry>& entries) {
   return out;
 }
 
+bool has_objects(const image::Set& set, std::uint32_t id) {
+  return set.has({image::Type::ipcns_shm, id}) || set.has({image::Type::ipcns_sem, id}) ||
+         set.has({image::Type::ipcns_msg, id});
+}
+
+bool same_limits(const image::Set& one, const image::Set& other, std::uint32_t id) {
+  const auto mine = one.list<pb::IpcVarEntry>({image::Type::ipcns_var, id});
+  const auto theirs = other.list<pb::IpcVarEntry>({image::Type::ipcns_var, id});
+  return mine.size() == 1 && theirs.size() == 1 &&
+         mine.front()->SerializeAsString() == theirs.front()->SerializeAsString();
+}
+
+// Everything of an empty namespace, by a thread that has joined it.
+Result<void> build(RestoreContext& context, std::uint32_t id) {
+  FERRY_TRY(const auto* limits, context.set.one<pb::IpcVarEntry>({image::Type::ipcns_var, id}));
+  FERRY_TRY(const UniqueFd sysctl, open_sysctl());
+  const auto& segments = context.set.entries({image::Type::ipcns_shm, id});
+  std::optional<image::PageStore> pages;
+  for (const image::Entry& segment : segments) {
+    if (!pages.has_value() && static_cast<const pb::IpcShmEntry&>(*segment.message).in_pagemaps()) {
+      FERRY_TRY(image::PageStore store, image::PageStore::open(context.set, context.options.images_dir));
+      pages.emplace(std::move(store));
+    }
+  }
+  return context.inside.run([&]() -> Result<void> {
+    FERRY_CHECK(write_limits(sysctl.get(), *limits));
+    for (const image::Entry& segment : segments) {
+      const auto& entry = static_cast<const pb::IpcShmEntry&>(*segment.message);
+      FERRY_CHECK(make_segment(sysctl.get(), entry));
+      FERRY_CHECK(fill(entry, segment.extra, pages.has_value() ? &*pages : nullptr));
+    }
+    for (const image::Entry& entry : context.set.entries({image::Type::ipcns_sem, id})) {
+      FERRY_CHECK(make_semaphores(sysctl.get(), {static_cast<const pb::IpcSemEntry&>(*entry.message), entry.extra}));
+    }
+    for (const Queue& queue : queues_of(context.set.entries({image::Type::ipcns_msg, id}))) {
+      FERRY_CHECK(make_queue(sysctl.get(), queue));
+    }
+    return {};
+  });
+}
+
 }  // namespace
 
 Result<void> collect(DumpContext& context) {
@@ -119,34 +160,19 @@ Result<void> restore(RestoreContext& context) {
   if (!ids.is_new(NsKind::ipc)) {
     return {};
   }
-  const std::uint64_t id = ids.id(NsKind::ipc);
-  FERRY_TRY(const auto* limits, context.set.one<pb::IpcVarEntry>({image::Type::ipcns_var, id}));
-  FERRY_TRY(const UniqueFd sysctl, open_sysctl());
-  const auto& segments = context.set.entries({image::Type::ipcns_shm, id});
-  std::optional<image::PageStore> pages;
-  for (const image::Entry& segment : segments) {
-    if (!pages.has_value() && static_cast<const pb::IpcShmEntry&>(*segment.message).in_pagemaps()) {
-      FERRY_TRY(image::PageStore store, image::PageStore::open(context.set, context.options.images_dir));
-      pages.emplace(std::move(store));
-    }
-  }
   FERRY_CHECK(context.inside.enter_namespaces(context.root().pid));
-  const auto build = [&]() -> Result<void> {
-    FERRY_CHECK(write_limits(sysctl.get(), *limits));
-    for (const image::Entry& segment : segments) {
-      const auto& entry = static_cast<const pb::IpcShmEntry&>(*segment.message);
-      FERRY_CHECK(make_segment(sysctl.get(), entry));
-      FERRY_CHECK(fill(entry, segment.extra, pages.has_value() ? &*pages : nullptr));
-    }
-    for (const image::Entry& entry : context.set.entries({image::Type::ipcns_sem, id})) {
-      FERRY_CHECK(make_semaphores(sysctl.get(), {static_cast<const pb::IpcSemEntry&>(*entry.message), entry.extra}));
-    }
-    for (const Queue& queue : queues_of(context.set.entries({image::Type::ipcns_msg, id}))) {
-      FERRY_CHECK(make_queue(sysctl.get(), queue));
-    }
+  return build(context, ids.id(NsKind::ipc)).during("ipc namespace");
+}
+
+Result<void> renew(RestoreContext& context, const image::Set* before) {
+  FERRY_TRY(const NamespaceIds ids, NamespaceIds::of(context.set));
+  const std::uint32_t id = ids.id(NsKind::ipc);
+  if (!ids.is_new(NsKind::ipc) || (before != nullptr && !has_objects(context.set, id) && !has_objects(*before, id) &&
+                                   same_limits(context.set, *before, id))) {
     return {};
-  };
-  return context.inside.run(build).during("ipc namespace");
+  }
+  FERRY_CHECK(context.inside.run(remove_all).during("ipc namespace"));
+  return build(context, id).during("ipc namespace");
 }
 
 Result<void> finish(RestoreContext& context) {

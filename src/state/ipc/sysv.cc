@@ -89,6 +89,9 @@ std::uint32_t huge_page_flags(void* attached) {
   return SHM_HUGETLB | (has_pages_above(attached, std::size_t{1} << kLogOf2MiB) ? kLogOf1GiB : kLogOf2MiB) << kShift;
 }
 
+// After asking for what is at an index, which may be unused.
+bool is_unused() { return errno == EINVAL || errno == EIDRM; }
+
 union SemArgument {
   int value;
   semid_ds* status;
@@ -123,8 +126,8 @@ Result<std::vector<Segment>> read_segments() {
     shmid_ds status{};
     const int id = ::shmctl(index, SHM_STAT, &status);
     if (id < 0) {
-      if (errno == EINVAL || errno == EIDRM) {
-        continue;  // an unused index
+      if (is_unused()) {
+        continue;
       }
       return sys_fail(fmt::format("shmctl({}, SHM_STAT)", index));
     }
@@ -153,7 +156,7 @@ Result<std::vector<Semaphores>> read_semaphores() {
     semid_ds status{};
     const int id = ::semctl(index, 0, SEM_STAT, SemArgument{.status = &status});
     if (id < 0) {
-      if (errno == EINVAL || errno == EIDRM) {
+      if (is_unused()) {
         continue;
       }
       return sys_fail(fmt::format("semctl({}, SEM_STAT)", index));
@@ -182,7 +185,7 @@ Result<std::vector<Queue>> read_queues() {
     msqid_ds status{};
     const int id = ::msgctl(index, MSG_STAT, &status);
     if (id < 0) {
-      if (errno == EINVAL || errno == EIDRM) {
+      if (is_unused()) {
         continue;
       }
       return sys_fail(fmt::format("msgctl({}, MSG_STAT)", index));
@@ -277,6 +280,37 @@ Result<void> remove_segment(std::uint32_t id) {
     return sys_fail(fmt::format("shmctl({}, IPC_RMID)", id));
   }
   return {};
+}
+
+Result<void> remove_all() {
+  // `stat`: the number of the object at an index.  `remove`: by number.
+  const auto all = [](int last, const char* kind, const auto& stat, const auto& remove) -> Result<void> {
+    for (int index = 0; index <= last; ++index) {
+      const int id = stat(index);
+      if (id < 0 ? !is_unused() : remove(id) != 0) {
+        return sys_fail(fmt::format("removing {} {} of the namespace", kind, id < 0 ? index : id));
+      }
+    }
+    return {};
+  };
+  shm_info segments{};
+  seminfo semaphores{};
+  msginfo queues{};
+  shmid_ds of_segment{};
+  semid_ds of_semaphores{};
+  msqid_ds of_queue{};
+  FERRY_CHECK(all(
+      ::shmctl(0, SHM_INFO, reinterpret_cast<shmid_ds*>(&segments)), "shared memory segment",
+      [&](int index) { return ::shmctl(index, SHM_STAT, &of_segment); },
+      [](int id) { return ::shmctl(id, IPC_RMID, nullptr); }));
+  FERRY_CHECK(all(
+      ::semctl(0, 0, SEM_INFO, SemArgument{.info = &semaphores}), "semaphore set",
+      [&](int index) { return ::semctl(index, 0, SEM_STAT, SemArgument{.status = &of_semaphores}); },
+      [](int id) { return ::semctl(id, 0, IPC_RMID); }));
+  return all(
+      ::msgctl(0, MSG_INFO, reinterpret_cast<msqid_ds*>(&queues)), "message queue",
+      [&](int index) { return ::msgctl(index, MSG_STAT, &of_queue); },
+      [](int id) { return ::msgctl(id, IPC_RMID, nullptr); });
 }
 
 }  // namespace ferry::state::ipc

@@ -49,5 +49,7 @@ class Attached {
 Result<void> make_semaphores(int sysctl, const Semaphores& semaphores);
 Result<void> make_queue(int sysctl, const Queue& queue);
 Result<void> remove_segment(std::uint32_t id);
+// Every object of the namespace.
+Result<void> remove_all();
 
 }  // namespace ferry::state::ipc
