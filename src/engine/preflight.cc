@@ -8,10 +8,12 @@
 #include <string_view>
 #include <vector>
 
+#include "base/log.h"
 #include "engine/list_tree.h"
 #include "engine/rehearsal.h"
 #include "state/creds/creds.h"
 #include "sys/file.h"
+#include "sys/landlock_look.h"
 #include "sys/proc.h"
 
 namespace ferry::engine {
@@ -98,6 +100,28 @@ Result<void> look_at(HostPid pid, const DumpOptions& options, bool with_look) {
   return look_at_descriptors(pid);
 }
 
+// Nobody can read the rules back, and without them the program would run with more rights than it wanted to have.
+Result<void> look_at_restrictions(const std::vector<HostPid>& tree) {
+  if (!sys::kernel_has_landlock()) {
+    return {};
+  }
+  const auto look = sys::LandlockLook::open();
+  const auto any = look.has_value() ? look->any() : Result<bool>(tl::unexpect, look.error());
+  if (!any.has_value()) {
+    log::info("this kernel does not show who has restricted itself with Landlock: {}", any.error().message());
+    return {};
+  }
+  for (const HostPid pid : *any ? tree : std::vector<HostPid>()) {
+    if (const auto restricted = look->is_restricted(pid); restricted.has_value() && *restricted) {
+      return fail(Kind::unsupported,
+                  "pid {} has restricted itself with landlock(7), whose rules the kernel does not tell, so they cannot "
+                  "be carried over",
+                  pid);
+    }
+  }
+  return {};
+}
+
 // 0 where the line is missing: a zombie has no memory.
 std::uint64_t kibibytes(std::string_view status, std::string_view name) {
   const std::size_t at = status.find(name);
@@ -112,7 +136,8 @@ std::uint64_t kibibytes(std::string_view status, std::string_view name) {
 }  // namespace
 
 Result<void> preflight(const DumpOptions& options, sys::TaskLook& look, sys::MappingLook& mappings) {
-  for (const HostPid pid : list_tree(options.pid, &look)) {
+  const std::vector<HostPid> tree = list_tree(options.pid, &look);
+  for (const HostPid pid : tree) {
     if (pid.value == ::getpid()) {
       return fail(Kind::unsupported,
                   "this process, {}, belongs to the tree of pid {} that it is to save: start it from elsewhere, or let "
@@ -125,7 +150,7 @@ Result<void> preflight(const DumpOptions& options, sys::TaskLook& look, sys::Map
     }
     mappings.expect(pid);
   }
-  return {};
+  return look_at_restrictions(tree);
 }
 
 std::vector<std::uint64_t> private_memory(HostPid root, sys::TaskLook& look) {

@@ -138,8 +138,10 @@ Result<UniqueFd> IteratorProgram::finish(const Btf& btf, const char* iterator) {
 
 Result<Iteration> Iteration::prepare(int program, Of of, HostPid pid) {
   bpf_iter_link_info info{};
-  // Mappings and files are those of the process, and would come again with each of its threads.
-  (of == Of::threads ? info.task.pid : info.task.tid) = static_cast<std::uint32_t>(pid.value);
+  if (of != Of::everything) {
+    // Mappings and files are those of the process, and would come again with each of its threads.
+    (of == Of::threads ? info.task.pid : info.task.tid) = static_cast<std::uint32_t>(pid.value);
+  }
   bpf_attr attr{};
   attr.link_create.prog_fd = static_cast<std::uint32_t>(program);
   attr.link_create.attach_type = BPF_TRACE_ITER;
@@ -177,8 +179,9 @@ Result<std::string> Iteration::next() {
   }
 }
 
-Result<std::string> iterate_threads(int program, HostPid pid) {
-  FERRY_TRY(Iteration iteration, Iteration::prepare(program, Iteration::Of::threads, pid));
+namespace {
+
+Result<std::string> read_all(Iteration iteration, const char* what) {
   std::string out;
   while (out.size() < kMostEmitted) {
     FERRY_TRY(const std::string part, iteration.next());
@@ -187,7 +190,19 @@ Result<std::string> iterate_threads(int program, HostPid pid) {
     }
     out += part;
   }
-  return fail(Kind::os, "an iterator over pid {} does not end", pid);
+  return fail(Kind::os, "an iterator over {} does not end", what);
+}
+
+}  // namespace
+
+Result<std::string> iterate_threads(int program, HostPid pid) {
+  FERRY_TRY(Iteration iteration, Iteration::prepare(program, Iteration::Of::threads, pid));
+  return read_all(std::move(iteration), "a process");
+}
+
+Result<std::string> iterate_all_threads(int program) {
+  FERRY_TRY(Iteration iteration, Iteration::prepare(program, Iteration::Of::everything, HostPid()));
+  return read_all(std::move(iteration), "all processes");
 }
 
 }  // namespace ferry::sys

@@ -52,7 +52,8 @@ class IteratorProgram {
 // A walk that was asked for and begins at the first read.
 class Iteration {
  public:
-  enum class Of : std::uint8_t { threads, mappings, files };
+  // `everything`: the threads of all processes, and then the process is not looked at.
+  enum class Of : std::uint8_t { threads, mappings, files, everything };
   // `program`: made for that.  Nothing is looked at yet.  Errors: gone (there is no such process), os.
   static Result<Iteration> prepare(int program, Of of, HostPid pid);
   // What comes next; empty at the end.  Everything that belongs to one object comes at once.
@@ -63,7 +64,8 @@ class Iteration {
   UniqueFd link_, file_;
 };
 
-// Everything that a program emits of the threads of a process.
+// Everything that a program emits of the threads of a process, or of all that there are.
 Result<std::string> iterate_threads(int program, HostPid pid);
+Result<std::string> iterate_all_threads(int program);
 
 }  // namespace ferry::sys

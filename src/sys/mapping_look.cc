@@ -143,9 +143,10 @@ Result<MappingLook> MappingLook::open() {
   constexpr int kMappingOfContext = 2;  // behind what is common to all, and the task
   FERRY_TRY(Program program, Program::begin(btf, kMappingOfContext, kWords, 0));
   std::size_t word = 0;
-  // A kernel without NUMA has no policies; something else in its place means that any mapping may have one.
-  const char* const policy = btf.field(mapping, "vm_policy").has_value() ? "vm_policy" : "vm_start";
-  for (const char* name : {"vm_start", "vm_end", "vm_flags", policy}) {
+  for (const char* name : {"vm_start", "vm_end", "vm_flags", "vm_policy"}) {
+    if (std::string_view(name) == "vm_policy" && !btf.field(mapping, name).has_value()) {
+      break;  // a kernel without NUMA: the word stays zero
+    }
     FERRY_TRY(const Btf::Field field, btf.field(mapping, name));
     if (field.size != 8) {
       return fail(Kind::unsupported, "the field {} of this kernel's mappings has {} bytes", name, field.size);

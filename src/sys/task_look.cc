@@ -75,11 +75,9 @@ Result<TaskLook> TaskLook::open() {
     }
     program.copy(word(w.at), Program::kObject, field.offset, field.size);
   }
-  // A kernel without NUMA has no policies: then any word that is the same for all does.
-  const auto policy = btf.field(task, "mempolicy");
-  FERRY_TRY(const Btf::Field personality, btf.field(task, "personality"));
-  const Btf::Field& from = policy.has_value() ? *policy : personality;
-  program.copy(word(offsetof(TaskWords, nature.memory_policy)), Program::kObject, from.offset, from.size);
+  if (const auto policy = btf.field(task, "mempolicy"); policy.has_value()) {  // a kernel with NUMA
+    program.copy(word(offsetof(TaskWords, nature.memory_policy)), Program::kObject, policy->offset, policy->size);
+  }
   program.store(word(offsetof(TaskWords, task)), Program::kObject);
   // Its number in its own pid namespace: the last of as many as it has levels.
   program.copy(kPid, Program::kObject, its_pid.offset, 8);

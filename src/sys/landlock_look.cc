@@ -1,0 +1,171 @@
+#include "sys/landlock_look.h"
+
+#include <fcntl.h>
+#include <linux/landlock.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstring>
+#include <optional>
+#include <utility>
+
+#include "sys/bpf_iterator.h"
+#include "sys/btf.h"
+
+namespace ferry::sys {
+namespace {
+
+// More than all security modules together keep in one task's credentials before the domain.
+constexpr std::size_t kWords = 24;
+using Words = std::array<std::uint64_t, kWords>;
+
+Words words_at(const std::string& bytes, std::size_t thread) {
+  Words out{};
+  std::memcpy(out.data(), bytes.data() + thread * sizeof out, sizeof out);
+  return out;
+}
+
+std::size_t count(const std::string& bytes) { return bytes.size() / sizeof(Words); }
+
+// A process that has restricted itself, and a child of it, which has inherited that; both sleep.
+class Restricted {
+ public:
+  static Result<Restricted> start() {
+    int ends[2];
+    if (::pipe2(ends, O_CLOEXEC) != 0) {
+      return sys_fail("pipe2()");
+    }
+    const UniqueFd ready(ends[0]);
+    UniqueFd say(ends[1]);
+    Restricted out;
+    out.pid_ = ::fork();
+    if (out.pid_ < 0) {
+      return sys_fail("fork()");
+    }
+    if (out.pid_ == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      const pid_t child = restrict_self() ? ::fork() : -1;
+      if (child == 0) {
+        ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      }
+      // The child's half of the news is that it is there.
+      const pid_t news = child == 0 ? 0 : child;
+      while (child >= 0 && ::write(say.get(), &news, sizeof news) == sizeof news) {
+        ::pause();
+      }
+      ::_exit(1);
+    }
+    say.reset();
+    for (int half = 0; half < 2; ++half) {
+      pid_t news = 0;
+      if (::read(ready.get(), &news, sizeof news) != sizeof news) {
+        return fail(Kind::unsupported, "a process of ours could not restrict itself with Landlock");
+      }
+      out.child_ += news;
+    }
+    return out;
+  }
+  Restricted(Restricted&& other) noexcept : pid_(std::exchange(other.pid_, -1)), child_(other.child_) {}
+  Restricted& operator=(Restricted&&) = delete;
+  ~Restricted() {
+    if (pid_ > 0) {
+      ::kill(pid_, SIGKILL);
+      (void)::waitpid(pid_, nullptr, 0);
+    }
+  }
+  [[nodiscard]] HostPid pid() const { return HostPid(pid_); }
+  [[nodiscard]] HostPid child() const { return HostPid(child_); }
+
+ private:
+  Restricted() = default;
+  static bool restrict_self() {
+    landlock_ruleset_attr rules{};
+    rules.handled_access_fs = LANDLOCK_ACCESS_FS_EXECUTE;
+    const long ruleset = ::syscall(SYS_landlock_create_ruleset, &rules, sizeof rules.handled_access_fs, 0);
+    return ruleset >= 0 && ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+           ::syscall(SYS_landlock_restrict_self, ruleset, 0) == 0;
+  }
+  pid_t pid_ = -1, child_ = 0;
+};
+
+bool is_kernel_address(std::uint64_t word) { return word >> 47 == 0x1ffff; }
+
+// The word that is zero without restrictions, the same for who inherited them, and another for others.  What lies
+// behind the credentials may be anything, but hardly that.
+Result<std::size_t> find_domain(int program) {
+  FERRY_TRY(const Restricted one, Restricted::start());
+  FERRY_TRY(const Restricted other, Restricted::start());
+  enum { kOwn, kOne, kHeir, kOther, kExamples };
+  const std::array<HostPid, kExamples> pids{HostPid(::getpid()), one.pid(), one.child(), other.pid()};
+  std::array<Words, kExamples> seen{};
+  for (std::size_t i = 0; i < kExamples; ++i) {
+    FERRY_TRY(const std::string bytes, iterate_threads(program, pids[i]));
+    if (count(bytes) == 0) {
+      return fail(Kind::unsupported, "an iterator over threads shows none of pid {}", pids[i]);
+    }
+    seen[i] = words_at(bytes, 0);
+  }
+  std::optional<std::size_t> found;
+  for (std::size_t word = 0; word < kWords; ++word) {
+    if (seen[kOwn][word] != 0 || !is_kernel_address(seen[kOne][word]) || seen[kHeir][word] != seen[kOne][word] ||
+        !is_kernel_address(seen[kOther][word]) || seen[kOther][word] == seen[kOne][word]) {
+      continue;
+    }
+    if (found.has_value()) {
+      return fail(Kind::unsupported, "words {} and {} of the credentials may be the domain", *found, word);
+    }
+    found = word;
+  }
+  return found.has_value() ? Result<std::size_t>(*found)
+                           : fail(Kind::unsupported, "no word of the credentials shows the domain");
+}
+
+}  // namespace
+
+bool kernel_has_landlock() {
+  return ::syscall(SYS_landlock_create_ruleset, nullptr, 0, LANDLOCK_CREATE_RULESET_VERSION) > 0;
+}
+
+Result<LandlockLook> LandlockLook::open() {
+  FERRY_TRY(const Btf btf, Btf::of_kernel());
+  FERRY_TRY(const std::uint32_t task, btf.structure("task_struct"));
+  FERRY_TRY(const std::uint32_t cred, btf.structure("cred"));
+  FERRY_TRY(const Btf::Field credentials, btf.field(task, "cred"));
+  FERRY_TRY(const Btf::Field security, btf.field(cred, "security"));
+  using Program = IteratorProgram;
+  FERRY_TRY(Program program, Program::begin(btf, 1, kWords, 1));
+  program.copy(kWords, Program::kObject, credentials.offset, sizeof(void*));
+  program.load(Program::kSpare, kWords);
+  program.copy(kWords, Program::kSpare, security.offset, sizeof(void*));
+  program.load(Program::kSpare, kWords);
+  program.copy(0, Program::kSpare, 0, sizeof(Words));
+  LandlockLook out;
+  FERRY_TRY(out.program_, program.finish(btf, "bpf_iter_task"));
+  FERRY_TRY(out.domain_, find_domain(out.program_.get()));
+  return out;
+}
+
+Result<bool> LandlockLook::any() const {
+  FERRY_TRY(const std::string bytes, iterate_all_threads(program_.get()));
+  return is_in(bytes);
+}
+
+Result<bool> LandlockLook::is_restricted(HostPid pid) const {
+  FERRY_TRY(const std::string bytes, iterate_threads(program_.get(), pid));
+  return is_in(bytes);
+}
+
+bool LandlockLook::is_in(const std::string& threads) const {
+  for (std::size_t i = 0; i < count(threads); ++i) {
+    if (words_at(threads, i)[domain_] != 0) {
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace ferry::sys
