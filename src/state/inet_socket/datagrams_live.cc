@@ -1,6 +1,5 @@
 #include <arpa/inet.h>
 #include <linux/filter.h>
-#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <netinet/udp.h>
@@ -246,61 +245,6 @@ LIVE_TEST(InetSocket, ListensOnForMptcp) {
   ::close(client);
   ::close(server);
   ::close(fd);
-}
-
-// The first interface but lo, or lo.
-unsigned interface_index() { return ::if_nametoindex("lo"); }
-
-sockaddr_storage group_address(int family, const char* text) {
-  sockaddr_storage out{};
-  out.ss_family = static_cast<sa_family_t>(family);
-  void* at = family == AF_INET ? static_cast<void*>(&reinterpret_cast<sockaddr_in&>(out).sin_addr)
-                               : static_cast<void*>(&reinterpret_cast<sockaddr_in6&>(out).sin6_addr);
-  EXPECT_EQ(::inet_pton(family, text, at), 1);
-  return out;
-}
-
-// Mode and number of sources, or the error.
-std::string membership(int fd, int family, const char* group) {
-  struct {
-    group_filter filter;
-    sockaddr_storage more[8];
-  } asked{};
-  asked.filter.gf_interface = interface_index();
-  asked.filter.gf_group = group_address(family, group);
-  asked.filter.gf_numsrc = 8;
-  socklen_t size = sizeof asked;
-  if (::getsockopt(fd, family == AF_INET ? IPPROTO_IP : IPPROTO_IPV6, MCAST_MSFILTER, &asked, &size) != 0) {
-    return std::strerror(errno);
-  }
-  return (asked.filter.gf_fmode == MCAST_INCLUDE ? "include " : "exclude ") + std::to_string(asked.filter.gf_numsrc);
-}
-
-LIVE_TEST(InetMulticast, StaysInItsGroups) {
-  const int fd = bound(AF_INET, 0, true).fd, other = bound(AF_INET, 0, true).fd;
-  group_req join{};
-  join.gr_interface = interface_index();
-  join.gr_group = group_address(AF_INET, "239.1.2.3");
-  ASSERT_EQ(::setsockopt(fd, IPPROTO_IP, MCAST_JOIN_GROUP, &join, sizeof join), 0) << std::strerror(errno);
-  group_source_req source{};
-  source.gsr_interface = join.gr_interface;
-  source.gsr_group = group_address(AF_INET, "232.1.2.3");
-  source.gsr_source = group_address(AF_INET, "127.0.0.1");
-  ASSERT_EQ(::setsockopt(fd, IPPROTO_IP, MCAST_JOIN_SOURCE_GROUP, &source, sizeof source), 0) << std::strerror(errno);
-  checkpoint_here();
-  EXPECT_EQ(membership(fd, AF_INET, "239.1.2.3"), "exclude 0");
-  EXPECT_EQ(membership(fd, AF_INET, "232.1.2.3"), "include 1");
-  EXPECT_EQ(membership(other, AF_INET, "239.1.2.3"), "Cannot assign requested address");
-}
-
-LIVE_TEST(InetMulticast, StaysInItsIpv6Groups) {
-  const int fd = bound(AF_INET6, 0, true).fd;
-  group_req join{};
-  join.gr_interface = interface_index();
-  join.gr_group = group_address(AF_INET6, "ff15::77");
-  ASSERT_EQ(::setsockopt(fd, IPPROTO_IPV6, MCAST_JOIN_GROUP, &join, sizeof join), 0) << std::strerror(errno);
-  checkpoint_here();
-  EXPECT_EQ(membership(fd, AF_INET6, "ff15::77"), "exclude 0");
 }
 
 }  // namespace

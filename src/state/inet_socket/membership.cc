@@ -15,8 +15,6 @@
 namespace ferry::state::inet_socket {
 namespace {
 
-constexpr std::size_t kMostSources = 512;  // the default of igmp_max_msf and mld_max_msf is 10 and 64
-
 std::vector<std::string_view> words(std::string_view line) {
   std::vector<std::string_view> out;
   while (true) {
@@ -65,17 +63,80 @@ std::string address_bytes(const sockaddr_storage& a) {
 
 int level_of(int family) { return family == AF_INET ? IPPROTO_IP : IPPROTO_IPV6; }
 
-// The header of struct group_filter, whose list of sources is as long as it is told to be.
-struct Filter {
+// What struct group_filter has before its list of sources, which is as long as it is told to be.
+struct FilterHead {
   std::uint32_t interface_index = 0;
   std::uint32_t pad = 0;
   sockaddr_storage group{};
   std::uint32_t mode = 0, count = 0;
-  sockaddr_storage sources[kMostSources]{};
 };
-static_assert(offsetof(Filter, sources) == GROUP_FILTER_SIZE(0));
+static_assert(sizeof(FilterHead) == GROUP_FILTER_SIZE(0));
 
-socklen_t size_of(std::size_t sources) { return static_cast<socklen_t>(GROUP_FILTER_SIZE(sources)); }
+struct Sources {
+  bool include = false;
+  std::vector<std::string> addresses;  // 4 or 16 bytes
+};
+
+// Nothing if the socket is not in the group.
+Result<std::optional<Sources>> sources_of(int fd, const Group& group, const std::string& subject) {
+  FilterHead head;
+  head.interface_index = group.interface_index;
+  head.group = socket_address(group.family, group.address);
+  std::size_t room = 16;  // the default of igmp_max_msf is 10
+  for (;;) {
+    head.count = static_cast<std::uint32_t>(room);
+    std::vector<char> bytes(GROUP_FILTER_SIZE(room));
+    std::memcpy(bytes.data(), &head, sizeof head);
+    auto size = static_cast<socklen_t>(bytes.size());
+    if (::getsockopt(fd, level_of(group.family), MCAST_MSFILTER, bytes.data(), &size) != 0) {
+      if (errno == EADDRNOTAVAIL || errno == EOPNOTSUPP || errno == ENOPROTOOPT) {
+        return std::nullopt;
+      }
+      return sys_fail(fmt::format("getsockopt({}, MCAST_MSFILTER)", subject));
+    }
+    FilterHead answer;
+    std::memcpy(&answer, bytes.data(), sizeof answer);
+    // The kernel says how many there are, whatever there was room for.
+    if (answer.count > room) {
+      room = answer.count;
+      continue;
+    }
+    Sources out{answer.mode == MCAST_INCLUDE, {}};
+    for (std::size_t i = 0; i < answer.count; ++i) {
+      sockaddr_storage source{};
+      std::memcpy(&source, bytes.data() + GROUP_FILTER_SIZE(i), sizeof source);
+      out.addresses.push_back(address_bytes(source));
+    }
+    return out;
+  }
+}
+
+Result<void> join(int fd, std::uint32_t interface_index, const pb::FerryMembership& kept, const std::string& subject) {
+  const int family = kept.group().size() == 4 ? AF_INET : AF_INET6;
+  const sockaddr_storage group = socket_address(family, kept.group());
+  // Joined means: from everybody.  Who joins for a source is in the group for that one.
+  if (!kept.include()) {
+    group_req request{};
+    request.gr_interface = interface_index;
+    request.gr_group = group;
+    if (::setsockopt(fd, level_of(family), MCAST_JOIN_GROUP, &request, sizeof request) != 0) {
+      return sys_fail(fmt::format("setsockopt({}, MCAST_JOIN_GROUP on {})", subject, kept.interface()));
+    }
+  }
+  // One by one: how long a list may be that is set at once, net.core.optmem_max limits further.
+  for (const std::string& source : kept.sources()) {
+    group_source_req request{};
+    request.gsr_interface = interface_index;
+    request.gsr_group = group;
+    request.gsr_source = socket_address(family, source);
+    const int option = kept.include() ? MCAST_JOIN_SOURCE_GROUP : MCAST_BLOCK_SOURCE;
+    if (::setsockopt(fd, level_of(family), option, &request, sizeof request) != 0) {
+      return sys_fail(fmt::format("setsockopt({}, {} on {})", subject,
+                                  kept.include() ? "MCAST_JOIN_SOURCE_GROUP" : "MCAST_BLOCK_SOURCE", kept.interface()));
+    }
+  }
+  return {};
+}
 
 }  // namespace
 
@@ -140,27 +201,16 @@ Result<void> MembershipReader::collect(int fd, const Networks::Place& network, c
     if (group.family == AF_INET6 && out.family() == AF_INET) {
       continue;
     }
-    Filter filter;
-    filter.interface_index = group.interface_index;
-    filter.group = socket_address(group.family, group.address);
-    filter.count = kMostSources;
-    socklen_t size = sizeof filter;
-    if (::getsockopt(fd, level_of(group.family), MCAST_MSFILTER, &filter, &size) != 0) {
-      if (errno == EADDRNOTAVAIL || errno == EOPNOTSUPP || errno == ENOPROTOOPT) {
-        continue;
-      }
-      return sys_fail(fmt::format("getsockopt({}, MCAST_MSFILTER)", subject));
-    }
-    if (filter.count > kMostSources) {
-      return fail(Kind::unsupported, "{}: a multicast membership with {} sources cannot be carried over", subject,
-                  filter.count);
+    FERRY_TRY(const auto sources, sources_of(fd, group, subject));
+    if (!sources.has_value()) {
+      continue;
     }
     pb::FerryMembership& kept = *out.add_ferry_memberships();
     kept.set_interface(group.interface_name);
     kept.set_group(group.address);
-    kept.set_include(filter.mode == MCAST_INCLUDE);
-    for (std::uint32_t i = 0; i < filter.count; ++i) {
-      kept.add_sources(address_bytes(filter.sources[i]));
+    kept.set_include(sources->include);
+    for (const std::string& address : sources->addresses) {
+      kept.add_sources(address);
     }
   }
   return {};
@@ -168,11 +218,8 @@ Result<void> MembershipReader::collect(int fd, const Networks::Place& network, c
 
 Result<void> restore_memberships(int fd, const pb::InetSkEntry& entry, const std::string& subject, Inside& inside) {
   for (const pb::FerryMembership& kept : entry.ferry_memberships()) {
-    const int family = kept.group().size() == 4 ? AF_INET : AF_INET6;
-    if ((kept.group().size() != 4 && kept.group().size() != 16) ||
-        static_cast<std::size_t>(kept.sources_size()) > kMostSources) {
-      return fail(Kind::corrupt, "{}: a multicast group of {} bytes with {} sources", subject, kept.group().size(),
-                  kept.sources_size());
+    if (kept.group().size() != 4 && kept.group().size() != 16) {
+      return fail(Kind::corrupt, "{}: a multicast group of {} bytes", subject, kept.group().size());
     }
     FERRY_TRY(const std::uint32_t index, inside.get<std::uint32_t>([&]() -> Result<std::uint32_t> {
       const unsigned found = ::if_nametoindex(kept.interface().c_str());
@@ -181,25 +228,7 @@ Result<void> restore_memberships(int fd, const pb::InetSkEntry& entry, const std
       }
       return found;
     }));
-    Filter filter;
-    filter.interface_index = index;
-    filter.group = socket_address(family, kept.group());
-    filter.mode = kept.include() ? MCAST_INCLUDE : MCAST_EXCLUDE;
-    filter.count = static_cast<std::uint32_t>(kept.sources_size());
-    group_req join{};
-    join.gr_interface = index;
-    join.gr_group = filter.group;
-    for (int i = 0; i < kept.sources_size(); ++i) {
-      filter.sources[i] = socket_address(family, kept.sources(i));
-    }
-    if (::setsockopt(fd, level_of(family), MCAST_JOIN_GROUP, &join, sizeof join) != 0) {
-      return sys_fail(fmt::format("setsockopt({}, MCAST_JOIN_GROUP on {})", subject, kept.interface()));
-    }
-    // Joined means: from everybody.
-    if ((kept.include() || filter.count != 0) &&
-        ::setsockopt(fd, level_of(family), MCAST_MSFILTER, &filter, size_of(filter.count)) != 0) {
-      return sys_fail(fmt::format("setsockopt({}, MCAST_MSFILTER on {})", subject, kept.interface()));
-    }
+    FERRY_CHECK(join(fd, index, kept, subject));
   }
   return {};
 }
