@@ -49,7 +49,7 @@ class Links {
 
   // Makes them, down and without addresses, with their numbers.
   Result<void> make();
-  // Bridges get their ports, links are set up as they were.
+  // Bridges get their ports, with what they were told of them; links are set up as they were.
   Result<void> set_up();
 
  private:

@@ -60,6 +60,19 @@ Result<void> describe_tun(const std::vector<Attribute>& data, const DumpContext&
   return {};
 }
 
+Result<void> check_vxlan(const std::vector<Attribute>& attributes, const std::vector<Attribute>& data,
+                         const std::string& name) {
+  if (find(attributes, IFLA_LINK_NETNSID).has_value()) {
+    return fail(Kind::unsupported,
+                "interface {} (vxlan) sends through another network namespace, and cannot be carried", name);
+  }
+  if (number8(data, IFLA_VXLAN_VNIFILTER) != 0) {
+    return fail(Kind::unsupported, "interface {} (vxlan) has a list of networks (vnifilter), and cannot be carried",
+                name);
+  }
+  return {};
+}
+
 // IFLA_LINK of a link whose lower or other end is in another namespace.
 Result<void> find_peer(const std::string& kind, const std::vector<Attribute>& attributes,
                        const std::vector<NamespaceNumber>& numbers, const DumpOptions& options,
@@ -132,7 +145,9 @@ Result<pb::NetDeviceEntry> describe(Bytes body, const DumpContext& context, std:
   } else if (kind == "tun") {
     out.set_type(pb::NDTYPE_TUN);
     FERRY_CHECK(describe_tun(data, context, network, out));
-  } else if (kind == "bond" || kind == "team" || kind == "wireguard" || kind == "openvswitch" || kind == "vxlan") {
+  } else if (kind == "vxlan") {
+    FERRY_CHECK(check_vxlan(attributes, data, out.name()));
+  } else if (kind == "bond" || kind == "team" || kind == "wireguard" || kind == "openvswitch") {
     return fail(Kind::unsupported, "interface {} is of kind {}, which cannot be carried", out.name(), kind);
   }
   FERRY_CHECK(find_peer(kind, attributes, numbers, options, out));

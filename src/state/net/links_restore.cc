@@ -14,6 +14,7 @@
 #include <optional>
 #include <set>
 
+#include "state/net/bridge_port.h"
 #include "state/net/links.h"
 #include "state/net/message.h"
 #include "state/nsids/nsids.h"
@@ -30,13 +31,13 @@ namespace {
 constexpr std::uint32_t kSettable =
     IFF_UP | IFF_NOARP | IFF_PROMISC | IFF_ALLMULTI | IFF_MULTICAST | IFF_DEBUG | IFF_DYNAMIC;
 
-// What a bridge or macvlan tells and does not want to be told (br_policy, macvlan_policy in the kernel).
+// What a link tells and does not want to be told (br_policy, macvlan_policy in the kernel).
 bool is_told_only(const std::string& kind, std::uint16_t type) {
   if (kind == "bridge") {
     return (type >= IFLA_BR_ROOT_ID && type <= IFLA_BR_GC_TIMER) || type == IFLA_BR_FDB_FLUSH || type == IFLA_BR_PAD ||
            type >= IFLA_BR_MCAST_QUERIER_STATE;
   }
-  if (kind == "macvlan") {
+  if (kind == "macvlan" || kind == "macvtap") {
     return type == IFLA_MACVLAN_MACADDR_COUNT || type == IFLA_MACVLAN_MACADDR_DATA ||
            type == IFLA_MACVLAN_BC_QUEUE_LEN_USED;
   }
@@ -114,6 +115,13 @@ void put_kind(Message& message, const pb::NetDeviceEntry& device, const std::str
           } else if (kind == "bridge" && a.type == IFLA_BR_VLAN_FILTERING &&
                      value_as<std::uint8_t>(a).value_or(0) == 0) {
             continue;  // off anyway, and a kernel without it does not take even that
+          } else if (kind == "vxlan" && a.type == IFLA_VXLAN_TTL_INHERIT) {
+            // Told as a number, and to be said as a flag (vxlan_policy).
+            if (value_as<std::uint8_t>(a).value_or(0) != 0) {
+              message.put(a.type, {});
+            }
+          } else if (kind == "vxlan" && a.type == IFLA_VXLAN_REMCSUM_RX && value_as<std::uint8_t>(a).value_or(0) == 0) {
+            continue;  // to hear of it, even that it is off, is use of its bits of the header to the kernel
           } else if (!is_told_only(kind, a.type)) {
             message.put(a);
           }
@@ -126,6 +134,17 @@ void put_kind(Message& message, const pb::NetDeviceEntry& device, const std::str
       });
     }
   });
+}
+
+// The link of the same namespace that it is made above; 0: none.
+std::uint32_t lower_of(const pb::NetDeviceEntry& device, const std::string& kind) {
+  if (kind == "vxlan") {  // which tells it only here
+    const auto info = find(after_head<ifinfomsg>(link_of(device)), IFLA_LINKINFO);
+    const auto data = info.has_value() ? find(attributes_of(info->value), IFLA_INFO_DATA) : std::nullopt;
+    return data.has_value() ? value_as<std::uint32_t>(find(attributes_of(data->value), IFLA_VXLAN_LINK)).value_or(0)
+                            : 0;
+  }
+  return device.peer_ifindex() != device.ifindex() ? device.peer_ifindex() : 0;
 }
 
 // Its peer or lower link is in another namespace that is not in the set.
@@ -330,9 +349,10 @@ Result<bool> Links::make_one(Where& where, const pb::NetDeviceEntry& device) {
     FERRY_CHECK(make_outside(where, device, *lower));
     return true;
   }
-  if (device.has_peer_ifindex() && device.peer_ifindex() != device.ifindex() && device.peer_ifindex() != 0) {
+  const std::uint32_t lower = lower_of(device, kind);
+  if (lower != 0) {
     const bool there = std::any_of(where.devices.begin(), where.devices.end(), [&](const auto* other) {
-      return other->ifindex() == device.peer_ifindex() && made_.contains(other);
+      return other->ifindex() == lower && made_.contains(other);
     });
     if (!there) {
       return false;
@@ -340,8 +360,8 @@ Result<bool> Links::make_one(Where& where, const pb::NetDeviceEntry& device) {
   }
   Message message(number_head(device));
   put_common(message, device, has_hardware_address(device));
-  if (device.peer_ifindex() != 0 && device.peer_ifindex() != device.ifindex()) {
-    message.put_number<std::uint32_t>(IFLA_LINK, device.peer_ifindex());
+  if (lower != 0) {
+    message.put_number<std::uint32_t>(IFLA_LINK, lower);
   }
   put_kind(message, device, kind);
   const auto make = [&]() -> Result<void> {
@@ -379,7 +399,11 @@ Result<void> Links::make() {
 
 Result<void> Links::set_up() {
   for (Where& where : where_) {
-    for (const pb::NetDeviceEntry* device : where.devices) {
+    // A bridge numbers its ports as they come.
+    std::vector<const pb::NetDeviceEntry*> devices = where.devices;
+    std::stable_sort(devices.begin(), devices.end(),
+                     [](const auto* a, const auto* b) { return port_number(link_of(*a)) < port_number(link_of(*b)); });
+    for (const pb::NetDeviceEntry* device : devices) {
       ifinfomsg head = number_head(*device);
       head.ifi_flags = device->flags() & kSettable;
       head.ifi_change = kSettable & ~std::uint32_t{IFF_MULTICAST | IFF_DYNAMIC};
@@ -394,6 +418,12 @@ Result<void> Links::set_up() {
       }
       FERRY_CHECK(where.inside->run(
           [&] { return send(RTM_NEWLINK, 0, message, fmt::format("interface {}", device->name())); }));
+    }
+    for (const pb::NetDeviceEntry* device : devices) {
+      if (const auto settings = port_settings(number_head(*device), link_of(*device)); settings.has_value()) {
+        FERRY_CHECK(where.inside->run(
+            [&] { return send(RTM_NEWLINK, 0, *settings, fmt::format("bridge port {}", device->name())); }));
+      }
     }
   }
   return {};

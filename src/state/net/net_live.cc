@@ -176,6 +176,76 @@ LIVE_TEST(Net, KeepsLinksOfManyKinds) {
   EXPECT_EQ(state_of_network(), before);
 }
 
+// Who is reached through which port or peer, without the addresses that a link listens to itself.
+std::multiset<std::string> forwarding() {
+  std::istringstream lines(run("bridge fdb show"));
+  std::multiset<std::string> out;
+  for (std::string line; std::getline(lines, line);) {
+    if (line.find(" dst ") != std::string::npos || line.find(" master ") != std::string::npos) {
+      out.insert(line);
+    }
+  }
+  return out;
+}
+
+LIVE_TEST(Net, KeepsLinksAboveOthersAndWhatTheyForward) {
+  ASSERT_EQ(::unshare(CLONE_NEWNET), 0);
+  must("ip link set lo up");
+  // The one below has the higher number.
+  must("ip link add name under index 50 address 02:00:00:00:03:01 type veth peer name port index 51");
+  must("ip link add name tap index 20 link under type macvtap mode vepa");
+  must(
+      "ip link add name one index 21 type vxlan id 5 dev under remote 10.8.0.2 dstport 4789 ttl inherit tos 8 ageing 77");
+  must("ip link add name many index 22 type vxlan id 6 dev under group 239.9.9.9 dstport 4790 srcport 1000 2000 proxy");
+  must("ip link add name six index 23 type vxlan id 7 local fd00:8::1 dstport 4791 nolearning udp6zerocsumtx");
+  must("ip link add name flow index 24 type vxlan external dstport 4792");
+  must("ip link add name half index 25 txqueuelen 44 type ifb");
+  must("ip link add name br0 index 26 type bridge");
+  must("ip link set port master br0");
+  must("ip link set one master br0");
+  must("bridge link set dev one hairpin on priority 16 learning off isolated on");
+  must("bridge fdb append 00:00:00:00:00:00 dev one dst 10.8.0.3 port 9999");
+  must("bridge fdb add 02:00:00:00:00:07 dev one dst 10.8.0.4 vni 9 self");
+  must("bridge fdb del 00:00:00:00:00:00 dev many dst 239.9.9.9");
+  must("bridge fdb append 00:00:00:00:00:00 dev six dst fd00:8::2");
+  must("bridge fdb add 02:00:00:00:00:08 dev port master static");
+  must("bridge fdb add 02:00:00:00:00:09 dev br0 self");
+  for (const char* name : {"under", "port", "tap", "one", "six", "flow", "half", "br0"}) {
+    must("ip link set " + std::string(name) + " up");
+  }
+  must("ip address add 10.8.0.1/24 dev under");
+  ASSERT_TRUE(wait_until_settled()) << "5 s passed and an address was still tentative";
+  const std::string before = state_of_network();
+  const auto forwarded = forwarding();
+  EXPECT_EQ(forwarded.count("02:00:00:00:00:08 dev port master br0 static"), 1U);
+  checkpoint_here();
+  ASSERT_TRUE(wait_until_settled()) << "5 s passed and a restored address was still tentative";
+  EXPECT_EQ(state_of_network(), before);
+  EXPECT_EQ(forwarding(), forwarded);
+}
+
+LIVE_TEST_WITH(Net, RefusesATunnelThroughAnotherNetwork, {.refused = "sends through another network namespace"}) {
+  ASSERT_EQ(::unshare(CLONE_NEWNET), 0);
+  const std::string here = std::to_string(::getpid());
+  int ends[2];
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    char byte = ::unshare(CLONE_NEWNET) == 0 ? 'y' : 'n';
+    must("ip link add name tunnel type vxlan id 5 dstport 4789");
+    must("ip link set tunnel netns " + here);
+    ::_exit(::write(ends[1], &byte, 1) == 1 && ::read(ends[1], &byte, 1) == 1 ? 0 : 1);
+  }
+  char byte = 0;
+  ASSERT_EQ(::read(ends[0], &byte, 1), 1);
+  ASSERT_EQ(byte, 'y');
+  checkpoint_here();
+  ASSERT_EQ(::write(ends[0], "e", 1), 1);
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+}
+
 // The old iptables want to write a lock file of the host.
 LIVE_TEST_WITH(Net, KeepsPacketFilters, {.user_namespace = false}) {
   ASSERT_EQ(::unshare(CLONE_NEWNET), 0);

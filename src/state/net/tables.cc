@@ -163,10 +163,10 @@ Result<void> add_all(std::vector<Body> todo, std::uint16_t type, std::uint16_t f
   return {};
 }
 
-// Makes what there is to what is wanted.
-template <class Key>
+// Makes what there is to what is wanted.  `request`: how it is said to the kernel, if not as the kernel says it.
+template <class Key, class Request = Body (*)(Bytes)>
 Result<void> settle(const std::vector<Body>& now, const std::vector<Body>& wanted, Key key, std::uint16_t add,
-                    std::uint16_t remove, std::string_view subject) {
+                    std::uint16_t remove, std::string_view subject, Request request = copy) {
   std::set<std::string> keys, present;
   for (const Body& body : wanted) {
     keys.insert(key(body));
@@ -176,7 +176,7 @@ Result<void> settle(const std::vector<Body>& now, const std::vector<Body>& wante
       present.insert(key(body));
       continue;
     }
-    auto removed = send(remove, 0, body, subject);
+    auto removed = send(remove, 0, request(body), subject);
     if (!removed.has_value() && removed.error().os_errno != ESRCH && removed.error().os_errno != ENOENT &&
         removed.error().os_errno != EADDRNOTAVAIL) {
       return removed;
@@ -185,7 +185,7 @@ Result<void> settle(const std::vector<Body>& now, const std::vector<Body>& wante
   std::vector<Body> missing;
   for (const Body& body : wanted) {
     if (!present.contains(key(body))) {
-      missing.push_back(body);
+      missing.push_back(request(body));
     }
   }
   return add_all(std::move(missing), add, NLM_F_CREATE | NLM_F_APPEND, subject);
@@ -260,6 +260,73 @@ Result<void> restore_routes_of(const image::Set& set, image::Name name, unsigned
   return settle(now, wanted, route_key, RTM_NEWROUTE, RTM_DELROUTE, "route");
 }
 
+// What a bridge or VXLAN was told of who is reached through which of its ports or peers.  What it has learned
+// itself it will learn again.
+enum class Forwarding : std::uint8_t { other, of_bridge, of_vxlan };
+Forwarding forwarding_of(Bytes body) {
+  const auto head = head_of<ndmsg>(body);
+  if (!head.has_value() || (head->ndm_state & (NUD_PERMANENT | NUD_NOARP)) == 0 ||
+      (head->ndm_flags & NTF_EXT_LEARNED) != 0) {
+    return Forwarding::other;
+  }
+  const auto attributes = after_head<ndmsg>(body);
+  if (find(attributes, NDA_MASTER).has_value()) {
+    return Forwarding::of_bridge;
+  }
+  // Other links tell in the same way which addresses they listen to, which come with whoever made them listen.
+  const bool leads = find(attributes, NDA_DST).has_value() || find(attributes, NDA_NH_ID).has_value();
+  return leads ? Forwarding::of_vxlan : Forwarding::other;
+}
+
+Result<std::vector<Body>> forwarding() {
+  auto all = dump<ndmsg>(RTM_GETNEIGH, AF_BRIDGE, "forwarding databases");
+  if (!all.has_value() && all.error().os_errno == EOPNOTSUPP) {
+    return std::vector<Body>();
+  }
+  if (all.has_value()) {
+    std::erase_if(*all, [](const Body& body) { return forwarding_of(body) == Forwarding::other; });
+  }
+  return all;
+}
+
+std::string forwarding_key(Bytes body) { return key_of<ndmsg>(body, {NDA_CACHEINFO}); }
+
+// As it is to be said: by way of the bridge, or to the link itself.
+Body forwarding_request(Bytes body) {
+  auto head = head_of<ndmsg>(body);
+  const auto attributes = after_head<ndmsg>(body);
+  const auto bridge = value_as<std::uint32_t>(find(attributes, NDA_MASTER));
+  const bool by_way = bridge.has_value() && *bridge != static_cast<std::uint32_t>(head->ndm_ifindex);
+  head->ndm_flags = static_cast<std::uint8_t>((head->ndm_flags & NTF_STICKY) | (by_way ? NTF_MASTER : NTF_SELF));
+  Message message(*head);
+  for (const Attribute& a : attributes) {
+    if (a.type != NDA_CACHEINFO && a.type != NDA_MASTER) {
+      message.put(a);
+    }
+  }
+  return copy(message.bytes());
+}
+
+// A bridge has the addresses of its ports by itself; a VXLAN that was made with a peer has that one, which may have
+// been taken away later.
+Result<void> restore_forwarding(const std::string& raw) {
+  std::set<std::string> keys;
+  std::vector<Body> wanted;
+  FERRY_CHECK(each_message(raw, "forwarding databases", [&](std::uint16_t, Bytes body) -> Result<void> {
+    if (forwarding_of(body) == Forwarding::other) {
+      return fail(Kind::corrupt, "an entry of a forwarding database that nobody has made");
+    }
+    keys.insert(forwarding_key(body));
+    wanted.push_back(copy(body));
+    return {};
+  }));
+  FERRY_TRY(auto now, forwarding());
+  std::erase_if(now, [&](const Body& body) {
+    return forwarding_of(body) == Forwarding::of_bridge && !keys.contains(forwarding_key(body));
+  });
+  return settle(now, wanted, forwarding_key, RTM_NEWNEIGH, RTM_DELNEIGH, "forwarding database", forwarding_request);
+}
+
 Result<void> restore_neighbours(const std::string& raw) {
   return each_message(raw, "neighbours", [&](std::uint16_t, Bytes body) -> Result<void> {
     Body changed = copy(body);
@@ -331,6 +398,11 @@ Result<void> save_tables(image::Set& set, std::uint32_t id, pb::NetnsEntry& out)
   for (const Body& body : nexthops.has_value() ? *nexthops : std::vector<Body>()) {
     append_message(*out.mutable_ferry_nexthops(), RTM_NEWNEXTHOP, body);
   }
+  FERRY_TRY(const auto entries, forwarding());
+  std::string& saved = *out.mutable_ferry_forwarding();
+  for (const Body& body : entries) {
+    append_message(saved, RTM_NEWNEIGH, body);
+  }
   return {};
 }
 
@@ -394,7 +466,8 @@ Result<void> restore_routes(const image::Set& set, std::uint32_t id, const pb::N
       FERRY_CHECK(settle(*now, of_family, rule_key, RTM_NEWRULE, RTM_DELRULE, "rule"));
     }
   }
-  return restore_neighbours(entry.ferry_neighbours());
+  FERRY_CHECK(restore_neighbours(entry.ferry_neighbours()));
+  return entry.has_ferry_forwarding() ? restore_forwarding(entry.ferry_forwarding()) : Result<void>();
 }
 
 }  // namespace ferry::state::net

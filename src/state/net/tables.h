@@ -1,4 +1,5 @@
-// Addresses, routes, rules, next hops and neighbours: what rtnetlink(7) says of them, kept as it says it.
+// Addresses, routes, rules, next hops, neighbours and forwarding databases: what rtnetlink(7) says of them, kept as it
+// says it.
 #pragma once
 
 #include <string>
@@ -11,8 +12,7 @@ namespace ferry::state::net {
 
 // Everything in this header is to be run inside the network namespace.
 
-// ifaddr, route, route6 and rule of that namespace, in the words of `ip … save`; neighbours and next hops in
-// `out`.
+// ifaddr, route, route6 and rule of that namespace, in the words of `ip … save`; the others in `out`.
 Result<void> save_tables(image::Set& set, std::uint32_t id, pb::NetnsEntry& out);
 
 // When the links are there and up.  What the kernel has made by itself and the set does not have goes away.
