@@ -16,6 +16,8 @@
 #include <cstring>
 #include <numeric>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "live/live.h"
 
@@ -349,15 +351,18 @@ class Receiver {
 template <class Head>
 class Writer {
  public:
-  Writer(int fd, char* ring) : fd_(fd), ring_(ring) {}
+  // `before`: what precedes the number in each packet.
+  Writer(int fd, char* ring, std::string before = {}) : fd_(fd), ring_(ring), before_(std::move(before)) {}
   // Puts numbers into the next frames, without telling the kernel.
   void put(std::uint32_t first, std::uint32_t count) {
     for (std::uint32_t i = 0; i < count; ++i) {
       char* const frame = ring_ + at_ * kFrameSize;
       ASSERT_EQ(status_of<Head>(frame), 0U) << "frame " << at_ << " is not the program's";
       const std::uint32_t number = first + i;
-      reinterpret_cast<Head*>(frame)->tp_len = sizeof number;
-      std::memcpy(frame + TPACKET_ALIGN(sizeof(Head)), &number, sizeof number);
+      char* const packet = frame + TPACKET_ALIGN(sizeof(Head));
+      reinterpret_cast<Head*>(frame)->tp_len = static_cast<std::uint32_t>(before_.size() + sizeof number);
+      std::memcpy(packet, before_.data(), before_.size());
+      std::memcpy(packet + before_.size(), &number, sizeof number);
       status_of<Head>(frame) = TP_STATUS_SEND_REQUEST;
       at_ = (at_ + 1) % kFrameCount;
     }
@@ -367,6 +372,7 @@ class Writer {
  private:
   int fd_;
   char* ring_;
+  std::string before_;
   std::size_t at_ = 0;
 };
 
@@ -449,7 +455,11 @@ LIVE_TEST(PacketRing, IsMappedByTwoProcesses) {
       ::_exit(2);
     }
     status_of<tpacket2_hdr>(ring) = TP_STATUS_KERNEL;
-    ::_exit((status_of<tpacket2_hdr>(ring + kFrameSize) & TP_STATUS_USER) != 0 ? 0 : 1);
+    const char* const second = ring + kFrameSize;
+    const auto* const head = reinterpret_cast<const tpacket2_hdr*>(second);
+    std::uint32_t number = 0;
+    std::memcpy(&number, second + head->tp_net, sizeof number);
+    ::_exit((head->tp_status & TP_STATUS_USER) != 0 && number == 1 ? 0 : 1);
   }
   ASSERT_EQ(::read(closed[0], &byte, 1), 1);
   Sender sender(kShared);
@@ -461,6 +471,37 @@ LIVE_TEST(PacketRing, IsMappedByTwoProcesses) {
   ASSERT_EQ(::waitpid(child, &status, 0), child);
   EXPECT_EQ(status, 0) << "what the other process sees of the second frame";
   EXPECT_EQ(status_of<tpacket2_hdr>(ring), 0U) << "what the other process wrote";
+}
+
+// With headers for virtual devices, of the longer kind, before those of Ethernet.
+LIVE_TEST(PacketRing, ReceivesAndSendsWithHeadersForVirtualDevices) {
+  ASSERT_TRUE(has_own_network());
+  constexpr std::uint16_t kType = 0x9a13;
+  constexpr std::size_t kBefore = 12 + 14;
+  const int fd = ::socket(AF_PACKET, SOCK_RAW, 0);
+  const int version = TPACKET_V2, header = 12;
+  ASSERT_EQ(::setsockopt(fd, SOL_PACKET, PACKET_VERSION, &version, sizeof version), 0);
+  if (::setsockopt(fd, SOL_PACKET, 24 /* PACKET_VNET_HDR_SZ */, &header, sizeof header) != 0) {
+    GTEST_SKIP() << "this kernel has no PACKET_VNET_HDR_SZ";
+  }
+  make_ring(fd, PACKET_RX_RING);
+  make_ring(fd, PACKET_TX_RING);
+  const sockaddr_ll own = over_loopback(kType);
+  ASSERT_EQ(::bind(fd, reinterpret_cast<const sockaddr*>(&own), sizeof own), 0);
+  char* const rings = mapped(fd, 2 * kFrameCount * kFrameSize);
+  Reader<tpacket2_hdr> reader(fd, rings);
+  std::string before(kBefore, '\0');
+  const std::uint16_t type = htons(kType);
+  std::memcpy(before.data() + kBefore - sizeof type, &type, sizeof type);
+  Writer<tpacket2_hdr> writer(fd, rings + kFrameCount * kFrameSize, before);
+  writer.put(0, 40);
+  writer.send();
+  EXPECT_EQ(reader.read(35), numbers(0, 35));
+  checkpoint_here();
+  EXPECT_EQ(reader.read(5), numbers(35, 5));
+  writer.put(40, 50);
+  writer.send();
+  EXPECT_EQ(reader.read(50), numbers(40, 50));
 }
 
 LIVE_TEST_WITH(PacketRing, IsRefusedInPart, {.refused = "a part of the rings of a packet socket"}) {

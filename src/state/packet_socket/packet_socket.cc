@@ -7,11 +7,14 @@
 #include <linux/sock_diag.h>
 #include <net/if.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <map>
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "base/log.h"
@@ -53,6 +56,24 @@ class PacketSocketKind : public FileKind {
  public:
   [[nodiscard]] std::string_view name() const override { return "packet socket"; }
   [[nodiscard]] pb::FdType type() const override { return pb::FD_PACKETSK; }
+
+  // To make the program that looks at rings takes some milliseconds.
+  void prepare(int proc, int /*fd*/, const std::string& link) override {
+    struct stat network {};
+    if (look_ || !link.starts_with("socket:[") || ::fstatat(proc, "ns/net", &network, 0) != 0 ||
+        !prepared_.insert(network.st_ino).second) {
+      return;
+    }
+    // A head, then a line for each packet socket of the network (proc(5)).
+    const auto sockets = sys::read_file_at(proc, "net/packet");
+    if (sockets.has_value() && std::count(sockets->begin(), sockets->end(), '\n') > 1) {
+      if (auto look = sys::PacketLook::open(); look.has_value()) {
+        look_ = std::move(*look);
+      } else {
+        log::debug("rings of packet sockets cannot be looked at: {}", look.error().message());
+      }
+    }
+  }
 
   [[nodiscard]] bool matches(const FdProbe& probe) const override {
     if (!S_ISSOCK(probe.stat.st_mode) || !probe.link.starts_with("socket:[")) {
@@ -306,6 +327,7 @@ class PacketSocketKind : public FileKind {
 
   socket::MoreOptionsReader more_;
   std::optional<sys::PacketLook> look_;                             // opened when it is needed
+  std::set<ino_t> prepared_;                                        // networks that were looked at for packet sockets
   std::map<std::uint64_t, const pb::PacketSockEntry*> with_rings_;  // by inode
 };
 

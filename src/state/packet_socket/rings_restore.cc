@@ -157,10 +157,21 @@ class Guide {
     return {};
   }
 
+  // Bytes of the header for virtual devices that precedes each packet.
+  [[nodiscard]] std::size_t vnet_header() const {
+    constexpr int kSizeOption = 24;  // PACKET_VNET_HDR_SZ, since Linux 6.6; older headers lack it
+    constexpr std::size_t kOnlySize = 10;
+    if (!entry_.vnet_hdr()) {
+      return 0;
+    }
+    const auto size = socket::get_int(socket_, SOL_PACKET, kSizeOption, "PACKET_VNET_HDR_SZ");
+    return size.has_value() ? static_cast<std::size_t>(*size) : kOnlySize;
+  }
+
   // As the program would put it into a frame: a header if it makes its own, before that one for virtual devices.
   [[nodiscard]] std::vector<std::byte> packet_to_send() const {
-    constexpr std::size_t kEthernet = 14, kTypeAt = 12, kVnetHeader = 10;
-    const std::size_t before = entry_.vnet_hdr() ? kVnetHeader : 0;
+    constexpr std::size_t kEthernet = 14, kTypeAt = 12;
+    const std::size_t before = vnet_header();
     std::vector<std::byte> out(before + (entry_.type() == SOCK_RAW ? kEthernet : 1));
     if (entry_.type() == SOCK_RAW) {
       const std::uint16_t type = htons(kType);
@@ -229,6 +240,9 @@ Result<void> lead(int socket, Inside& inside, const pb::PacketSockEntry& entry, 
     FERRY_CHECK(guide.send(state.tx_next()));
   }
   if (state.rx_next() != 0 || state.rx_closed() != 0) {
+    if (!entry.has_rx_ring()) {
+      return fail(Kind::corrupt, "a position in a receive ring that there is not");
+    }
     FERRY_TRY(const UniqueFd sender,
               inside.get<UniqueFd>([] { return state::socket::make(AF_PACKET, SOCK_DGRAM, 0); }));
     if (receives_blocks(entry)) {

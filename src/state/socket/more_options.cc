@@ -169,6 +169,7 @@ constexpr Option kPacket[] = {
     {SOL_PACKET, 19, "PACKET_TX_HAS_OFF"},
     {SOL_PACKET, 20, "PACKET_QDISC_BYPASS"},
     {SOL_PACKET, 23, "PACKET_IGNORE_OUTGOING"},
+    {SOL_PACKET, 24, "PACKET_VNET_HDR_SZ"},
 };
 
 constexpr std::size_t kMostBytes = 256;  // IPv6 extension headers; the others are far smaller
