@@ -7,7 +7,9 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <set>
+#include <string>
 
 #include "state/net/links.h"
 #include "state/net/message.h"
@@ -161,6 +163,26 @@ Result<pb::NetDeviceEntry> describe(Bytes body, const DumpContext& context, std:
   return out;
 }
 
+// Disciplines and filters of tc(8), of which only the kernel's own choice comes again by itself: it has no handle.
+Result<void> check_queueing(sys::Netlink& netlink, const std::vector<pb::NetDeviceEntry>& devices) {
+  const tcmsg all{};
+  const auto check = [&](Bytes body) -> Result<void> {
+    const auto head = head_of<tcmsg>(body);
+    if (!head.has_value() || head->tcm_handle == 0) {
+      return {};
+    }
+    const auto device = std::find_if(devices.begin(), devices.end(), [&](const pb::NetDeviceEntry& d) {
+      return d.ifindex() == static_cast<std::uint32_t>(head->tcm_ifindex);
+    });
+    return fail(Kind::unsupported, "interface {} has a queueing discipline ({}), which cannot be carried over",
+                device == devices.end() ? std::to_string(head->tcm_ifindex) : device->name(),
+                text_of(find(after_head<tcmsg>(body), TCA_KIND)));
+  };
+  auto checked = netlink.request(RTM_GETQDISC, NLM_F_DUMP, std::as_bytes(std::span(&all, 1)), "disciplines", check);
+  const bool none = !checked.has_value() && checked.error().os_errno == EOPNOTSUPP;  // without CONFIG_NET_SCHED
+  return none ? Result<void>() : checked;
+}
+
 }  // namespace
 
 Result<std::vector<pb::NetDeviceEntry>> collect_links(const DumpContext& context, std::uint32_t network,
@@ -174,6 +196,7 @@ Result<std::vector<pb::NetDeviceEntry>> collect_links(const DumpContext& context
                                 out.push_back(std::move(device));
                                 return {};
                               }));
+  FERRY_CHECK(check_queueing(netlink, out));
   std::sort(out.begin(), out.end(), [](const auto& a, const auto& b) { return a.ifindex() < b.ifindex(); });
   return out;
 }

@@ -246,6 +246,15 @@ LIVE_TEST_WITH(Net, RefusesATunnelThroughAnotherNetwork, {.refused = "sends thro
   EXPECT_EQ(status, 0);
 }
 
+LIVE_TEST_WITH(Net, RefusesQueueingDisciplines, {.refused = "has a queueing discipline (tbf)"}) {
+  ASSERT_EQ(::unshare(CLONE_NEWNET), 0);
+  must("ip link add name half type ifb");
+  must("tc qdisc add dev half root tbf rate 1mbit burst 10k latency 10ms");
+  const std::string before = run("tc qdisc show dev half");
+  checkpoint_here();
+  EXPECT_EQ(run("tc qdisc show dev half"), before);
+}
+
 // The old iptables want to write a lock file of the host.
 LIVE_TEST_WITH(Net, KeepsPacketFilters, {.user_namespace = false}) {
   ASSERT_EQ(::unshare(CLONE_NEWNET), 0);
