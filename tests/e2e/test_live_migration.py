@@ -293,6 +293,43 @@ class Asker(Session):
         self.connection.close()
 
 
+# Sends itself numbers and takes them out of a ring that it shares with the kernel (packet(7), PACKET_RX_RING), where a
+# hundred always wait: each has to be in the frame that is next.
+RINGER = r"""
+import mmap, select, socket, struct, time
+FRAMES, SIZE, TYPE, SOL_PACKET = 256, 256, 0x9a31, 263
+ring = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+ring.setsockopt(SOL_PACKET, 10, 1)  # PACKET_VERSION: TPACKET_V2
+ring.setsockopt(SOL_PACKET, 5, struct.pack("IIII", 4096, FRAMES * SIZE // 4096, SIZE, FRAMES))
+memory = mmap.mmap(ring.fileno(), FRAMES * SIZE)
+ring.bind(("lo", TYPE))
+sender = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+sent = got = said = 0
+while True:
+    while sent < got + 100:
+        sender.sendto(struct.pack("I", sent), ("lo", TYPE))
+        sent += 1
+    at = got % FRAMES * SIZE
+    if not struct.unpack_from("I", memory, at)[0] & 1:
+        select.select([ring], [], [], 5)
+        if not struct.unpack_from("I", memory, at)[0] & 1:
+            print("wrong: nothing in the frame that is next", flush=True)
+            break
+    net, = struct.unpack_from("H", memory, at + 14)
+    number, = struct.unpack_from("I", memory, at + net)
+    if number != got:
+        print("wrong:", number, "in the place of", got, flush=True)
+        break
+    struct.pack_into("I", memory, at, 0)
+    got += 1
+    if time.time() - said > 0.2:
+        said = time.time()
+        print(got, flush=True)
+    if got % 37 == 0:
+        time.sleep(0.001)
+"""
+
+
 class LiveMigration(test_ferry_migrate.Migrate):
     def start_python(self, name, program, *arguments, options=()):
         self.remove_later(self.h2, name)
@@ -379,6 +416,13 @@ class LiveMigration(test_ferry_migrate.Migrate):
         self.migrate("mapper", "--switch-anyway", "--max-rounds", "6")
         self.assertEqual(self.runs_on("mapper"), ["h2"])
         self.assert_writes_on("mapper", self.h2)
+
+    def test_ring_of_packets(self):
+        self.start_python("ringer", RINGER)
+        self.assert_writes_on("ringer", self.h1)
+        self.migrate("ringer", "--switch-anyway", "--max-rounds", "6")
+        self.assertEqual(self.runs_on("ringer"), ["h2"])
+        self.assert_writes_on("ringer", self.h2)
 
     def test_family_in_which_children_come_and_go(self):
         self.start_python("family", FAMILY)

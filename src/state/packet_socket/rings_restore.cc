@@ -140,7 +140,9 @@ class Guide {
   // that there is no such packet, because its time is over.
   Result<void> fill(int sender, std::span<std::byte> block, bool leave_next_empty) {
     const auto closed = [&] { return (MappedRings::block_status(block) & TP_STATUS_USER) != 0; };
-    const std::size_t size = std::min<std::size_t>(loopback_.mtu, block.size());
+    // One that is as large as a block goes into the next one even if this one is empty (the comparison in
+    // __packet_lookup_frame_in_block of net/packet/af_packet.c).
+    const std::size_t size = leave_next_empty ? 1 : std::min<std::size_t>(loopback_.mtu, block.size());
     // A packet that has fewer than this many bytes before the block's end does not fit; each takes more than one.
     for (std::size_t sent = 0; !closed(); ++sent) {
       const std::uint32_t before = MappedRings::packets_of(block);
