@@ -1,12 +1,11 @@
 #include "sys/bpf_iterator.h"
 
 #include <linux/bpf.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
-#include <cstring>
+
+#include "sys/bpf_program.h"
 
 namespace ferry::sys {
 namespace {
@@ -17,33 +16,6 @@ constexpr std::size_t kReadSize = 256 << 10;
 // Of a hundred thousand threads it would be less.
 constexpr std::size_t kMostEmitted = 64 << 20;
 
-long bpf(int command, bpf_attr& attr) { return ::syscall(SYS_bpf, command, &attr, sizeof attr); }
-
-Result<UniqueFd> load_program(const std::vector<bpf_insn>& code, std::uint32_t iterator, std::string& why) {
-  // The helpers that read the kernel's memory serve only programs that may be had under the GPL
-  // (Documentation/bpf/bpf_licensing.rst), so these few instructions are offered under it as well.
-  constexpr char kLicense[] = "Dual MIT/GPL";
-  bpf_attr attr{};
-  attr.prog_type = BPF_PROG_TYPE_TRACING;
-  attr.expected_attach_type = BPF_TRACE_ITER;
-  attr.attach_btf_id = iterator;
-  attr.insn_cnt = static_cast<std::uint32_t>(code.size());
-  attr.insns = reinterpret_cast<std::uint64_t>(code.data());
-  attr.license = reinterpret_cast<std::uint64_t>(kLicense);
-  constexpr char kName[] = "ferry_look";
-  std::memcpy(attr.prog_name, kName, sizeof kName);
-  if (!why.empty()) {
-    attr.log_level = 1;
-    attr.log_size = static_cast<std::uint32_t>(why.size());
-    attr.log_buf = reinterpret_cast<std::uint64_t>(why.data());
-  }
-  const long fd = bpf(BPF_PROG_LOAD, attr);
-  if (fd < 0) {
-    return sys_fail("bpf(BPF_PROG_LOAD)");
-  }
-  return UniqueFd(static_cast<int>(fd));
-}
-
 }  // namespace
 
 IteratorProgram::IteratorProgram() = default;
@@ -52,13 +24,7 @@ IteratorProgram::~IteratorProgram() = default;
 
 void IteratorProgram::put(std::uint8_t code, std::uint8_t to, std::uint8_t from, std::int16_t offset,
                           std::int32_t value) {
-  bpf_insn i{};
-  i.code = code;
-  i.dst_reg = to & 0xf;
-  i.src_reg = from & 0xf;
-  i.off = offset;
-  i.imm = value;
-  code_.push_back(i);
+  code_.push_back(instruction(code, to, from, offset, value));
 }
 
 void IteratorProgram::put_move(std::uint8_t to, std::uint8_t from) { put(BPF_ALU64 | BPF_MOV | BPF_X, to, from, 0, 0); }
@@ -121,19 +87,11 @@ Result<UniqueFd> IteratorProgram::finish(const Btf& btf, const char* iterator) {
   put(BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_seq_write);
   put(BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, 0);
   put(BPF_JMP | BPF_EXIT, 0, 0, 0, 0);
-  std::string why;
-  auto loaded = load_program(code_, function, why);
-  if (loaded.has_value()) {
-    return loaded;
-  }
-  why.assign(16384, '\0');
-  loaded = load_program(code_, function, why);
-  if (!loaded.has_value()) {
-    why.resize(std::min(why.find('\0'), why.size()));
-    constexpr std::size_t kShown = 400;
-    return std::move(loaded).during("verifying it: {}", why.substr(why.size() < kShown ? 0 : why.size() - kShown));
-  }
-  return loaded;
+  bpf_attr attr{};
+  attr.prog_type = BPF_PROG_TYPE_TRACING;
+  attr.expected_attach_type = BPF_TRACE_ITER;
+  attr.attach_btf_id = function;
+  return load_program(code_, attr);
 }
 
 Result<Iteration> Iteration::prepare(int program, Of of, HostPid pid) {
