@@ -11,6 +11,7 @@
 #include <chrono>
 #include <map>
 #include <set>
+#include <unordered_map>
 #include <unordered_set>
 
 #include "base/log.h"
@@ -107,6 +108,7 @@ class Stopper {
     if (task.leader_ended) {
       std::erase(*tids, pid.value);  // ptrace(2) does not attach to the dead
     }
+    forget_kernel_threads(proc->get(), pid, *tids);
     // Leader first; the kernel lists it so, but nothing promises it.
     std::sort(tids->begin(), tids->end(),
               [&](int a, int b) { return std::pair(a != pid.value, a) < std::pair(b != pid.value, b); });
@@ -156,6 +158,29 @@ class Stopper {
       }
     }
     return {};
+  }
+
+  // Workers of an io_uring are listed with the threads of the program, and never run a line of it.
+  void forget_kernel_threads(int proc, HostPid pid, std::vector<int>& tids) const {
+    constexpr std::uint64_t kWorker = 0x10;  // PF_IO_WORKER in include/linux/sched.h
+    std::unordered_map<pid_t, std::uint64_t> flags;
+    if (look_ != nullptr && look_->is_open() && tids.size() >= sys::TaskLook::kWorthIt) {
+      const auto words = look_->threads_of(pid);
+      for (const sys::TaskWords& w : words.has_value() ? *words : std::vector<sys::TaskWords>()) {
+        flags[static_cast<pid_t>(w.tid)] = w.nature.flags;
+      }
+    }
+    std::erase_if(tids, [&](int tid) {
+      if (tid == pid.value) {
+        return false;
+      }
+      if (const auto known = flags.find(tid); known != flags.end()) {
+        return (known->second & kWorker) != 0;
+      }
+      const auto text = sys::read_file_at(proc, fmt::format("task/{}/stat", tid));
+      const auto stat = text.has_value() ? sys::parse_stat(*text) : Result<sys::Stat>(tl::unexpect, text.error());
+      return stat.has_value() && (stat->flags & kWorker) != 0;
+    });
   }
 
   // A thread inside vfork(2) does not stop before its child has left the memory that they share, so the
