@@ -12,6 +12,7 @@
 #include "engine/list_tree.h"
 #include "engine/rehearsal.h"
 #include "state/creds/creds.h"
+#include "state/io_uring/io_uring.h"
 #include "sys/file.h"
 #include "sys/landlock_look.h"
 #include "sys/proc.h"
@@ -24,7 +25,6 @@ struct Impossible {
   std::string_view what;
 };
 constexpr Impossible kImpossible[] = {
-    {"anon_inode:[io_uring]", "an io_uring"},
     {"anon_inode:[userfaultfd]", "a userfaultfd"},
     {"anon_inode:[perf_event]", "a performance counter"},
     {"anon_inode:bpf-prog", "an eBPF program"},
@@ -41,7 +41,7 @@ bool leader_has_ended(int proc) {
   return !stat.has_value() || stat->state == 'Z';
 }
 
-Result<void> look_at_descriptors(HostPid pid) {
+Result<void> look_at_descriptors(HostPid pid, state::io_uring::RingLook& rings) {
   const auto proc = sys::open_proc(pid);
   if (!proc.has_value()) {
     return {};  // it has just ended
@@ -57,6 +57,9 @@ Result<void> look_at_descriptors(HostPid pid) {
         return fail(Kind::unsupported, "pid {} fd {} ({}): {} cannot be carried over; let the program close it first",
                     pid, fd, *link, i.what);
       }
+    }
+    if (link.has_value() && state::io_uring::is_ring(*link)) {
+      FERRY_CHECK(state::io_uring::preflight(pid, fd, rings));
     }
   }
   return {};
@@ -93,11 +96,11 @@ Result<void> look_at_threads(HostPid pid) {
   return {};
 }
 
-Result<void> look_at(HostPid pid, const DumpOptions& options, bool with_look) {
+Result<void> look_at(HostPid pid, const DumpOptions& options, bool with_look, state::io_uring::RingLook& rings) {
   warm_procfs(pid, with_look);
   FERRY_CHECK(state::creds::preflight(pid, options));
   FERRY_CHECK(look_at_threads(pid));
-  return look_at_descriptors(pid);
+  return look_at_descriptors(pid, rings);
 }
 
 // Nobody can read the rules back, and without them the program would run with more rights than it wanted to have.
@@ -137,6 +140,7 @@ std::uint64_t kibibytes(std::string_view status, std::string_view name) {
 
 Result<void> preflight(const DumpOptions& options, sys::TaskLook& look, sys::MappingLook& mappings) {
   const std::vector<HostPid> tree = list_tree(options.pid, &look);
+  state::io_uring::RingLook rings;
   for (const HostPid pid : tree) {
     if (pid.value == ::getpid()) {
       return fail(Kind::unsupported,
@@ -144,7 +148,7 @@ Result<void> preflight(const DumpOptions& options, sys::TaskLook& look, sys::Map
                   "the tree ask criu service",
                   pid, options.pid);
     }
-    auto looked = look_at(pid, options, look.is_open());
+    auto looked = look_at(pid, options, look.is_open(), rings);
     if (!looked.has_value() && (pid == options.pid || looked.error().kind != Kind::gone)) {
       return looked;
     }

@@ -2,6 +2,7 @@
 #include "engine/restore_story.h"
 #include "lazy/hand_over.h"
 #include "state/aio/aio.h"
+#include "state/io_uring/io_uring.h"
 #include "state/memory/lazy.h"
 #include "state/memory/pages.h"
 #include "state/numa/numa.h"
@@ -53,6 +54,7 @@ Result<void> RestoreStory::build_memory() {
   for (auto& task : tasks_) {
     if (task->mm != nullptr) {
       FERRY_CHECK(state::aio::restore(*task).during("restoring pid {}", task->ns_pid()));
+      FERRY_CHECK(state::io_uring::restore_mappings(*task, context_).during("restoring pid {}", task->ns_pid()));
       FERRY_TRY(const std::uint64_t filled, fill(*task).during("restoring pid {}", task->ns_pid()));
       pages_restored_ += filled;
     } else if (daemon_) {

@@ -231,6 +231,8 @@ const google::protobuf::Message* file_body(const pb::FileEntry& entry) {
       return pick(entry.has_bpf(), entry.bpf());
     case pb::FD_PIDFD:
       return pick(entry.has_pidfd(), entry.pidfd());
+    case pb::FD_FERRY_IO_URING:
+      return pick(entry.has_ferry_io_uring(), entry.ferry_io_uring());
     case pb::FD_UND:
     case pb::FD_CTL_TTY:
     case pb::FD_AUTOFS_PIPE:

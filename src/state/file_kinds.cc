@@ -8,6 +8,7 @@
 #include "state/files/regular.h"
 #include "state/inet_socket/inet_socket.h"
 #include "state/inotify/inotify.h"
+#include "state/io_uring/io_uring.h"
 #include "state/memfd/memfd.h"
 #include "state/netlink_socket/netlink_socket.h"
 #include "state/ns_file/ns_file.h"
@@ -41,6 +42,7 @@ std::vector<std::unique_ptr<FileKind>> make_file_kinds() {
   kinds.push_back(make_inotify_kind());
   kinds.push_back(make_fanotify_kind());
   kinds.push_back(make_bpf_map_kind());
+  kinds.push_back(make_io_uring_kind());
   kinds.push_back(make_tty_kind());
   kinds.push_back(make_tun_kind());
   kinds.push_back(make_regular_file_kind());  // last: takes what has a path and is none of the others

@@ -121,9 +121,9 @@ Result<std::int64_t> interrupted_call(tracee::Thread& thread, tracee::Registers 
 }  // namespace
 
 bool returns_eintr_from_stop(std::uint64_t call) {
-  static constexpr std::array<std::uint64_t, 20> kCalls = {
+  static constexpr std::array<std::uint64_t, 21> kCalls = {
       SYS_epoll_wait, SYS_epoll_pwait, SYS_epoll_pwait2, SYS_rt_sigtimedwait, SYS_semtimedop, SYS_semop,
-      SYS_io_getevents, SYS_io_pgetevents,
+      SYS_io_getevents, SYS_io_pgetevents, SYS_io_uring_enter,
       // sockets with SO_RCVTIMEO or SO_SNDTIMEO, before anything was transferred (socket(7))
       SYS_read, SYS_readv, SYS_recvfrom, SYS_recvmsg, SYS_recvmmsg, SYS_accept, SYS_accept4, SYS_write, SYS_writev,
       SYS_sendto, SYS_sendmsg, SYS_sendmmsg};

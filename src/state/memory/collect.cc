@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "state/aio/aio.h"
+#include "state/io_uring/io_uring.h"
 #include "state/memfd/memfd.h"
 #include "state/memory/memory.h"
 #include "state/vdso/vdso.h"
@@ -195,6 +196,10 @@ class Collector {
     if (m.shared && m.name.starts_with("socket:")) {
       vma.set_shmid(m.inode);  // until the sockets are known, and the room of packet sockets puts the file in its place
       vma.set_status(kRegular | kSocket);
+      return {};
+    }
+    if (io_uring::is_ring(m.name)) {
+      vma.set_status(kRegular | kFileShared);  // whose it is, io_uring finds out when all descriptors are known
       return {};
     }
     if (m.name.starts_with("anon_inode:") || m.name.starts_with("socket:")) {

@@ -76,9 +76,12 @@ using InPlace = std::function<std::vector<sys::PageRange>(const pb::VmaEntry&)>;
 // nullptr. Errors: unsupported if it is, and a thread stands within it.
 Result<bool> has_foreign_vdso(const RestoreTask& task, image::PageStore* pages);
 // Moves vvar and vDSO to where the task wants them, by way of `park` if they would overlap, or leaves them in `park` if
-// they are not what the task had there, and makes all its mappings but what is `in_place`.  `kernel` is updated.
+// they are not what the task had there, and makes all its mappings but what is `in_place` and those that belong to
+// the kernel as well (aio, io_uring).  `kernel` is updated.
 Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMappings& kernel, std::uint64_t park,
                           tracee::Batch& batch, const InPlace& in_place = {});
+// madvise(2), as the mapping has it.
+void add_advice(const pb::VmaEntry& vma, tracee::Batch& batch);
 // Writes the pages from outside; the value is their number.  The vDSO of another kernel is made to lead to that of
 // `kernel`.
 Result<std::uint64_t> fill(RestoreTask& task, image::PageStore& pages, const KernelMappings& kernel);

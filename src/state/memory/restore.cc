@@ -10,6 +10,7 @@
 #include <thread>
 #include <utility>
 
+#include "state/io_uring/io_uring.h"
 #include "state/memory/memory.h"
 #include "state/memory/pages.h"
 #include "state/memory/room.h"
@@ -233,6 +234,14 @@ void add_clearing(tracee::Batch& batch, const tracee::Area& area, const KernelMa
   }
 }
 
+void add_advice(const pb::VmaEntry& vma, tracee::Batch& batch) {
+  for (int advice = 0; advice < 64; ++advice) {
+    if ((vma.madv() >> advice & 1) != 0) {
+      batch.must("madvise", SYS_madvise, {vma.start(), vma.end() - vma.start(), advice});
+    }
+  }
+}
+
 Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMappings& kernel, std::uint64_t park,
                           tracee::Batch& batch, const InPlace& in_place) {
   FERRY_CHECK(move_kernel_mappings(*task.mm, kernel, park, batch));
@@ -246,7 +255,8 @@ Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMapp
     }
   };
   for (const pb::VmaEntry& vma : task.mm->vmas()) {
-    if (!is_mapped_anew(vma) && !(kernel.foreign && (vma.status() & kVdso) != 0)) {
+    if ((!is_mapped_anew(vma) && !(kernel.foreign && (vma.status() & kVdso) != 0)) ||
+        io_uring::is_ring(vma, context.files)) {
       continue;
     }
     if ((vma.status() & kRegular) == 0 || (vma.status() & kShadowStack) != 0) {
@@ -295,11 +305,7 @@ Result<void> add_mappings(RestoreTask& task, RestoreContext& context, KernelMapp
       }
       batch.must("mprotect", SYS_mprotect, {vma.start(), size, vma.prot()});
     }
-    for (int advice = 0; advice < 64; ++advice) {
-      if ((vma.madv() >> advice & 1) != 0) {
-        batch.must("madvise", SYS_madvise, {vma.start(), size, advice});
-      }
-    }
+    add_advice(vma, batch);
     if (vma.has_ferry_name()) {
       batch.may(SYS_prctl, {PR_SET_VMA, PR_SET_VMA_ANON_NAME, vma.start(), size, batch.string(vma.ferry_name())});
     }

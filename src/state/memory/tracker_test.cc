@@ -341,6 +341,31 @@ TEST(PageRanges, AreCutByEachOther) {
   EXPECT_TRUE(common(both, without(a, b)).empty());
 }
 
+std::optional<std::vector<sys::PageRange>> of_ring(const std::string& text) {
+  const auto info = sys::parse_fdinfo("pos:\t0\nflags:\t02000002\n" + text);
+  return info.has_value() ? buffers_of_ring(*info) : std::nullopt;
+}
+
+TEST(DeviceWrites, KnowsTheBuffersOfARing) {
+  const auto some = of_ring(
+      "UserFiles:\t0\nUserBufs:\t3\n    0: 0x7f0000001064/100\n    1: <none>\n    2: 0x7f0000003fff/2\nPollList:\n");
+  ASSERT_TRUE(some.has_value());
+  ASSERT_EQ(some->size(), 2U);
+  EXPECT_EQ((*some)[0].start, 0x7f0000001000U);
+  EXPECT_EQ((*some)[0].end, 0x7f0000002000U);
+  EXPECT_EQ((*some)[1].start, 0x7f0000003000U);
+  EXPECT_EQ((*some)[1].end, 0x7f0000005000U);
+  const auto none = of_ring("UserFiles:\t0\nUserBufs:\t0\nPollList:\n");
+  ASSERT_TRUE(none.has_value());
+  EXPECT_TRUE(none->empty());
+}
+
+TEST(DeviceWrites, DoesNotGuessWhereARingWrites) {
+  EXPECT_FALSE(of_ring("SqMask:\t0x7\n").has_value()) << "the kernel was working on it";
+  EXPECT_FALSE(of_ring("UserFiles:\t1\n    0: /dev/sda\nUserBufs:\t0\n").has_value());
+  EXPECT_FALSE(of_ring("UserFiles:\t0\nUserBufs:\t1\n    0: 0x7f000000\n").has_value());
+}
+
 TEST(DeviceWrites, ReadsTheCallOfAThread) {
   ReadCall call;
   EXPECT_EQ(parse_call("running\n", call), CallState::running);
