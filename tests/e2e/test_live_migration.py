@@ -330,6 +330,58 @@ while True:
 """
 
 
+# Writes numbers through an io_uring (io_uring_setup(2)) into a pipe and reads them from it again, with positions of its
+# own for both ends of the ring, as liburing has them.
+URINGER = r"""
+import ctypes, mmap, os, struct, time
+SETUP, ENTER, ENTRIES, GETEVENTS, READ, WRITE = 425, 426, 8, 1, 22, 23
+call = ctypes.CDLL(None, use_errno=True).syscall
+parameters = (ctypes.c_uint32 * 30)()
+fd = call(SETUP, ENTRIES, parameters)
+if fd < 0:
+    print("wrong: io_uring_setup:", os.strerror(ctypes.get_errno()), flush=True)
+    raise SystemExit(1)
+sq_head, sq_tail, _, _, _, _, array = parameters[10:17]
+cq_head, cq_tail, _, _, _, cqes = parameters[20:26]
+rings = mmap.mmap(fd, 4096)
+sqes = mmap.mmap(fd, ENTRIES * 64, offset=0x10000000)
+buffer = mmap.mmap(-1, 4096)
+address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+into, out_of = os.pipe()[::-1]
+tail = head = said = number = 0
+
+def ask(operation, file, mark):
+    global tail, head
+    slot = tail % ENTRIES
+    struct.pack_into("BBHiQQII", sqes, slot * 64, operation, 0, 0, file, 2**64 - 1, address, 8, 0)
+    struct.pack_into("QQQQ", sqes, slot * 64 + 32, mark, 0, 0, 0)
+    struct.pack_into("I", rings, array + slot * 4, slot)
+    tail += 1
+    struct.pack_into("I", rings, sq_tail, tail)
+    taken = call(ENTER, fd, 1, 1, GETEVENTS, None, 0)
+    there, = struct.unpack_from("I", rings, cq_tail)
+    done, result = struct.unpack_from("Qi", rings, cqes + head % (2 * ENTRIES) * 16)
+    head += 1
+    struct.pack_into("I", rings, cq_head, head)
+    return (taken, there, done, result) == (1, head, mark, 8)
+
+while True:
+    struct.pack_into("Q", buffer, 0, number)
+    right = ask(WRITE, into, 2 * number)
+    struct.pack_into("Q", buffer, 0, 0)
+    right = right and ask(READ, out_of, 2 * number + 1) and struct.unpack_from("Q", buffer)[0] == number
+    if not right:
+        print("wrong: at", number, flush=True)
+        break
+    number += 1
+    if time.time() - said > 0.2:
+        said = time.time()
+        print(number, flush=True)
+    if number % 50 == 0:
+        time.sleep(0.001)
+"""
+
+
 class LiveMigration(test_ferry_migrate.Migrate):
     def start_python(self, name, program, *arguments, options=()):
         self.remove_later(self.h2, name)
@@ -423,6 +475,13 @@ class LiveMigration(test_ferry_migrate.Migrate):
         self.migrate("ringer", "--switch-anyway", "--max-rounds", "6")
         self.assertEqual(self.runs_on("ringer"), ["h2"])
         self.assert_writes_on("ringer", self.h2)
+
+    def test_io_uring(self):
+        self.start_python("uringer", URINGER, options=("--security-opt", "seccomp=unconfined"))
+        self.assert_writes_on("uringer", self.h1)
+        self.migrate("uringer", "--switch-anyway", "--max-rounds", "6")
+        self.assertEqual(self.runs_on("uringer"), ["h2"])
+        self.assert_writes_on("uringer", self.h2)
 
     def test_family_in_which_children_come_and_go(self):
         self.start_python("family", FAMILY)

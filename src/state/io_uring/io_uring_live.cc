@@ -26,8 +26,7 @@
 namespace ferry::live {
 namespace {
 
-using state::io_uring::kNoSqArray;
-using state::io_uring::kRegisterClock;
+using namespace state::io_uring;
 
 struct Completion {  // io_uring_cqe but for what only wide ones have
   std::uint64_t user_data;
@@ -559,6 +558,123 @@ LIVE_TEST_WITH(IoUring, RefusesAnUnmappedBuffer, {.refused = "is not in the memo
   ASSERT_EQ(ring.register_with(IORING_REGISTER_BUFFERS, &buffer, 1), 0);
   ASSERT_EQ(::munmap(memory, 4096), 0);
   checkpoint_here();
+}
+
+LIVE_TEST_WITH(IoUring, RefusesAThreadThatHasEnded, {.refused = "only one thread that may submit, which has ended"}) {
+  std::optional<Ring> ring;
+  std::thread([&] { ring.emplace(8, IORING_SETUP_SINGLE_ISSUER); }).join();
+  RING_OR_SKIP(*ring);
+  checkpoint_here();
+}
+
+LIVE_TEST_WITH(IoUring, RefusesMessagesToADeferringRing, {.refused = "more completions (1) than submissions (0)"}) {
+  Ring ring(8, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN), sender(8, 0);
+  RING_OR_SKIP(ring);
+  sender.prepare(IORING_OP_MSG_RING, ring.fd(), 2).off = 77;
+  ASSERT_EQ(sender.submit(), 1);
+  ASSERT_GE(Ring::enter(ring.fd(), 0, 1, IORING_ENTER_GETEVENTS), 0);
+  checkpoint_here();
+  EXPECT_EQ(ring.fetch()->user_data, 77U);
+}
+
+LIVE_TEST_WITH(IoUring, RefusesAnEventfdWithoutDescriptor,
+               {.refused = "the eventfd that is registered with the io_uring has no descriptor any more"}) {
+  Ring ring(8, 0);
+  RING_OR_SKIP(ring);
+  const int told = ::eventfd(0, 0);
+  ASSERT_EQ(ring.register_with(IORING_REGISTER_EVENTFD, &told, 1), 0);
+  ASSERT_EQ(::close(told), 0);
+  checkpoint_here();
+}
+
+LIVE_TEST_WITH(IoUring, RefusesSetupThatIsNotKnown, {.refused = "an io_uring that was set up with flags 0x40000"}) {
+  Ring ring(8, kCqeMixed);
+  RING_OR_SKIP(ring);
+  checkpoint_here();
+}
+
+LIVE_TEST_WITH(IoUring, RefusesMemoryOfTheProgram, {.refused = "memory of the program's own (IORING_SETUP_NO_MMAP)"}) {
+  auto* memory = static_cast<char*>(
+      ::mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0));
+  io_uring_params parameters{};
+  parameters.flags = kNoMmap;
+  parameters.sq_off.resv2 = reinterpret_cast<std::uint64_t>(memory);  // user_addr in newer headers
+  parameters.cq_off.resv2 = reinterpret_cast<std::uint64_t>(memory + 4096);
+  if (::syscall(SYS_io_uring_setup, 4, &parameters) < 0) {
+    GTEST_SKIP() << "io_uring_setup: " << std::strerror(errno);
+  }
+  checkpoint_here();
+}
+
+LIVE_TEST_WITH(IoUring, RefusesBusyPolling, {.refused = "an io_uring with busy polling of network devices"}) {
+  Ring ring(8, 0);
+  RING_OR_SKIP(ring);
+  std::uint32_t poll[4] = {50};  // struct io_uring_napi: microseconds
+  if (ring.register_with(kRegisterNapi, poll, 1) != 0) {
+    GTEST_SKIP() << "IORING_REGISTER_NAPI: " << std::strerror(errno);
+  }
+  checkpoint_here();
+}
+
+LIVE_TEST_WITH(IoUring, RefusesAMemoryRegion, {.refused = "an io_uring with a memory region"}) {
+  Ring ring(8, 0);
+  RING_OR_SKIP(ring);
+  void* memory = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  // struct io_uring_region_desc: address, size, flags (IORING_MEM_REGION_TYPE_USER), id.
+  const std::uint64_t region[8] = {reinterpret_cast<std::uint64_t>(memory), 4096, 1};
+  const std::uint64_t request[4] = {reinterpret_cast<std::uint64_t>(region)};  // struct io_uring_mem_region_reg
+  if (ring.register_with(kRegisterMemRegion, request, 1) != 0) {
+    GTEST_SKIP() << "IORING_REGISTER_MEM_REGION: " << std::strerror(errno);
+  }
+  checkpoint_here();
+}
+
+// Its positions would take longer to reach than anybody waits.
+LIVE_TEST_WITH(IoUring, RefusesARingThatWasUsedVeryOften,
+               {.refused = "the io_uring stands at 100000003",
+                .pid_namespace = false,
+                .leave_running = false,
+                .user_namespace = false}) {
+  Ring ring(4096, IORING_SETUP_CLAMP);
+  RING_OR_SKIP(ring);
+  ring.work(100'000'003);
+  checkpoint_here();
+  use(ring);
+}
+
+// What the kernel writes into a registered buffer passes by the page tables, and so by whoever tracks writes.
+// (A file of tmpfs is read by a worker, which is listed among the threads.)
+LIVE_TEST_WITH(IoUring, WritesIntoARegisteredBufferBetweenTwoLooks, {.changes = true}) {
+  Ring ring(8, 0);
+  RING_OR_SKIP(ring);
+  constexpr std::size_t kSize = 16 * 4096;
+  auto* memory = static_cast<char*>(::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  std::memset(memory, 'a', kSize);
+  const iovec buffer{memory, kSize};
+  ASSERT_EQ(ring.register_with(IORING_REGISTER_BUFFERS, &buffer, 1), 0) << std::strerror(errno);
+  const int file = static_cast<int>(::syscall(SYS_memfd_create, "data", 0));
+  const std::string data(kSize, 'b');
+  ASSERT_EQ(::pwrite(file, data.data(), kSize, 0), static_cast<ssize_t>(kSize));
+  pre_dump_here();
+  ring.prepare_transfer(IORING_OP_READ_FIXED, file, memory, kSize, 1).off = 0;
+  ASSERT_EQ(ring.result_of(1), static_cast<int>(kSize));
+  checkpoint_here();
+  EXPECT_EQ(std::count(memory, memory + kSize, 'b'), static_cast<std::ptrdiff_t>(kSize));
+}
+
+// A wait that only the stop ended.
+LIVE_TEST(IoUring, AWaitForCompletions) {
+  Ring ring(8, 0);
+  RING_OR_SKIP(ring);
+  const int error = checkpoint_while(SYS_io_uring_enter, [&] {
+    __kernel_timespec limit{2, 0};
+    io_uring_getevents_arg argument{};
+    argument.ts = reinterpret_cast<std::uint64_t>(&limit);
+    const long out = ::syscall(SYS_io_uring_enter, ring.fd(), 0, 1, IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG,
+                               &argument, sizeof argument);
+    return out < 0 ? errno : 0;
+  });
+  EXPECT_EQ(error, ETIME) << std::strerror(error);
 }
 
 }  // namespace

@@ -226,9 +226,12 @@ Result<Ring> RingLook::look(int fd) const {
   out.clock = view.word(at_.clock);
   out.worker_limits[0] = view.word(at_.limits);
   out.worker_limits[1] = view.get<std::uint32_t>(at_.limits.offset + 4);
+  bool issuer_has_ended = false;
   if (const std::uint64_t issuer = view.pointer(at_.submitter); issuer != 0) {
     FERRY_TRY(const auto tid, memory_.read<std::int32_t>(issuer + at_.task_pid.offset));
+    FERRY_TRY(const auto memory, memory_.read<std::uint64_t>(issuer + at_.task_memory.offset));
     out.issuer = HostPid(tid);
+    issuer_has_ended = memory == 0;  // its number may be another's by now
   }
   FERRY_CHECK(look_at_files(view, out));
   FERRY_CHECK(look_at_buffers(view, out));
@@ -242,6 +245,7 @@ Result<Ring> RingLook::look(int fd) const {
     bool there;
     const char* what;
   } others[] = {
+      {issuer_has_ended, "only one thread that may submit, which has ended,"},
       {view.pointer(at_.buffer_lists) != 0, "provided buffers"},
       {view.get<std::uint8_t>(at_.restricted.offset) != 0, "restrictions"},
       {view.pointer(at_.receivers) != 0, "queues of a network device"},
