@@ -51,6 +51,7 @@ Result<void> DumpHost::settle(HostPid root) {
     return {};
   }
   FERRY_CHECK(inside_.enter_namespaces(root));
+  FERRY_CHECK(queues_.open(inside_));
   entered_ = now;
   return {};
 }

@@ -17,6 +17,7 @@
 #include "state/cgroup/tree.h"
 #include "state/inside.h"
 #include "state/mount/mountinfo.h"
+#include "state/mqueue/queues.h"
 #include "state/nsids/networks.h"
 #include "state/timens/clocks.h"
 
@@ -41,6 +42,8 @@ class DumpHost {
   // As inside(), but in that network namespace.
   Result<Inside*> inside_network(HostPid root, int ns);
   Networks& networks() { return networks_; }
+  // Of the ipc namespace that inside() is in.
+  mqueue::Queues& queues() { return queues_; }
   // A file below /proc of the thread that calls, which may be inside and then has another /proc, or none.
   Result<std::string> read_of_thread(const std::string& path) const;
   // Our own mountinfo.
@@ -62,6 +65,7 @@ class DumpHost {
   std::map<Place, std::unique_ptr<Inside>> others_;
   std::vector<std::unique_ptr<Inside>> in_networks_;
   Networks networks_;
+  mqueue::Queues queues_;
   UniqueFd proc_;
   std::string yard_;
   std::vector<mount::Line> mounts_;

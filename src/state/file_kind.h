@@ -64,6 +64,8 @@ class FileKind {
   virtual Result<void> before_going_on(DumpContext&) { return {}; }
 
   // --- restore
+  // Before any description is opened: what has to be there first, whether a description refers to it or not.
+  virtual Result<void> begin(RestoreContext&) { return {}; }
   // Makes the description, in our table.  Other files are had by context.files.get(id).
   virtual Result<UniqueFd> open(const pb::FileEntry& entry, RestoreContext& context) = 0;
   // When all descriptions of the set are open and all tasks exist, but no task has its descriptors yet:

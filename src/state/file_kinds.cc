@@ -10,6 +10,7 @@
 #include "state/inotify/inotify.h"
 #include "state/io_uring/io_uring.h"
 #include "state/memfd/memfd.h"
+#include "state/mqueue/mqueue.h"
 #include "state/netlink_socket/netlink_socket.h"
 #include "state/ns_file/ns_file.h"
 #include "state/packet_socket/packet_socket.h"
@@ -45,6 +46,7 @@ std::vector<std::unique_ptr<FileKind>> make_file_kinds() {
   kinds.push_back(make_io_uring_kind());
   kinds.push_back(make_tty_kind());
   kinds.push_back(make_tun_kind());
+  kinds.push_back(make_mqueue_kind());
   kinds.push_back(make_regular_file_kind());  // last: takes what has a path and is none of the others
   return kinds;
 }

@@ -275,6 +275,53 @@ while True:
         print(n, flush=True)
 """
 
+# POSIX message queues between processes: one that is full, so that its sender waits, and one that is empty, so that its
+# receiver does.  Messages of one priority come in the order in which they were sent, none is lost, none comes twice.
+QUEUES = r"""
+import ctypes, os, time
+class Attributes(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_long) for name in ("flags", "messages", "size", "now", "a", "b", "c", "d")]
+c = ctypes.CDLL(None, use_errno=True)
+def queue(name):
+    q = c.mq_open(name, os.O_RDWR | os.O_CREAT, 0o600, ctypes.byref(Attributes(0, 10, 8192, 0)))
+    return q if q >= 0 else done("mq_open")
+def done(what):
+    print("wrong:", what, os.strerror(ctypes.get_errno()), flush=True)
+    os._exit(1)
+def send(q, n):
+    text = str(n).encode().ljust(n % 8000 + 20)
+    if c.mq_send(q, text, len(text), n % 3) != 0:
+        done("mq_send")
+room = ctypes.create_string_buffer(8192)
+priority = ctypes.c_uint()
+due = [0, 1, 2]
+def receive(q):
+    size = c.mq_receive(q, room, 8192, ctypes.byref(priority))
+    if size < 0:
+        done("mq_receive")
+    n = int(room.raw[:size])
+    if priority.value != n % 3 or n != due[n % 3] or size != n % 8000 + 20:
+        done(f"{n} of {size} bytes came with priority {priority.value}, {due} were due")
+    due[n % 3] += 3
+    return n
+full, empty = queue(b"/full"), queue(b"/empty")
+if os.fork() == 0:
+    n = 0
+    while True:
+        send(full, n)
+        n += 1
+if os.fork() == 0:
+    while True:
+        # What waits comes in the order of priorities; so is it sent on, each with its number.
+        send(empty, receive(full))
+        time.sleep(0.005)
+c.mq_unlink(b"/empty")
+while True:
+    n = receive(empty)
+    if n % 20 == 0:
+        print(n, flush=True)
+"""
+
 
 class Asker(Session):
     """A client that counts in redis."""
@@ -505,6 +552,15 @@ class LiveMigration(test_ferry_migrate.Migrate):
         self.assert_writes_on("sharer", self.h2)
         self.ferry("migrate", "--switch-anyway", "--max-rounds", "6", "sharer", "h1", host=self.h2, timeout=90)
         self.assert_writes_on("sharer", self.h1)
+
+    def test_message_queues(self):
+        self.start_python("queues", QUEUES)
+        self.assert_writes_on("queues", self.h1)
+        self.migrate("queues")
+        self.assertEqual(self.runs_on("queues"), ["h2"])
+        self.assert_writes_on("queues", self.h2)
+        self.ferry("migrate", "--mode", "post-copy", "queues", "h1", host=self.h2, timeout=90)
+        self.assert_writes_on("queues", self.h1)
 
     def test_shared_memory_that_is_written_in_every_way(self):
         self.start_python("segments", SEGMENTS)

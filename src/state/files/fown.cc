@@ -1,39 +1,16 @@
 // Owner, signal and status flags of a description: fcntl(2).
 #include <fcntl.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <cerrno>
-#include <functional>
-#include <thread>
 
 #include "state/file_kind.h"
+#include "sys/as_user.h"
 #include "sys/file.h"
 
 namespace ferry::state {
 namespace {
 
 constexpr int kGetOwnerUids = 17;  // F_GETOWNER_UIDS, in the kernel's uapi but not in the C library's header
-
-// fcntl(2), F_SETOWN: the kernel remembers who asked, and checks by that whether a signal may be sent.
-Result<void> as_user(std::uint32_t uid, std::uint32_t euid, const std::function<Result<void>()>& work) {
-  if (uid == ::getuid() && euid == ::geteuid()) {
-    return work();
-  }
-  Result<void> out;
-  const int dumpable = ::prctl(PR_GET_DUMPABLE);
-  // The system call itself: the C library's would change all threads (nptl(7)).
-  std::thread([&] {
-    if (::syscall(SYS_setresuid, uid, euid, -1) != 0) {
-      out = sys_fail(fmt::format("setresuid({}, {})", uid, euid));
-      return;
-    }
-    out = work();
-  }).join();
-  ::prctl(PR_SET_DUMPABLE, dumpable);  // prctl(2): a change of user takes it away from the whole process
-  return out;
-}
 
 }  // namespace
 
@@ -111,7 +88,8 @@ Result<void> restore_fown(int fd, const pb::FownEntry& entry, const RestoreConte
     return fail(Kind::corrupt, "an open file sends its signals to pid {}, which is not in the set", entry.pid());
   }
   const f_owner_ex owner{static_cast<__pid_type>(entry.pid_type()), ours};
-  return as_user(entry.uid(), entry.euid(), [&]() -> Result<void> {
+  // fcntl(2), F_SETOWN: the kernel remembers who asked, and checks by that whether a signal may be sent.
+  return sys::as_user(entry.uid(), entry.euid(), [&]() -> Result<void> {
     if (::fcntl(fd, F_SETOWN_EX, &owner) != 0) {
       return sys_fail(fmt::format("fcntl(F_SETOWN_EX, {})", ours));
     }

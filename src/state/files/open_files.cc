@@ -82,6 +82,9 @@ Result<int> OpenFiles::get(std::uint32_t id) {
 }
 
 Result<void> OpenFiles::open_all(RestoreContext& context) {
+  for (const auto& kind : state_->kinds) {
+    FERRY_CHECK(kind->begin(context).during("restoring the {}s of the tree", kind->name()));
+  }
   for (const Name& name : context.set.names(Type::fdinfo)) {
     for (const auto* row : context.set.list<pb::FdinfoEntry>(name)) {
       FERRY_CHECK(get(row->id()).during("opening fd {}", row->fd()));

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/sysmacros.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -28,16 +27,6 @@ Result<void> check_device(const FdProbe& probe) {
               minor(probe.stat.st_rdev));
 }
 
-// mq_overview(7): its messages could only be taken out, and putting them back would notify who waits for one.
-Result<void> check_queue(const FdProbe& probe) {
-  constexpr long kMessageQueues = 0x19800202;  // MQUEUE_MAGIC of the kernel
-  struct statfs fs {};
-  if (probe.link.rfind('/') == 0 && ::fstatfs(probe.ours, &fs) == 0 && fs.f_type == kMessageQueues) {
-    return fail(Kind::unsupported, "{}: a POSIX message queue cannot be carried over", probe.subject());
-  }
-  return {};
-}
-
 class RegularFile final : public FileKind {
  public:
   [[nodiscard]] std::string_view name() const override { return "file"; }
@@ -50,7 +39,6 @@ class RegularFile final : public FileKind {
 
   Result<void> collect(const FdProbe& probe, DumpContext& context, pb::FileEntry& out) override {
     FERRY_CHECK(check_device(probe));
-    FERRY_CHECK(check_queue(probe));
     pb::RegFileEntry& reg = *out.mutable_reg();
     reg.set_id(out.id());
     reg.set_flags(probe.status_flags());

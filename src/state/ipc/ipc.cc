@@ -11,7 +11,6 @@
 #include "state/ipc/sysv.h"
 #include "state/nsids/nsids.h"
 #include "sys/file.h"
-#include "sys/mount_api.h"
 
 namespace ferry::state::ipc {
 namespace {
@@ -22,22 +21,6 @@ struct Found {
   std::vector<Semaphores> semaphores;
   std::vector<Queue> queues;
 };
-
-// A mount of our own shows the queues of the namespace, mounted in the tree or not (mq_overview(7)).
-Result<void> refuse_posix_queues(DumpHost& host) {
-  FERRY_TRY(const UniqueFd fs, sys::fs_open("mqueue"));
-  FERRY_CHECK(sys::fs_create(fs.get()));
-  FERRY_TRY(UniqueFd mount, sys::fs_mount(fs.get(), "mqueue"));
-  FERRY_TRY(const auto names, sys::list_directory(mount.get(), "."));
-  host.keep(std::move(mount));
-  if (!names.empty()) {
-    return fail(Kind::unsupported,
-                "POSIX message queue /{} exists in the ipc namespace of the tree, which cannot be "
-                "carried; close and unlink it first",
-                names.front());
-  }
-  return {};
-}
 
 Result<UniqueFd> open_sysctl() { return sys::open("/proc/sys", O_PATH | O_DIRECTORY); }
 
@@ -133,10 +116,11 @@ Result<void> collect(DumpContext& context) {
     FERRY_TRY(found.segments, read_segments());
     FERRY_TRY(found.semaphores, read_semaphores());
     FERRY_TRY(found.queues, read_queues());
-    return refuse_posix_queues(context.host);
+    return {};
   };
   FERRY_CHECK(context.host.inside().run(look).during("ipc namespace of {}", context.root().subject()));
 
+  FERRY_CHECK(context.host.queues().collect(context, found.limits));
   image::Set& set = context.set;
   const std::uint64_t id = ids.id(NsKind::ipc);
   set.add({image::Type::ipcns_var, id}, std::move(found.limits));

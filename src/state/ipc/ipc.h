@@ -1,4 +1,5 @@
-// System V IPC of the tree's own namespace: ipcns-var-NS.img (limits), ipcns-shm, -msg and -sem.
+// System V IPC of the tree's own namespace: ipcns-var-NS.img (limits), ipcns-shm, -msg and -sem.  POSIX message queues
+// are of the same namespace, and in a room of their own (state/mqueue).
 // Source: ipc_namespaces(7), sysvipc(7), proc(5).
 #pragma once
 
@@ -9,7 +10,7 @@
 namespace ferry::state::ipc {
 
 // Nothing if the tree shares our ipc namespace.
-// Errors: unsupported, naming a POSIX message queue that exists.
+// Errors: unsupported, naming a POSIX message queue and what of it cannot be carried.
 Result<void> collect(DumpContext& context);
 
 // Limits and objects, with their numbers and content.  The root skeleton has its ipc namespace; no

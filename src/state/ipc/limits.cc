@@ -1,9 +1,12 @@
 #include "state/ipc/limits.h"
 
+#include <sys/stat.h>
+
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "sys/as_user.h"
 #include "sys/file.h"
 #include "sys/proc.h"
 
@@ -58,7 +61,9 @@ std::vector<std::uint64_t> numbers_of(std::string_view text) {
   return out;
 }
 
-Result<std::uint64_t> read_number(int sysctl, const char* file) {
+}  // namespace
+
+Result<std::uint64_t> read_limit(int sysctl, const std::string& file) {
   FERRY_TRY(const std::string text, sys::read_file_at(sysctl, file));
   const auto numbers = numbers_of(text);
   if (numbers.size() != 1) {
@@ -67,7 +72,15 @@ Result<std::uint64_t> read_number(int sysctl, const char* file) {
   return numbers.front();
 }
 
-}  // namespace
+// Only the root user of the user namespace that owns the ipc namespace may (ipc_permissions in ipc/ipc_sysctl.c), and
+// the files are shown as his; no capability takes the place of that.
+Result<void> write_limit(int sysctl, const std::string& file, const std::string& text) {
+  struct stat st {};
+  if (::fstatat(sysctl, file.c_str(), &st, 0) != 0) {
+    return sys_fail(fmt::format("stat(/proc/sys/{})", file));
+  }
+  return sys::as_user(st.st_uid, st.st_uid, [&] { return sys::write_file_at(sysctl, file, text); });
+}
 
 Result<pb::IpcVarEntry> read_limits(int sysctl) {
   pb::IpcVarEntry out;
@@ -76,7 +89,7 @@ Result<pb::IpcVarEntry> read_limits(int sysctl) {
     out.add_sem_ctls(static_cast<std::uint32_t>(number));
   }
   for (const Limit& limit : limits()) {
-    FERRY_TRY(const std::uint64_t value, read_number(sysctl, limit.file));
+    FERRY_TRY(const std::uint64_t value, read_limit(sysctl, limit.file));
     limit.set(out, value);
   }
   // The next_id files read -1 unless somebody is in the middle of choosing a number: then CRIU keeps it.
@@ -100,16 +113,15 @@ Result<void> write_limits(int sysctl, const pb::IpcVarEntry& wanted) {
     for (const std::uint32_t number : wanted.sem_ctls()) {
       text += fmt::format("{} ", number);
     }
-    FERRY_CHECK(sys::write_file_at(sysctl, kSemaphores, text));
+    FERRY_CHECK(write_limit(sysctl, kSemaphores, text));
   }
   for (const Limit& limit : limits()) {
-    FERRY_TRY(const std::uint64_t value, read_number(sysctl, limit.file));
+    FERRY_TRY(const std::uint64_t value, read_limit(sysctl, limit.file));
     const std::uint64_t want = limit.get(wanted);
     // Sets of old versions lack the defaults of message queues: zero is no value there.
-    if (value != want && want != 0) {
-      FERRY_CHECK(sys::write_file_at(sysctl, limit.file, std::to_string(want)));
-    } else if (value != want && std::string_view(limit.file) == "kernel/shm_rmid_forced") {
-      FERRY_CHECK(sys::write_file_at(sysctl, limit.file, "0"));
+    const bool lacking = want == 0 && std::string_view(limit.file).ends_with("_default");
+    if (value != want && !lacking) {
+      FERRY_CHECK(write_limit(sysctl, limit.file, std::to_string(want)));
     }
   }
   return {};

@@ -1,6 +1,8 @@
 // The sysctls of an ipc namespace.
 #pragma once
 
+#include <string>
+
 #include "base/error.h"
 #include "image/proto/ipc.pb.h"
 
@@ -11,5 +13,9 @@ namespace ferry::state::ipc {
 Result<pb::IpcVarEntry> read_limits(int sysctl);
 // Writes what differs, so that what needs a capability we lack is asked for only when it matters.
 Result<void> write_limits(int sysctl, const pb::IpcVarEntry& limits);
+
+// One of them, "fs/mqueue/msg_max".
+Result<std::uint64_t> read_limit(int sysctl, const std::string& file);
+Result<void> write_limit(int sysctl, const std::string& file, const std::string& text);
 
 }  // namespace ferry::state::ipc
