@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <csignal>
 #include <map>
+#include <memory>
 #include <optional>
 #include <set>
 
@@ -18,12 +19,15 @@
 #include "state/dump_host.h"
 #include "state/ipc/limits.h"
 #include "state/mqueue/account.h"
+#include "state/mqueue/kernel_queues.h"
 #include "state/nsids/nsids.h"
 #include "sys/as_user.h"
 #include "sys/file.h"
 
 namespace ferry::state {
 namespace {
+
+constexpr long kMessageQueues = 0x19800202;  // MQUEUE_MAGIC of the kernel
 
 timespec as_timespec(std::int64_t ns) { return {ns / 1'000'000'000, ns % 1'000'000'000}; }
 
@@ -74,8 +78,19 @@ class MqueueKind final : public FileKind {
   [[nodiscard]] std::string_view name() const override { return "message queue"; }
   [[nodiscard]] pb::FdType type() const override { return pb::FD_EXT; }
 
+  // A queue that has its name is seen in its namespace; one that lost it only here.
+  void prepare(int proc, int fd, const std::string& link) override {
+    struct statfs fs {};
+    if (reader_ != nullptr || !link.starts_with('/') || !link.ends_with(" (deleted)") ||
+        ::statfs(fmt::format("/proc/self/fd/{}/fd/{}", proc, fd).c_str(), &fs) != 0 || fs.f_type != kMessageQueues) {
+      return;
+    }
+    if (auto opened = mqueue::KernelQueues::open(); opened.has_value()) {
+      reader_ = std::make_shared<const mqueue::KernelQueues>(std::move(*opened));
+    }
+  }
+
   [[nodiscard]] bool matches(const FdProbe& probe) const override {
-    constexpr long kMessageQueues = 0x19800202;  // MQUEUE_MAGIC of the kernel
     struct statfs fs {};
     return S_ISREG(probe.stat.st_mode) && ::fstatfs(probe.ours, &fs) == 0 && fs.f_type == kMessageQueues;
   }
@@ -84,6 +99,9 @@ class MqueueKind final : public FileKind {
     if ((probe.info.flags & O_PATH) != 0) {
       return fail(Kind::unsupported, "{}: a descriptor of a POSIX message queue that was opened with O_PATH",
                   probe.subject());
+    }
+    if (reader_ != nullptr) {
+      context.host.queues().use(reader_);
     }
     FERRY_CHECK(context.host.queues().add(probe, context, out.id()));
     out.mutable_ext()->set_id(out.id());
@@ -155,6 +173,10 @@ class MqueueKind final : public FileKind {
       return {};
     }
     for (const pb::FerryMessageQueue& queue : saved_->ferry_queues()) {
+      if (queue.has_notice() && !notified_.contains(queue.inode())) {
+        return fail(Kind::corrupt, "message queue /{} is to notify pid {}, which has no descriptor of it", queue.name(),
+                    queue.notice().pid());
+      }
       const timespec times[] = {as_timespec(queue.atime_ns()), as_timespec(queue.mtime_ns())};
       if (const auto made = made_.find(queue.inode());
           made != made_.end() && ::futimens(made->second.get(), times) != 0) {
@@ -229,6 +251,8 @@ class MqueueKind final : public FileKind {
     return out;
   }
 
+  // Of a checkpoint.
+  std::shared_ptr<const mqueue::KernelQueues> reader_;
   // Of a restore.
   const pb::IpcVarEntry* saved_ = nullptr;
   std::map<std::uint64_t, UniqueFd> made_;   // by their inodes of the checkpoint

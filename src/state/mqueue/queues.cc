@@ -81,10 +81,12 @@ Result<void> Queues::open(Inside& inside) {
 Result<const KernelQueues*> Queues::reader() {
   if (reader_ == nullptr) {
     FERRY_TRY(KernelQueues opened, KernelQueues::open());
-    reader_ = std::make_unique<KernelQueues>(std::move(opened));
+    reader_ = std::make_shared<const KernelQueues>(std::move(opened));
   }
   return reader_.get();
 }
+
+void Queues::use(std::shared_ptr<const KernelQueues> reader) { reader_ = std::move(reader); }
 
 Result<void> Queues::add(const FdProbe& probe, DumpContext& context, std::uint32_t id) {
   FERRY_TRY(const NamespaceIds namespaces, NamespaceIds::of(context.set));

@@ -32,6 +32,8 @@ class Queues {
   // Before the freeze, with a thread that has joined the namespace, and again if the tree has moved to another.  What
   // reading queues takes is made ready if there are any; if it cannot be, collect() says so.
   Result<void> open(Inside& inside);
+  // What reading takes, from somebody who has made it ready already.
+  void use(std::shared_ptr<const KernelQueues> reader);
 
   // An open file of a queue, number `id` of files.img.
   // Errors: unsupported (the queue is another namespace's; it was opened on a mount that only some tasks see).
@@ -48,7 +50,7 @@ class Queues {
   UniqueFd mount_;
   dev_t device_ = 0;
   std::vector<File> files_;
-  std::unique_ptr<KernelQueues> reader_;
+  std::shared_ptr<const KernelQueues> reader_;
 };
 
 }  // namespace mqueue
