@@ -373,6 +373,36 @@ LIVE_TEST_WITH(Mqueue, RefusesNotificationBySocket, {.refused = "waits for a not
   EXPECT_STREQ(told, cookie) << "but for the last byte, which says why";
 }
 
+// Of a process that its parent has left to the host.
+LIVE_TEST_WITH(Mqueue, RefusesNotificationOfOthers,
+               {.refused = "a process outside of the tree", .pid_namespace = false, .user_namespace = false}) {
+  ASSERT_EQ(::unshare(CLONE_NEWIPC), 0);
+  const mqd_t queue = make_queue("/watched", 4, 16), talk = make_queue("/talk", 4, 16);
+  ASSERT_GE(queue, 0) << std::strerror(errno);
+  ASSERT_GE(talk, 0) << std::strerror(errno);
+  char room[16];
+  const pid_t child = ::fork();
+  if (child == 0) {
+    if (::fork() != 0) {
+      _exit(0);
+    }
+    sigevent event{};
+    event.sigev_notify = SIGEV_NONE;
+    const bool registered = ::mq_notify(queue, &event) == 0;
+    (void)::mq_send(talk, registered ? "yes" : "no", 3, 0);
+    timespec deadline{};
+    ::clock_gettime(CLOCK_REALTIME, &deadline);
+    deadline.tv_sec += 60;
+    (void)::mq_timedreceive(queue, room, sizeof room, nullptr, &deadline);
+    _exit(0);
+  }
+  ASSERT_EQ(::waitpid(child, nullptr, 0), child);
+  ASSERT_EQ(::mq_receive(talk, room, sizeof room, nullptr), 3);
+  ASSERT_EQ(std::string(room, 3), "yes");
+  checkpoint_here();
+  send(queue, "end");
+}
+
 LIVE_TEST_WITH(Mqueue, RefusesThatWithoutAccess, {.refused = "POSIX message queue that was opened with O_PATH"}) {
   ASSERT_EQ(::unshare(CLONE_NEWIPC), 0);
   const mqd_t queue = make_queue("/path", 4, 16);
