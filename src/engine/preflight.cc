@@ -13,6 +13,7 @@
 #include "engine/rehearsal.h"
 #include "state/creds/creds.h"
 #include "state/io_uring/io_uring.h"
+#include "state/io_uring/ring_users.h"
 #include "sys/file.h"
 #include "sys/landlock_look.h"
 #include "sys/proc.h"
@@ -41,7 +42,12 @@ bool leader_has_ended(int proc) {
   return !stat.has_value() || stat->state == 'Z';
 }
 
-Result<void> look_at_descriptors(HostPid pid, state::io_uring::RingLook& rings) {
+struct Rings {
+  state::io_uring::RingLook look;
+  bool seen = false;
+};
+
+Result<void> look_at_descriptors(HostPid pid, Rings& rings) {
   const auto proc = sys::open_proc(pid);
   if (!proc.has_value()) {
     return {};  // it has just ended
@@ -59,7 +65,8 @@ Result<void> look_at_descriptors(HostPid pid, state::io_uring::RingLook& rings) 
       }
     }
     if (link.has_value() && state::io_uring::is_ring(*link)) {
-      FERRY_CHECK(state::io_uring::preflight(pid, fd, rings));
+      rings.seen = true;
+      FERRY_CHECK(state::io_uring::preflight(pid, fd, rings.look));
     }
   }
   return {};
@@ -96,7 +103,7 @@ Result<void> look_at_threads(HostPid pid) {
   return {};
 }
 
-Result<void> look_at(HostPid pid, const DumpOptions& options, bool with_look, state::io_uring::RingLook& rings) {
+Result<void> look_at(HostPid pid, const DumpOptions& options, bool with_look, Rings& rings) {
   warm_procfs(pid, with_look);
   FERRY_CHECK(state::creds::preflight(pid, options));
   FERRY_CHECK(look_at_threads(pid));
@@ -104,11 +111,11 @@ Result<void> look_at(HostPid pid, const DumpOptions& options, bool with_look, st
 }
 
 // Nobody can read the rules back, and without them the program would run with more rights than it wanted to have.
-Result<void> look_at_restrictions(const std::vector<HostPid>& tree) {
+Result<void> look_at_restrictions(const std::vector<HostPid>& tree, const sys::Btf& btf) {
   if (!sys::kernel_has_landlock()) {
     return {};
   }
-  const auto look = sys::LandlockLook::open();
+  const auto look = sys::LandlockLook::open(btf);
   const auto any = look.has_value() ? look->any() : Result<bool>(tl::unexpect, look.error());
   if (!any.has_value()) {
     log::info("this kernel does not show who has restricted itself with Landlock: {}", any.error().message());
@@ -140,7 +147,7 @@ std::uint64_t kibibytes(std::string_view status, std::string_view name) {
 
 Result<void> preflight(const DumpOptions& options, sys::TaskLook& look, sys::MappingLook& mappings) {
   const std::vector<HostPid> tree = list_tree(options.pid, &look);
-  state::io_uring::RingLook rings;
+  Rings rings;
   for (const HostPid pid : tree) {
     if (pid.value == ::getpid()) {
       return fail(Kind::unsupported,
@@ -154,7 +161,16 @@ Result<void> preflight(const DumpOptions& options, sys::TaskLook& look, sys::Map
     }
     mappings.expect(pid);
   }
-  return look_at_restrictions(tree);
+  const auto btf = sys::Btf::of_kernel();
+  if (!btf.has_value()) {
+    log::info("this kernel does not show who has restricted itself with Landlock, or hides an io_uring: {}",
+              btf.error().message());
+    return {};
+  }
+  if (!rings.seen) {
+    FERRY_CHECK(state::io_uring::check_hidden(tree, *btf));
+  }
+  return look_at_restrictions(tree, *btf);
 }
 
 std::vector<std::uint64_t> private_memory(HostPid root, sys::TaskLook& look) {

@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #include <array>
-#include <cstring>
 #include <optional>
 #include <utility>
 
@@ -25,7 +24,7 @@ using Words = std::array<std::uint64_t, kWords>;
 
 Words words_at(const std::string& bytes, std::size_t thread) {
   Words out{};
-  std::memcpy(out.data(), bytes.data() + thread * sizeof out, sizeof out);
+  (void)bytes.copy(reinterpret_cast<char*>(out.data()), sizeof out, thread * sizeof out);
   return out;
 }
 
@@ -130,8 +129,7 @@ bool kernel_has_landlock() {
   return ::syscall(SYS_landlock_create_ruleset, nullptr, 0, LANDLOCK_CREATE_RULESET_VERSION) > 0;
 }
 
-Result<LandlockLook> LandlockLook::open() {
-  FERRY_TRY(const Btf btf, Btf::of_kernel());
+Result<LandlockLook> LandlockLook::open(const Btf& btf) {
   FERRY_TRY(const std::uint32_t task, btf.structure("task_struct"));
   FERRY_TRY(const std::uint32_t cred, btf.structure("cred"));
   FERRY_TRY(const Btf::Field credentials, btf.field(task, "cred"));

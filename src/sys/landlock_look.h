@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/ids.h"
 #include "base/unique_fd.h"
+#include "sys/btf.h"
 
 namespace ferry::sys {
 
@@ -20,7 +21,7 @@ bool kernel_has_landlock();
 class LandlockLook {
  public:
   // Errors: unsupported or denied, where this kernel does not show it or not to us.
-  static Result<LandlockLook> open();
+  static Result<LandlockLook> open(const Btf& btf);
 
   // Whether any thread that we can see is restricted: one look for all, which nearly always answers for each.
   [[nodiscard]] Result<bool> any() const;

@@ -18,7 +18,8 @@ class LandlockOfThisKernel : public ::testing::Test {
     if (!kernel_has_landlock()) {
       GTEST_SKIP() << "a kernel without Landlock";
     }
-    auto opened = LandlockLook::open();
+    const auto btf = Btf::of_kernel();
+    auto opened = btf.has_value() ? LandlockLook::open(*btf) : Result<LandlockLook>(tl::unexpect, btf.error());
     if (!opened.has_value()) {
       GTEST_SKIP() << opened.error().message();
     }

@@ -606,6 +606,21 @@ LIVE_TEST_WITH(IoUring, RefusesMemoryOfTheProgram, {.refused = "memory of the pr
   checkpoint_here();
 }
 
+LIVE_TEST_WITH(IoUring, RefusesARingWithoutDescriptor, {.refused = "uses an io_uring that it has no descriptor of"}) {
+  auto* memory = static_cast<char*>(
+      ::mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0));
+  io_uring_params parameters{};
+  parameters.flags = kNoMmap | kRegisteredFdOnly;
+  parameters.sq_off.resv2 = reinterpret_cast<std::uint64_t>(memory);
+  parameters.cq_off.resv2 = reinterpret_cast<std::uint64_t>(memory + 4096);
+  const auto index = static_cast<int>(::syscall(SYS_io_uring_setup, 4, &parameters));
+  if (index < 0) {
+    GTEST_SKIP() << "io_uring_setup: " << std::strerror(errno);
+  }
+  checkpoint_here();
+  EXPECT_EQ(Ring::enter(index, 0, 0, IORING_ENTER_GETEVENTS | IORING_ENTER_REGISTERED_RING), 0);
+}
+
 LIVE_TEST_WITH(IoUring, RefusesBusyPolling, {.refused = "an io_uring with busy polling of network devices"}) {
   Ring ring(8, 0);
   RING_OR_SKIP(ring);
