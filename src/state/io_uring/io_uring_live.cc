@@ -543,11 +543,19 @@ LIVE_TEST_WITH(IoUring, RefusesARegisteredFileWithoutDescriptor, {.refused = "ha
   EXPECT_EQ(ring.result_of(1), 0);
 }
 
-LIVE_TEST_WITH(IoUring, RefusesAClosedRing, {.refused = "an io_uring whose descriptor is closed"}) {
+LIVE_TEST_WITH(IoUring, RefusesAClosedRing, {.refused = "uses an io_uring that it has no descriptor of"}) {
   Ring ring(8, 0);
   RING_OR_SKIP(ring);
   ASSERT_EQ(::close(ring.fd()), 0);
   checkpoint_here();
+}
+
+LIVE_TEST_WITH(IoUring, RefusesAClosedRingBesideOthers, {.refused = "an io_uring whose descriptor is closed"}) {
+  Ring ring(8, 0), other(8, 0);
+  RING_OR_SKIP(ring);
+  ASSERT_EQ(::close(ring.fd()), 0);
+  checkpoint_here();
+  use(other);
 }
 
 LIVE_TEST_WITH(IoUring, RefusesAnUnmappedBuffer, {.refused = "is not in the memory of pid"}) {

@@ -1,8 +1,17 @@
 #include "state/io_uring/ring_look.h"
 
+#include <linux/io_uring.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <span>
+
+#include "state/io_uring/areas.h"
 
 namespace ferry::state::io_uring {
 namespace {
@@ -31,12 +40,53 @@ struct RingLook::View {
 };
 
 Result<void> RingLook::open() {
-  if (memory_.is_open()) {
+  if (proved_) {
     return {};
   }
   FERRY_TRY(const sys::Btf btf, sys::Btf::of_kernel());
   FERRY_CHECK(find_offsets(btf));
   FERRY_TRY(memory_, sys::KernelMemory::open());
+  FERRY_CHECK(prove());
+  proved_ = true;
+  return {};
+}
+
+// With a request that has ended, one that never will, a registered file and a registered eventfd.
+Result<void> RingLook::prove() const {
+  constexpr std::uint32_t kEntries = 8;
+  io_uring_params made{};
+  made.flags = IORING_SETUP_SUBMIT_ALL;
+  const UniqueFd ring(static_cast<int>(::syscall(SYS_io_uring_setup, kEntries, &made)));
+  const UniqueFd never(::eventfd(0, EFD_CLOEXEC));
+  if (!ring || !never) {
+    return sys_fail("io_uring_setup");
+  }
+  FERRY_TRY(const Areas areas, Areas::map(ring.get(), made.sq_off.array + kEntries * sizeof(std::uint32_t),
+                                          kEntries * sizeof(io_uring_sqe), PROT_READ | PROT_WRITE));
+  io_uring_sqe requests[2]{};
+  requests[0].opcode = IORING_OP_POLL_ADD;
+  requests[0].fd = never.get();
+  requests[0].poll32_events = POLLIN;
+  requests[1].opcode = IORING_OP_NOP;
+  std::memcpy(areas.sqes().data(), requests, sizeof requests);
+  areas.word(made.sq_off.array) = 0;
+  areas.word(made.sq_off.array + 4) = 1;
+  areas.word(made.sq_off.tail) = 2;
+  const int file = never.get();
+  if (::syscall(SYS_io_uring_enter, ring.get(), 2, 0, 0, nullptr, 0) != 2 ||
+      ::syscall(SYS_io_uring_register, ring.get(), IORING_REGISTER_FILES, &file, 1) != 0 ||
+      ::syscall(SYS_io_uring_register, ring.get(), IORING_REGISTER_EVENTFD, &file, 1) != 0) {
+    return sys_fail("using an io_uring of our own");
+  }
+  FERRY_TRY(const Ring seen, look(ring.get()));
+  FERRY_TRY(const Object object, object_behind(never.get()));
+  if ((seen.setup_flags & made.flags) != made.flags || seen.sq_entries != made.sq_entries ||
+      seen.cq_entries != made.cq_entries || seen.sq_head != 2 || seen.cq_tail != 1 || seen.in_flight != 1 ||
+      seen.sq_array != made.sq_off.array || seen.overflow || seen.refused != nullptr || seen.issuer.value != 0 ||
+      seen.files.size() != 1 || seen.files[0].object != object.file || seen.event != object.content ||
+      !seen.buffers.empty() || seen.clock != CLOCK_MONOTONIC) {
+    return fail(Kind::unsupported, "an io_uring of our own is not seen as it is");
+  }
   return {};
 }
 

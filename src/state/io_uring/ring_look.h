@@ -56,7 +56,8 @@ struct Ring {
 class RingLook {
  public:
   RingLook() = default;
-  // Once, at the first call.  Errors: unsupported or denied, where this kernel does not tell or not to us.
+  // Once, at the first call.  It proves itself on a ring of our own, of which is known what is to be seen.
+  // Errors: unsupported or denied, where this kernel does not tell or not to us.
   Result<void> open();
   // `fd`: of ours.  To be trusted as far as whoever uses the ring stands still.
   [[nodiscard]] Result<Ring> look(int fd) const;
@@ -83,12 +84,14 @@ class RingLook {
   struct View;  // a copy of the kernel's structure
 
   Result<void> find_offsets(const sys::Btf& btf);
+  [[nodiscard]] Result<void> prove() const;
   [[nodiscard]] Result<std::uint32_t> count_free(std::uint64_t first, std::uint32_t most) const;
   Result<void> look_at_files(const View& view, Ring& out) const;
   Result<void> look_at_buffers(const View& view, Ring& out) const;
   Result<void> look_at_tasks(const View& view, std::uint64_t file, Ring& out) const;
 
   sys::KernelMemory memory_;
+  bool proved_ = false;
   Offsets at_;
 };
 

@@ -40,11 +40,10 @@ Result<void> check_hidden(const std::vector<HostPid>& tree, const sys::Btf& btf)
   }
   for (const HostPid pid : any_in(*all) ? tree : std::vector<HostPid>()) {
     if (const auto words = sys::iterate_threads(program->get(), pid); words.has_value() && any_in(*words)) {
-      return fail(
-          Kind::unsupported,
-          "pid {} uses an io_uring that it has no descriptor of (IORING_SETUP_REGISTERED_FD_ONLY), which cannot "
-          "be carried over",
-          pid);
+      return fail(Kind::unsupported,
+                  "pid {} uses an io_uring that it has no descriptor of (closed, or never had), which cannot "
+                  "be carried over",
+                  pid);
     }
   }
   return {};
