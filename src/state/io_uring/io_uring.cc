@@ -12,6 +12,7 @@
 #include <map>
 #include <thread>
 
+#include "base/log.h"
 #include "state/io_uring/abi.h"
 #include "state/io_uring/areas.h"
 #include "state/io_uring/make.h"
@@ -65,8 +66,8 @@ Result<void> check(const Ring& ring, const std::string& subject) {
   }
   if (std::max(ring.sq_head, ring.cq_tail) > kMostSteps) {
     return fail(Kind::unsupported,
-                "{}: the io_uring stands at {}, and a new one is brought there step by step, ten million a second at "
-                "best; more than {} cannot be carried over",
+                "{}: the io_uring stands at {}, and a new one is brought there step by step, some ten million a "
+                "second; more than {} cannot be carried over",
                 subject, std::max(ring.sq_head, ring.cq_tail), kMostSteps);
   }
   if (ring.cq_tail > ring.sq_head && (ring.setup_flags & IORING_SETUP_DEFER_TASKRUN) != 0) {
@@ -126,6 +127,11 @@ Result<void> preflight(HostPid pid, int fd, RingLook& look) {
     FERRY_CHECK(check(ring, subject));
     auto idle = check_idle(ring, subject);
     if (idle.has_value() || deadline.passed()) {
+      if (const auto steps = std::max(ring.sq_head, ring.cq_tail); steps >= kStepsPerSecond) {
+        log::warning(
+            "{}: to bring a new io_uring to where this one stands ({}) will make the restore about {} s longer",
+            subject, steps, steps / kStepsPerSecond);
+      }
       return idle;
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
