@@ -453,6 +453,29 @@ LIVE_TEST_WITH(IoUring, WithIdleWorkers, {.changes = true}) {
   EXPECT_EQ(byte, 'w');
 }
 
+LIVE_TEST_WITH(IoUring, WithIdleWorkersAmongManyThreads, {.changes = true}) {
+  Ring ring(8, 0);
+  RING_OR_SKIP(ring);
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  std::atomic<bool> end = false;
+  std::deque<std::thread> threads;
+  for (int i = 0; i < 50; ++i) {
+    threads.emplace_back([&] { end.wait(false); });
+  }
+  ring.prepare_transfer(IORING_OP_WRITE, ends[1], "w", 1, 1).flags = IOSQE_ASYNC;
+  ASSERT_EQ(ring.result_of(1), 1);
+  checkpoint_here();
+  char byte = 0;
+  ring.prepare_transfer(IORING_OP_READ, ends[0], &byte, 1, 2).flags = IOSQE_ASYNC;
+  EXPECT_EQ(ring.result_of(2), 1);
+  end = true;
+  end.notify_all();
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+}
+
 LIVE_TEST_WITH(IoUring, RefusesRequestsUnderWay, {.refused = "an io_uring with 1 requests under way"}) {
   Ring ring(8, 0);
   RING_OR_SKIP(ring);
