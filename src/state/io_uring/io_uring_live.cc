@@ -476,6 +476,19 @@ LIVE_TEST_WITH(IoUring, WithIdleWorkersAmongManyThreads, {.changes = true}) {
   }
 }
 
+// What the kernel remembers of a thread's rings has to be gone with them, or it would be refused.
+LIVE_TEST(IoUring, ARingThatIsGone) {
+  io_uring_params parameters{};
+  const auto fd = static_cast<int>(::syscall(SYS_io_uring_setup, 8, &parameters));
+  if (fd < 0) {
+    GTEST_SKIP() << "io_uring_setup: " << std::strerror(errno);
+  }
+  ASSERT_EQ(::close(fd), 0);
+  checkpoint_here();
+  Ring ring(8, 0);
+  use(ring);
+}
+
 LIVE_TEST_WITH(IoUring, RefusesRequestsUnderWay, {.refused = "an io_uring with 1 requests under way"}) {
   Ring ring(8, 0);
   RING_OR_SKIP(ring);
