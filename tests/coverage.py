@@ -28,6 +28,17 @@ Made from the code by `tests/coverage.py --write`; a test fails when this page a
   anything, and a restore takes back what it had made.
 """
 
+LOST = """## What is lost without a word
+
+Written by hand, since no code can say it: the kernel tells none of this, so a checkpoint neither saves nor refuses it.
+
+- What semop(2) is to undo when a process ends (`SEM_UNDO`): semaphores keep their values, and a process that ends after
+  the restore gives nothing back.
+- Keys of keyrings(7): a restored process has the keyrings that the container runtime gives it.
+- Directories watched with `F_NOTIFY` of fcntl(2).
+- The node that set_mempolicy_home_node(2) prefers.
+"""
+
 
 def read(path):
     with open(path, encoding="utf-8") as f:
@@ -137,7 +148,7 @@ def options():
 
 
 def page():
-    return "\n".join([HEAD.rstrip(), "", *rooms(), *engine(), *options()]).rstrip() + "\n"
+    return "\n".join([HEAD.rstrip(), "", *rooms(), *engine(), *options(), LOST]).rstrip() + "\n"
 
 
 def main():
