@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <string_view>
 
 #include "sys/bpf_program.h"
 
@@ -139,7 +140,7 @@ Result<std::string> Iteration::next() {
 
 namespace {
 
-Result<std::string> read_all(Iteration iteration, const char* what) {
+Result<std::string> read_all(Iteration iteration, std::string_view what) {
   std::string out;
   while (out.size() < kMostEmitted) {
     FERRY_TRY(const std::string part, iteration.next());

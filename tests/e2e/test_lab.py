@@ -115,6 +115,7 @@ class Command(LabCase):
 
     PROGRAM = ("import sys, signal; sys.dont_write_bytecode = True; sys.path.insert(0, sys.argv[2]); import ferrylab\n"
                "signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n"
+               "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background ignores it
                "with ferrylab.Lab(hosts=1, state=sys.argv[1]) as lab:\n"
                "    lab['h1'].image('busybox'); lab['h1'].docker('run', '--detach', 'busybox', 'sleep', '1000')\n"
                "    print('ready', lab.id, flush=True)\n"
