@@ -90,10 +90,10 @@ Result<LayerLook> LeavingTree::look_at_some(const std::set<std::string>& paths, 
                                 S_ISDIR(is->second.mode) && was->second.opaque == is->second.opaque;
     if (was != look_.files.end()) {
       before.files.insert(*was);
-      if (!same_directory) {
-        const auto [from, to] = below(look_.files, path);
-        before.files.insert(from, to);
-      }
+    }
+    if (!same_directory) {
+      const auto [from, to] = below(look_.files, path);
+      before.files.insert(from, to);
     }
     if (is != here.files.end() && S_ISDIR(is->second.mode) && !same_directory) {
       FERRY_TRY(here, look_at_path(directory_, path, true));
@@ -102,7 +102,33 @@ Result<LayerLook> LeavingTree::look_at_some(const std::set<std::string>& paths, 
       now.files.insert_or_assign(seen, file);
     }
   }
+  FERRY_CHECK(look_at_parents(before, now));
   return now;
+}
+
+// A directory that was not there when it was looked at may have come back before what is below it was: then all of it
+// is looked at, as if it were new.  If it is gone again, so is what was seen there.
+Result<void> LeavingTree::look_at_parents(const LayerLook& before, LayerLook& now) const {
+  std::set<std::string> parents;
+  for (const auto& [path, file] : now.files) {
+    for (std::size_t slash = path.find('/'); slash != std::string::npos; slash = path.find('/', slash + 1)) {
+      parents.insert(path.substr(0, slash));
+    }
+  }
+  for (const std::string& parent : parents) {  // those above before those below
+    if (now.files.contains(parent) || (look_.files.contains(parent) && !before.files.contains(parent))) {
+      continue;
+    }
+    FERRY_TRY(const LayerLook here, look_at_path(directory_, parent, true));
+    if (!here.files.contains(parent)) {
+      const auto [from, to] = below(now.files, parent);
+      now.files.erase(from, to);
+    }
+    for (const auto& [seen, file] : here.files) {
+      now.files.insert_or_assign(seen, file);
+    }
+  }
+  return {};
 }
 
 // A file with several names was written by one of them.

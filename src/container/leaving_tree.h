@@ -56,6 +56,7 @@ class LeavingTree {
   LeavingTree(std::string directory, std::string content, TreeForm form)
       : directory_(std::move(directory)), content_(std::move(content)), form_(form) {}
   Result<LayerLook> look_at_some(const std::set<std::string>& paths, LayerLook& before) const;
+  Result<void> look_at_parents(const LayerLook& before, LayerLook& now) const;
   void add_links(std::set<std::string>& named) const;
   [[nodiscard]] TreeChanges sorted(const LayerDelta& delta, const std::map<std::string, LayerFile>& before) const;
 

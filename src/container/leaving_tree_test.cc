@@ -66,6 +66,16 @@ TEST_F(LeavingTreeTest, FindsByNameWhatItFindsByLooking) {
   EXPECT_TRUE(look(std::nullopt).removed.empty());
 }
 
+// It was away when it was looked at, and has come back before what is below it was.
+TEST_F(LeavingTreeTest, TakesADirectoryThatCameBackAsAWhole) {
+  fs::rename(directory_ / "d", directory_ / "away");
+  EXPECT_EQ(look(Names{"d"}).removed, (Paths{"d"}));
+  fs::rename(directory_ / "away", directory_ / "d");
+  EXPECT_EQ(look(Names{"d/b"}).packed, (Paths{"d", "d/b", "d/e", "d/e/c"}));
+  fs::rename(directory_ / "d", directory_ / "away");
+  EXPECT_EQ(look(Names{"away", "d"}).removed, (Paths{"d"})) << "or it would stay at the destination";
+}
+
 TEST_F(LeavingTreeTest, LooksAtNothingElse) {
   write_text(directory_ / "a", "changed");
   const TreeChanges changes = look(Names{"d/b"});
