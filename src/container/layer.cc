@@ -247,6 +247,9 @@ Result<LayerReport> pack_chosen(const std::vector<std::string>& paths, const Pac
       return archive_fail(disk, "reading", path.c_str());
     }
     archive_read_close(disk);
+    if (choice.on_entry) {
+      choice.on_entry(path, got == ARCHIVE_OK);
+    }
   }
   return finish(packer, report);
 }

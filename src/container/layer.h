@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -33,6 +34,8 @@ struct PackChoice {
   // For a mounted overlay instead of an upper directory: without whiteouts and overlayfs's attributes,
   // which cannot be made there.
   bool for_mounted = false;
+  // Told of each entry once it is packed, or was not there any more; may be empty.
+  std::function<void(const std::string& path, bool there)> on_entry = {};
 };
 Result<LayerReport> pack_layer_entries(const std::string& directory, const std::vector<std::string>& paths,
                                        const PackChoice& choice, int out_fd);

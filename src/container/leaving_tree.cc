@@ -35,7 +35,28 @@ Result<LayerReport> LeavingTree::pack_all(int out_fd) {
   for (const auto& [path, file] : look_.files) {
     paths.push_back(path);
   }
-  return pack_layer_entries(directory_, paths, {.may_change = true, .for_mounted = false}, out_fd);
+  return pack_running(directory_, paths, false, out_fd);
+}
+
+void LeavingTree::distrust(const std::string& path) {
+  if (const auto seen = look_.files.find(path); seen != look_.files.end()) {
+    seen->second.ino = 0;  // no file has it, so the next look finds another one
+  }
+}
+
+// A directory may be away, or another one in its place, while it is packed, and be back at the next look, with no stamp
+// on what is below it: what was packed has to be what was seen.
+Result<LayerReport> LeavingTree::pack_running(const std::string& from, const std::vector<std::string>& paths,
+                                              bool for_mounted, int out_fd) {
+  const auto check = [this](const std::string& path, bool there) {
+    const auto seen = look_.files.find(path);
+    struct stat info {};
+    if (!there || (seen != look_.files.end() &&
+                   (::lstat((directory_ + "/" + path).c_str(), &info) != 0 || info.st_ino != seen->second.ino))) {
+      distrust(path);
+    }
+  };
+  return pack_layer_entries(from, paths, {.may_change = true, .for_mounted = for_mounted, .on_entry = check}, out_fd);
 }
 
 std::int64_t LeavingTree::own_ctime() const {
@@ -200,12 +221,13 @@ TreeChanges LeavingTree::sorted(const LayerDelta& delta, const Files& before) co
   return out;
 }
 
-Result<LayerReport> LeavingTree::pack(const TreeChanges& changes, bool may_change, int out_fd) const {
+Result<LayerReport> LeavingTree::pack(const TreeChanges& changes, bool may_change, int out_fd) {
   // Never empty, so that a stream that was cut is known from one that has nothing to say.
   std::vector<std::string> paths{"."};
   paths.insert(paths.end(), changes.packed.begin(), changes.packed.end());
-  return pack_layer_entries(content_, paths, {.may_change = may_change, .for_mounted = form_ == TreeForm::overlay},
-                            out_fd);
+  const bool for_mounted = form_ == TreeForm::overlay;
+  return may_change ? pack_running(content_, paths, for_mounted, out_fd)
+                    : pack_layer_entries(content_, paths, {.may_change = false, .for_mounted = for_mounted}, out_fd);
 }
 
 }  // namespace ferry::container

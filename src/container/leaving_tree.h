@@ -50,11 +50,15 @@ class LeavingTree {
   // What differs from what it was at the last time.  `named`: relative paths that may have changed, nothing else has;
   // without them all is looked at.  `mapped`: may have changed without a trace in their ctime.
   Result<TreeChanges> changes(const std::optional<std::set<std::string>>& named, const std::set<std::string>& mapped);
-  Result<LayerReport> pack(const TreeChanges& changes, bool may_change, int out_fd) const;
+  Result<LayerReport> pack(const TreeChanges& changes, bool may_change, int out_fd);
+  // Whatever the destination has under this path is not what was seen here.
+  void distrust(const std::string& path);
 
  private:
   LeavingTree(std::string directory, std::string content, TreeForm form)
       : directory_(std::move(directory)), content_(std::move(content)), form_(form) {}
+  Result<LayerReport> pack_running(const std::string& from, const std::vector<std::string>& paths, bool for_mounted,
+                                   int out_fd);
   Result<LayerLook> look_at_some(const std::set<std::string>& paths, LayerLook& before) const;
   Result<void> look_at_parents(const LayerLook& before, LayerLook& now) const;
   void add_links(std::set<std::string>& named) const;

@@ -1,6 +1,7 @@
 #include "container/leaving_tree.h"
 
 #include <fcntl.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -28,9 +29,12 @@ class LeavingTreeTest : public ::testing::Test {
     write_text(directory_ / "large", std::string(2 << 20, 'x'));
     const UniqueFd out(::open((spare_ / "tar").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
     ASSERT_TRUE(tree_.pack_all(out.get()));
-    // Until nothing is stamped as late as the last look: its clock goes in ticks of some milliseconds.
+    settle(std::nullopt);
+  }
+  // Until nothing is stamped as late as the last look: its clock goes in ticks of some milliseconds.
+  void settle(const std::optional<Names>& named) {
     for (int i = 0; i < 1000; ++i) {
-      const auto changes = tree_.changes(std::nullopt, {});
+      const auto changes = tree_.changes(named, {});
       ASSERT_TRUE(changes);
       if (changes->packed.empty() && changes->patched.empty()) {
         return;
@@ -74,6 +78,41 @@ TEST_F(LeavingTreeTest, TakesADirectoryThatCameBackAsAWhole) {
   EXPECT_EQ(look(Names{"d/b"}).packed, (Paths{"d", "d/b", "d/e", "d/e/c"}));
   fs::rename(directory_ / "d", directory_ / "away");
   EXPECT_EQ(look(Names{"away", "d"}).removed, (Paths{"d"})) << "or it would stay at the destination";
+}
+
+// Nothing that is below a directory is stamped when that is renamed.
+TEST_F(LeavingTreeTest, TakesWhatWasAwayWhileItWasPacked) {
+  write_text(directory_ / "d/b", "changed");
+  write_text(directory_ / "a", "changed");
+  const TreeChanges changes = look(Names{"a", "d/b"});
+  fs::rename(directory_ / "d", directory_ / "away");
+  const UniqueFd out(::open((spare_ / "changes").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  ASSERT_TRUE(tree_.pack(changes, true, out.get()));
+  fs::rename(directory_ / "away", directory_ / "d");
+  settle(Names{"a"});
+  EXPECT_EQ(look(Names{"away", "d"}).packed, (Paths{"d", "d/b", "d/e", "d/e/c"}));
+}
+
+TEST_F(LeavingTreeTest, TakesWhatHadAnotherInItsPlaceWhileItWasPacked) {
+  fs::create_directory(directory_ / "other");
+  write_text(directory_ / "other/b", "of the other");
+  settle(std::nullopt);
+  write_text(directory_ / "d/b", "changed");
+  write_text(directory_ / "a", "changed");
+  const TreeChanges changes = look(Names{"a", "d/b"});
+  const auto swap = [&] {
+    fs::rename(directory_ / "d", directory_ / "away");
+    fs::rename(directory_ / "other", directory_ / "d");
+    fs::rename(directory_ / "away", directory_ / "other");
+  };
+  swap();
+  const UniqueFd out(::open((spare_ / "changes").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  ASSERT_TRUE(tree_.pack(changes, true, out.get()));
+  swap();
+  settle(Names{"a"});
+  const Paths packed = look(Names{"away", "d", "other"}).packed;
+  EXPECT_THAT(packed, ::testing::Contains("d/b"));
+  EXPECT_THAT(packed, ::testing::Not(::testing::Contains("other/b"))) << "it is there already";
 }
 
 TEST_F(LeavingTreeTest, LooksAtNothingElse) {

@@ -263,6 +263,7 @@ Result<void> StorageOut::send_tree_changes(Link& control, Link& way, Suspects su
       FERRY_TRY(const bool sent, send_patch(control, way, i, path, freeze));
       if (!sent) {
         sums_.erase({i, path});
+        trees_[i].distrust(path);
       }
     }
   }
