@@ -91,8 +91,15 @@ class MqueueKind final : public FileKind {
   }
 
   [[nodiscard]] bool matches(const FdProbe& probe) const override {
+    if (!S_ISREG(probe.stat.st_mode)) {
+      return false;
+    }
+    const auto [known, is_new] = of_queues_.try_emplace(probe.stat.st_dev, false);
     struct statfs fs {};
-    return S_ISREG(probe.stat.st_mode) && ::fstatfs(probe.ours, &fs) == 0 && fs.f_type == kMessageQueues;
+    if (is_new) {
+      known->second = ::fstatfs(probe.ours, &fs) == 0 && fs.f_type == kMessageQueues;
+    }
+    return known->second;
   }
 
   Result<void> collect(const FdProbe& probe, DumpContext& context, pb::FileEntry& out) override {
@@ -253,6 +260,7 @@ class MqueueKind final : public FileKind {
 
   // Of a checkpoint.
   std::shared_ptr<const mqueue::KernelQueues> reader_;
+  mutable std::map<dev_t, bool> of_queues_;  // by filesystem, each looked at once
   // Of a restore.
   const pb::IpcVarEntry* saved_ = nullptr;
   std::map<std::uint64_t, UniqueFd> made_;   // by their inodes of the checkpoint
