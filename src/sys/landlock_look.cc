@@ -1,19 +1,16 @@
 #include "sys/landlock_look.h"
 
-#include <fcntl.h>
 #include <linux/landlock.h>
-#include <signal.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
 #include <optional>
-#include <utility>
 
 #include "sys/bpf_iterator.h"
 #include "sys/btf.h"
+#include "sys/example.h"
 
 namespace ferry::sys {
 namespace {
@@ -30,76 +27,26 @@ Words words_at(const std::string& bytes, std::size_t thread) {
 
 std::size_t count(const std::string& bytes) { return bytes.size() / sizeof(Words); }
 
-// A process that has restricted itself, and a child of it, which has inherited that; both sleep.
-class Restricted {
- public:
-  static Result<Restricted> start() {
-    int ends[2];
-    if (::pipe2(ends, O_CLOEXEC) != 0) {
-      return sys_fail("pipe2()");
-    }
-    const UniqueFd ready(ends[0]);
-    UniqueFd say(ends[1]);
-    Restricted out;
-    out.pid_ = ::fork();
-    if (out.pid_ < 0) {
-      return sys_fail("fork()");
-    }
-    if (out.pid_ == 0) {
-      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      const pid_t child = restrict_self() ? ::fork() : -1;
-      if (child == 0) {
-        ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      }
-      // The child's half of the news is that it is there.
-      const pid_t news = child == 0 ? 0 : child;
-      while (child >= 0 && ::write(say.get(), &news, sizeof news) == sizeof news) {
-        ::pause();
-      }
-      ::_exit(1);
-    }
-    say.reset();
-    for (int half = 0; half < 2; ++half) {
-      pid_t news = 0;
-      if (::read(ready.get(), &news, sizeof news) != sizeof news) {
-        return fail(Kind::unsupported, "a process of ours could not restrict itself with Landlock");
-      }
-      out.child_ += news;
-    }
-    return out;
-  }
-  Restricted(Restricted&& other) noexcept : pid_(std::exchange(other.pid_, -1)), child_(other.child_) {}
-  Restricted& operator=(Restricted&&) = delete;
-  ~Restricted() {
-    if (pid_ > 0) {
-      ::kill(pid_, SIGKILL);
-      (void)::waitpid(pid_, nullptr, 0);
-    }
-  }
-  [[nodiscard]] HostPid pid() const { return HostPid(pid_); }
-  [[nodiscard]] HostPid child() const { return HostPid(child_); }
-
- private:
-  Restricted() = default;
-  static bool restrict_self() {
-    landlock_ruleset_attr rules{};
-    rules.handled_access_fs = LANDLOCK_ACCESS_FS_EXECUTE;
-    const long ruleset = ::syscall(SYS_landlock_create_ruleset, &rules, sizeof rules.handled_access_fs, 0);
-    return ruleset >= 0 && ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
-           ::syscall(SYS_landlock_restrict_self, ruleset, 0) == 0;
-  }
-  pid_t pid_ = -1, child_ = 0;
-};
+// With a child, which has inherited that.
+bool restrict_self() {
+  landlock_ruleset_attr rules{};
+  rules.handled_access_fs = LANDLOCK_ACCESS_FS_EXECUTE;
+  const long ruleset = ::syscall(SYS_landlock_create_ruleset, &rules, sizeof rules.handled_access_fs, 0);
+  return ruleset >= 0 && ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+         ::syscall(SYS_landlock_restrict_self, ruleset, 0) == 0 && Example::bear_child();
+}
 
 bool is_kernel_address(std::uint64_t word) { return word >> 47 == 0x1ffff; }
 
 // The word that is zero without restrictions, the same for who inherited them, and another for others.  What lies
 // behind the credentials may be anything, but hardly that.
 Result<std::size_t> find_domain(int program) {
-  FERRY_TRY(const Restricted one, Restricted::start());
-  FERRY_TRY(const Restricted other, Restricted::start());
+  constexpr const char* kWhat = "a process of ours that has restricted itself with Landlock";
+  FERRY_TRY(const Example one, Example::start(restrict_self, kWhat));
+  FERRY_TRY(const HostPid heir, one.child());
+  FERRY_TRY(const Example other, Example::start(restrict_self, kWhat));
   enum { kOwn, kOne, kHeir, kOther, kExamples };
-  const std::array<HostPid, kExamples> pids{HostPid(::getpid()), one.pid(), one.child(), other.pid()};
+  const std::array<HostPid, kExamples> pids{HostPid(::getpid()), one.pid(), heir, other.pid()};
   std::array<Words, kExamples> seen{};
   for (std::size_t i = 0; i < kExamples; ++i) {
     FERRY_TRY(const std::string bytes, iterate_threads(program, pids[i]));

@@ -2,20 +2,19 @@
 
 #include <fcntl.h>
 #include <linux/mman.h>
-#include <signal.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "base/log.h"
 #include "sys/btf.h"
+#include "sys/example.h"
 #include "sys/file.h"
 #include "sys/userfaultfd.h"
 
@@ -52,87 +51,43 @@ Result<std::vector<Words>> words_of(Iteration& iteration) {
   }
 }
 
-// A process with a mapping of every kind that there may be, as far as this kernel has it.
-class Model {
- public:
-  static Result<Model> start() {
-    int ends[2];
-    if (::pipe2(ends, O_CLOEXEC) != 0) {
-      return sys_fail("pipe2()");
-    }
-    const UniqueFd ready(ends[0]);
-    UniqueFd say(ends[1]);
-    Model out;
-    out.pid_ = ::fork();
-    if (out.pid_ < 0) {
-      return sys_fail("fork()");
-    }
-    if (out.pid_ == 0) {
-      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      make_mappings();
-      const bool said = ::write(say.get(), "", 1) == 1;
-      while (said) {
-        ::pause();
-      }
-      ::_exit(1);
-    }
-    say.reset();
-    char byte;
-    if (::read(ready.get(), &byte, 1) != 1) {
-      return fail(Kind::os, "a process that shows how mappings are marked has ended");
-    }
-    return out;
-  }
-  Model(Model&& other) noexcept : pid_(std::exchange(other.pid_, -1)) {}
-  Model& operator=(Model&&) = delete;
-  ~Model() {
-    if (pid_ > 0) {
-      ::kill(pid_, SIGKILL);
-      (void)::waitpid(pid_, nullptr, 0);
-    }
-  }
-  [[nodiscard]] HostPid pid() const { return HostPid(pid_); }
+constexpr std::size_t kSize = 4096;
 
- private:
-  Model() = default;
+void* memory(int prot, int flags, int fd = -1) {
+  // Between neighbours is always one that nobody may read, so that none are joined.
+  (void)::mmap(nullptr, kSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return ::mmap(nullptr, kSize, prot, flags | (fd < 0 ? MAP_ANONYMOUS : 0), fd, 0);
+}
 
-  static void* memory(int prot, int flags, int fd = -1) {
-    // Between neighbours is always one that nobody may read, so that none are joined.
-    (void)::mmap(nullptr, kSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return ::mmap(nullptr, kSize, prot, flags | (fd < 0 ? MAP_ANONYMOUS : 0), fd, 0);
+// One of every kind that there may be, as far as this kernel has it.
+bool make_mappings() {
+  constexpr int kWrite = PROT_READ | PROT_WRITE;
+  constexpr int kAdvice[] = {MADV_DONTFORK,   MADV_DONTDUMP,  MADV_WIPEONFORK, MADV_HUGEPAGE,
+                             MADV_NOHUGEPAGE, MADV_MERGEABLE, MADV_SEQUENTIAL, MADV_RANDOM};
+  for (const int advice : kAdvice) {
+    (void)::madvise(memory(kWrite, MAP_PRIVATE), kSize, advice);
   }
-
-  static void make_mappings() {
-    constexpr int kWrite = PROT_READ | PROT_WRITE;
-    constexpr int kAdvice[] = {MADV_DONTFORK,   MADV_DONTDUMP,  MADV_WIPEONFORK, MADV_HUGEPAGE,
-                               MADV_NOHUGEPAGE, MADV_MERGEABLE, MADV_SEQUENTIAL, MADV_RANDOM};
-    for (const int advice : kAdvice) {
-      (void)::madvise(memory(kWrite, MAP_PRIVATE), kSize, advice);
+  const int file = ::open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+  for (const int prot : {PROT_NONE, PROT_READ, kWrite, PROT_READ | PROT_EXEC}) {
+    for (const int flags : {MAP_PRIVATE, MAP_SHARED, MAP_PRIVATE | MAP_NORESERVE, MAP_PRIVATE | MAP_GROWSDOWN}) {
+      (void)memory(prot, flags);
     }
-    const int file = ::open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
-    for (const int prot : {PROT_NONE, PROT_READ, kWrite, PROT_READ | PROT_EXEC}) {
-      for (const int flags : {MAP_PRIVATE, MAP_SHARED, MAP_PRIVATE | MAP_NORESERVE, MAP_PRIVATE | MAP_GROWSDOWN}) {
-        (void)memory(prot, flags);
-      }
-      (void)memory(prot, MAP_PRIVATE, file);
-      (void)memory(prot, MAP_SHARED, file);
-    }
-    (void)::mlock(memory(kWrite, MAP_PRIVATE), kSize);
-    (void)::mlock2(memory(kWrite, MAP_PRIVATE), kSize, MLOCK_ONFAULT);
-    (void)memory(kWrite, MAP_PRIVATE | MAP_HUGETLB);
-    constexpr long kMseal = 462;  // mseal(2), since Linux 6.10
-    (void)::syscall(kMseal, memory(kWrite, MAP_PRIVATE), kSize, 0UL);
-    // The descriptor stays open: the watch lasts as long as it does.
-    const int uffd = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
-    if (uffd >= 0 && uffd_negotiate(uffd).has_value()) {
-      const auto at = reinterpret_cast<std::uint64_t>(memory(kWrite, MAP_PRIVATE));
-      (void)uffd_watch(uffd, at, at + kSize);
-    }
+    (void)memory(prot, MAP_PRIVATE, file);
+    (void)memory(prot, MAP_SHARED, file);
   }
-
-  static constexpr std::size_t kSize = 4096;
-  pid_t pid_ = -1;
-};
+  (void)::mlock(memory(kWrite, MAP_PRIVATE), kSize);
+  (void)::mlock2(memory(kWrite, MAP_PRIVATE), kSize, MLOCK_ONFAULT);
+  (void)memory(kWrite, MAP_PRIVATE | MAP_HUGETLB);
+  constexpr long kMseal = 462;  // mseal(2), since Linux 6.10
+  (void)::syscall(kMseal, memory(kWrite, MAP_PRIVATE), kSize, 0UL);
+  // The descriptor stays open: the watch lasts as long as it does.
+  const int uffd = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
+  if (uffd >= 0 && uffd_negotiate(uffd).has_value()) {
+    const auto at = reinterpret_cast<std::uint64_t>(memory(kWrite, MAP_PRIVATE));
+    (void)uffd_watch(uffd, at, at + kSize);
+  }
+  return true;
+}
 
 }  // namespace
 
@@ -161,7 +116,7 @@ Result<MappingLook> MappingLook::open() {
 }
 
 Result<MappingFlags> MappingLook::learn() const {
-  FERRY_TRY(const Model model, Model::start());
+  FERRY_TRY(const Example model, Example::start(make_mappings, "a process that shows how mappings are marked"));
   FERRY_TRY(Iteration iteration, Iteration::prepare(program_.get(), Iteration::Of::mappings, model.pid()));
   FERRY_TRY(const auto words, words_of(iteration));
   FERRY_TRY(const std::string smaps, read_file(fmt::format("/proc/{}/smaps", model.pid())));
