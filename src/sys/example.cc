@@ -21,7 +21,7 @@ namespace {
 
 }  // namespace
 
-Result<Example> Example::start(const std::function<bool()>& become, const char* what) {
+Result<Example> Example::start(const std::function<bool()>& become, std::string_view what) {
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) {
     return sys_fail("pipe2()");

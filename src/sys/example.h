@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <string_view>
 #include <utility>
 
 #include "base/error.h"
@@ -15,7 +16,7 @@ class Example {
  public:
   // `become`: run in the new process (fork(2) of one thread of several: nothing in it may wait for a lock); false if it
   // could not.  Errors: os, with `what`.
-  static Result<Example> start(const std::function<bool()>& become, const char* what);
+  static Result<Example> start(const std::function<bool()>& become, std::string_view what);
   Example(Example&& other) noexcept : pid_(std::exchange(other.pid_, -1)) {}
   Example& operator=(Example&&) = delete;
   ~Example();
