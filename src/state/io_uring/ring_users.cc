@@ -1,8 +1,10 @@
 #include "state/io_uring/ring_users.h"
 
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <thread>
 
 #include "base/log.h"
 #include "sys/bpf_iterator.h"
@@ -28,6 +30,24 @@ Result<UniqueFd> load(const sys::Btf& btf) {
 
 bool any_in(const std::string& words) { return words.find_first_not_of('\0') != std::string::npos; }
 
+// A ring that was closed leaves this list only when a worker of the kernel has come to it and the thread has answered
+// (io_ring_exit_work, which asks again every 50 ms).
+constexpr std::chrono::milliseconds kPatience{2000}, kPause{5};
+
+bool goes_on_using_one(const UniqueFd& program, HostPid pid) {
+  const auto deadline = std::chrono::steady_clock::now() + kPatience;
+  for (;;) {
+    const auto words = sys::iterate_threads(program.get(), pid);
+    if (!words.has_value() || !any_in(*words)) {
+      return false;
+    }
+    if (std::chrono::steady_clock::now() > deadline) {
+      return true;
+    }
+    std::this_thread::sleep_for(kPause);
+  }
+}
+
 }  // namespace
 
 Result<void> check_hidden(const std::vector<HostPid>& tree, const sys::Btf& btf) {
@@ -39,7 +59,7 @@ Result<void> check_hidden(const std::vector<HostPid>& tree, const sys::Btf& btf)
     return {};
   }
   for (const HostPid pid : any_in(*all) ? tree : std::vector<HostPid>()) {
-    if (const auto words = sys::iterate_threads(program->get(), pid); words.has_value() && any_in(*words)) {
+    if (goes_on_using_one(*program, pid)) {
       return fail(Kind::unsupported,
                   "pid {} uses an io_uring that it has no descriptor of (closed, or never had), which cannot "
                   "be carried over",

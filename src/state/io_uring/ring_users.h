@@ -11,7 +11,8 @@
 namespace ferry::state::io_uring {
 
 // Before the freeze: whether a thread of these processes, of which none has a descriptor of a ring, uses one all the
-// same.  Errors: unsupported, by process.  A kernel that does not show it to us is believed to have none.
+// same; one that was closed a moment ago is waited for, for up to two seconds.  Errors: unsupported, by process.  A
+// kernel that does not show it to us is believed to have none.
 Result<void> check_hidden(const std::vector<HostPid>& tree, const sys::Btf& btf);
 
 }  // namespace ferry::state::io_uring
