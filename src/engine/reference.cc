@@ -194,7 +194,16 @@ Result<Skeleton> ReferenceServer::serve(const std::string& encoded_set, int give
   if (!text.starts_with(kSkeleton)) {
     return fail(Kind::corrupt, "criu's answer is neither a skeleton nor an error");
   }
-  return decode_skeleton(std::string_view(text).substr(1));
+  FERRY_TRY(Skeleton skeleton, decode_skeleton(std::string_view(text).substr(1)));
+  for (state::HeldNamespace& held : skeleton.namespaces) {
+    std::byte mark{};
+    FERRY_TRY(auto got, sys::receive_with_fds(peer.get(), std::span(&mark, 1), "reference"));
+    if (got.fds.empty()) {
+      return fail(Kind::gone, "criu went away before it had handed over the namespaces of the skeleton");
+    }
+    held.fd = std::move(got.fds.front());
+  }
+  return skeleton;
 }
 
 Result<FetchedReference> fetch_reference(const std::string& path) {
@@ -217,7 +226,13 @@ Result<FetchedReference> fetch_reference(const std::string& path) {
 
 Result<void> FetchedReference::answer(const Result<Skeleton>& skeleton) {
   if (skeleton.has_value()) {
-    return send_text(socket_.get(), kSkeleton + encode_skeleton(*skeleton));
+    FERRY_CHECK(send_text(socket_.get(), kSkeleton + encode_skeleton(*skeleton)));
+    for (const state::HeldNamespace& held : skeleton->namespaces) {
+      constexpr std::byte kMark{'n'};
+      const int fd = held.fd.get();
+      FERRY_CHECK(sys::send_with_fds(socket_.get(), std::span(&kMark, 1), std::span(&fd, 1), "reference"));
+    }
+    return {};
   }
   return send_text(socket_.get(), kSentence + skeleton.error().message());
 }

@@ -4,7 +4,8 @@
 // container runtime calls connects to it.  What goes over the connection:
 //   receiver to criu   u64 length, a set in its stream form; with the first byte a pidfd of the receiver
 //                      (unix(7), SCM_RIGHTS), by which the skeleton notices its death
-//   criu to receiver   u64 length, then 's' and the skeleton (twin.h), or 'e' and a sentence
+//   criu to receiver   u64 length, then 's' and the skeleton (twin.h), or 'e' and a sentence; after a skeleton a byte
+//                      with a descriptor for each of its namespaces
 // Numbers are little-endian.
 #pragma once
 

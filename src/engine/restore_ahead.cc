@@ -8,7 +8,10 @@
 
 #include "base/log.h"
 #include "engine/restore_story.h"
+#include "state/binfmt_misc/binfmt_misc.h"
 #include "state/ipc/ipc.h"
+#include "state/mount/mount.h"
+#include "state/uts/uts.h"
 #include "sys/file.h"
 
 namespace ferry::engine {
@@ -129,8 +132,13 @@ Result<void> RestoreStory::clear_new_ones() {
   return {};
 }
 
-Result<void> RestoreStory::renew_namespaces(const RestoreStory* before) {
-  return state::ipc::renew(context_, before == nullptr ? nullptr : &before->set_);
+Result<void> RestoreStory::renew_namespaces(const image::Set& before) {
+  FERRY_CHECK(state::uts::renew(context_, before));
+  FERRY_CHECK(state::mount::renew(context_, before));
+  FERRY_CHECK(state::binfmt_misc::check_same(before, set_));
+  FERRY_CHECK(state::ipc::renew(context_, before));
+  laps_.add("renew namespaces");
+  return {};
 }
 
 Result<void> RestoreStory::take_over(RestoreStory& ahead) {

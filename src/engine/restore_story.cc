@@ -110,7 +110,7 @@ Result<void> RestoreStory::make_root_world(int controller) {
   request.controller = controller;
   FERRY_TRY(request.pid_namespace, state::pidns::external_fd(set_, options_));
   if (controller >= 0) {
-    FERRY_CHECK(state::Nested::check_single(set_));
+    FERRY_CHECK(state::Nested::check_single_network(set_));
   }
   if (namespaces_.is_new(state::NsKind::user)) {
     if (controller >= 0) {

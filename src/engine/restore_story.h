@@ -49,6 +49,9 @@ class RestoreStory {
   // Root skeleton, emptied, with its namespaces, mounts and place in the cgroups.
   // `controller`: a pidfd of the process that will dress the tree; -1: this one.
   Result<void> make_root_world(int controller);
+  // The namespaces beside those of the root, for who takes it.
+  std::vector<state::HeldNamespace> give_namespaces() { return nested_.give(set_); }
+  Result<void> take_namespaces(const std::vector<state::HeldNamespace>& made) { return nested_.take(context_, made); }
   // Instead of make_root_world: a skeleton that another process made so, seized by seize_root.
   Result<void> take_root(tracee::Thread root, tracee::Area area, std::uint64_t park, int controller_pidfd);
   // All other processes and threads, stopped and empty, but for the memory that they share with who made them.
@@ -66,9 +69,8 @@ class RestoreStory {
   // In place of take_root() and grow(): takes over what another story grew ahead.  Processes that have come,
   // gone or changed their place in the tree since then are made anew.
   Result<void> take_over(RestoreStory& ahead);
-  // What may have changed in the namespaces since the root skeleton was made with them.  `before`: the story of an
-  // earlier look at the tree; nullptr: there was none.
-  Result<void> renew_namespaces(const RestoreStory* before);
+  // What may have changed in the namespaces since the root skeleton was made with them, from `before`.
+  Result<void> renew_namespaces(const image::Set& before);
   // Memory, files, attributes.  `images_dir`: where the pages are.  `late`: who brings those that the set says come
   // later, of memory that was grown ahead; has to outlive the story.
   Result<void> dress(int images_dir, Latecomers* late = nullptr);

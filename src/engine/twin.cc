@@ -39,6 +39,10 @@ std::string encode_skeleton(const Skeleton& s) {
   for (const CgroupRoot& c : s.cgroup_roots) {
     json["cgroup_roots"].push_back({{"controller", c.controller}, {"path", c.path}});
   }
+  json["namespaces"] = nlohmann::json::array();
+  for (const state::HeldNamespace& n : s.namespaces) {
+    json["namespaces"].push_back({{"kind", static_cast<int>(n.kind)}, {"inode", n.inode}});
+  }
   return json.dump();
 }
 
@@ -63,6 +67,13 @@ Result<Skeleton> decode_skeleton(std::string_view text) {
     }
     for (const auto& c : json.at("cgroup_roots")) {
       s.cgroup_roots.push_back({c.at("controller").get<std::string>(), c.at("path").get<std::string>()});
+    }
+    for (const auto& n : json.at("namespaces")) {
+      const auto kind = n.at("kind").get<std::size_t>();
+      if (kind >= state::kNsKinds) {
+        return fail(Kind::corrupt, "criu holds a namespace of kind {}, which there is not", kind);
+      }
+      s.namespaces.push_back({static_cast<state::NsKind>(kind), n.at("inode").get<std::uint64_t>(), UniqueFd()});
     }
     return s;
   } catch (const nlohmann::json::exception& e) {
@@ -91,6 +102,7 @@ Result<Skeleton> make_skeleton(image::Set set, const RestoreOptions& options, Li
   out.external_mounts = options.external_mounts;
   out.cgroup_roots = options.cgroup_roots;
   out.root_directory = options.root;
+  out.namespaces = story.give_namespaces();
   FERRY_CHECK(story.tell(Stage::post_restore, true));
   std::vector<int> keep;
   for (const InheritFd& i : out.inherit_fds) {
@@ -106,6 +118,10 @@ Result<Skeleton> make_skeleton(image::Set set, const RestoreOptions& options, Li
 constexpr std::chrono::seconds kDeathTime{5};
 
 struct Twin::State {
+  explicit State(const image::Set& its_look) : look(its_look) {}
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+  const image::Set& look;
   Skeleton skeleton;
   RestoreOptions options;
   std::vector<UniqueFd> inherited;
@@ -137,10 +153,11 @@ Twin::Twin(Twin&&) noexcept = default;
 Twin& Twin::operator=(Twin&&) noexcept = default;
 Twin::~Twin() = default;
 
-Result<Twin> Twin::adopt(const Skeleton& skeleton) {
-  auto state = std::make_unique<State>();
+Result<Twin> Twin::adopt(Skeleton given, const image::Set& look) {
+  auto state = std::make_unique<State>(look);
   FERRY_CHECK(raise_descriptor_limit());
-  state->skeleton = skeleton;
+  state->skeleton = std::move(given);
+  const Skeleton& skeleton = state->skeleton;
   state->pidfd = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, skeleton.root.value, 0)));
   if (!state->pidfd) {
     return sys_fail(fmt::format("pidfd_open({})", skeleton.root));
@@ -164,10 +181,10 @@ Result<Twin> Twin::adopt(const Skeleton& skeleton) {
   return Twin(std::move(state));
 }
 
-Result<void> Twin::grow_ahead(const image::Set& look, int buffer) {
+Result<void> Twin::grow_ahead(int buffer) {
   State& s = *state_;
   auto story = std::make_unique<RestoreStory>(s.options, s.nobody);
-  FERRY_CHECK(story->read(look));
+  FERRY_CHECK(story->read(s.look));
   s.ahead = std::move(story);
   FERRY_CHECK(s.take_root(*s.ahead));
   return s.ahead->grow_ahead(buffer);
@@ -199,13 +216,14 @@ Result<void> Twin::grow(int images_dir, Latecomers* late) {
   auto story = std::make_unique<RestoreStory>(s.options, s.nobody);
   FERRY_CHECK(story->read(std::move(set)));
   s.story = std::move(story);
+  FERRY_CHECK(s.story->take_namespaces(s.skeleton.namespaces));
   if (s.ahead != nullptr) {
     FERRY_CHECK(s.story->take_over(*s.ahead));
   } else {
     FERRY_CHECK(s.take_root(*s.story));
     FERRY_CHECK(s.story->grow(-1));
   }
-  FERRY_CHECK(s.story->renew_namespaces(s.ahead.get()));
+  FERRY_CHECK(s.story->renew_namespaces(s.look));
   FERRY_CHECK(s.story->dress(images_dir, late));
   return s.story->finish_threads();
 }

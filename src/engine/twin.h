@@ -16,6 +16,7 @@
 #include "engine/latecomers.h"
 #include "engine/options.h"
 #include "image/set.h"
+#include "state/nested/nested.h"
 #include "sys/memory.h"
 
 namespace ferry::engine {
@@ -30,6 +31,7 @@ struct Skeleton {
   std::vector<ExternalMount> external_mounts;
   std::vector<CgroupRoot> cgroup_roots;
   std::string root_directory;
+  std::vector<state::HeldNamespace> namespaces;  // beside those of the root; travel as descriptors
 };
 std::string encode_skeleton(const Skeleton& skeleton);
 Result<Skeleton> decode_skeleton(std::string_view json);
@@ -43,14 +45,15 @@ Result<Skeleton> make_skeleton(image::Set set, const RestoreOptions& options, Li
 // process) until resume() has succeeded.
 class Twin {
  public:
-  static Result<Twin> adopt(const Skeleton& skeleton);
+  // `look`: the set that the skeleton was made from; has to outlive the object.
+  static Result<Twin> adopt(Skeleton skeleton, const image::Set& look);
   Twin(Twin&&) noexcept;
   Twin& operator=(Twin&&) noexcept;
   ~Twin();
-  // What can be made before the tree is stopped, from a set that was made while it ran: processes, and the
-  // private anonymous memory they had.  `buffer`: an open directory on tmpfs.  Then pages may arrive, each as
+  // What can be made before the tree is stopped, from the look at it while it ran: processes, and the private
+  // anonymous memory they had.  `buffer`: an open directory on tmpfs.  Then pages may arrive, each as
   // often as it changes; those of other memory are kept in `buffer`.
-  Result<void> grow_ahead(const image::Set& look, int buffer);
+  Result<void> grow_ahead(int buffer);
   [[nodiscard]] bool is_ahead(NsPid pid) const;
   // Several threads may bring pages at the same time; none of a page twice at once.
   Result<void> write_ahead(NsPid pid, std::span<const sys::Placed> pages);

@@ -150,8 +150,8 @@ class Receiver {
   std::optional<container::Arrival> arrival_;
   std::optional<StorageIn> storage_;        // uses it
   std::unique_ptr<PostCopyIntake> intake_;  // of a post-copy; outlives the twin
+  image::Set looked_at_;                    // what the twin's skeleton was made from
   std::optional<engine::Twin> twin_;
-  image::Set looked_at_;  // what the twin's skeleton was made from
   std::optional<PageFiles> pages_;
   SegmentsIn segments_;
   std::mutex where_pages_go_;  // held while that changes, and for what is not thread-safe about it

@@ -8,8 +8,6 @@
 #include "base/log.h"
 #include "migrate/freezer.h"
 #include "migrate/receiver.h"
-#include "state/binfmt_misc/binfmt_misc.h"
-#include "state/mount/refill.h"
 #include "sys/file.h"
 
 namespace ferry::migrate {
@@ -21,7 +19,7 @@ constexpr std::chrono::milliseconds kTell(1000);  // the logbook how much memory
 
 Result<bool> Receiver::precopy() {
   const std::lock_guard<std::mutex> held(where_pages_go_);
-  FERRY_CHECK(twin_->grow_ahead(looked_at_, pages_->directory()).during("making skeletons on the destination"));
+  FERRY_CHECK(twin_->grow_ahead(pages_->directory()).during("making skeletons on the destination"));
   FERRY_TRY(segments_, SegmentsIn::make(looked_at_));
   twin_->hand_in(segments_.handed_in());
   return done();
@@ -79,10 +77,6 @@ Result<bool> Receiver::grow() {
   FERRY_TRY(const std::string bytes, streams_.bulk().receive_text(kSetLimit));
   laps_.skip();
   FERRY_TRY(image::Set set, image::decode(bytes).during("reading the tree that arrived"));
-  // The twin's own tmpfs were filled when its skeleton was made.
-  FERRY_CHECK(state::mount::refill_tmpfs(root_, looked_at_, set));
-  FERRY_CHECK(state::binfmt_misc::check_same(looked_at_, set));
-  laps_.add("refill tmpfs");
   FERRY_TRY(const int images, pages_->complete(std::move(set)));
   laps_.add("keep images");
   FERRY_CHECK(twin_->grow(images, intake_.get()).during("building the tree on the destination"));

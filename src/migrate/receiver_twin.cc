@@ -111,10 +111,10 @@ Result<bool> Receiver::start(const wire::Start& start) {
   FERRY_TRY(auto server, engine::ReferenceServer::listen(socket));
   FERRY_TRY(const auto reference,
             arrival_->refer(socket, {start.descriptors().begin(), start.descriptors().end()}, start.tcp_close()));
-  FERRY_TRY(const engine::Skeleton skeleton, serve_start(server, reference.name(), set));
-  FERRY_TRY(engine::Twin twin, engine::Twin::adopt(skeleton));
-  twin_.emplace(std::move(twin));
+  FERRY_TRY(engine::Skeleton skeleton, serve_start(server, reference.name(), set));
   root_ = skeleton.root;
+  FERRY_TRY(engine::Twin twin, engine::Twin::adopt(std::move(skeleton), looked_at_));
+  twin_.emplace(std::move(twin));
   // Until its tracer has seen its end Docker does not hear of it (ptrace(2)), and who stopped it would wait.
   twin_pidfd_.reset(static_cast<int>(::syscall(SYS_pidfd_open, root_.value, 0)));
   link_.end_with(twin_pidfd_.get(), "the twin was stopped on the destination");

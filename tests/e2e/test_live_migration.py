@@ -117,6 +117,44 @@ while True:
 
 # What System V IPC holds differs in every round: a word of shared memory, a semaphore, a queue of five messages, and a
 # segment, a set of semaphores and a queue that are removed and made again.
+# A process in mount, cgroup and uts namespaces of its own.  What it mounts stands on a tmpfs that is everybody's; in all of
+# them something changes in every round, so every look of a move finds something else.
+NESTED = r"""
+import ctypes, itertools, os, socket, time
+libc = ctypes.CDLL(None, use_errno=True)
+NEWNS, NEWCGROUP, NEWUTS, PRIVATE, RECURSIVE = 0x20000, 0x2000000, 0x4000000, 1 << 18, 1 << 14
+def call(name, *arguments):
+    if getattr(libc, name)(*arguments) != 0:
+        print("wrong:", name, arguments, "failed with", ctypes.get_errno(), flush=True)
+def put(path, number):
+    with open(path + ".new", "w") as f:
+        f.write(str(number))
+    os.rename(path + ".new", path)
+def expect(what, number):
+    found = open(what).read() if what.startswith("/") else socket.gethostname()
+    if found != str(number):
+        print("wrong:", what, "is", found, "in round", number, flush=True)
+def work(names, name):
+    for number in itertools.count(1):
+        for path in names:
+            put(path, name + str(number))
+        socket.sethostname(name + str(number))
+        time.sleep(0.02)
+        for path in names:
+            expect(path, name + str(number))
+        expect("name", name + str(number))
+        if number % 5 == 0:
+            print("right", flush=True)
+os.mkdir("/common")
+call("mount", b"none", b"/common", b"tmpfs", 0, b"size=1m")
+os.mkdir("/common/place")
+if os.fork() == 0:
+    call("unshare", NEWNS | NEWCGROUP | NEWUTS)
+    call("mount", None, b"/", None, PRIVATE | RECURSIVE, None)
+    call("mount", b"none", b"/common/place", b"tmpfs", 0, b"size=1m")
+    work(["/common/place/inner", "/common/child"], "child")
+work(["/common/parent"], "parent")
+"""
 SYSTEM_V = r"""
 import ctypes, itertools, time
 libc = ctypes.CDLL(None, use_errno=True)
@@ -581,6 +619,44 @@ class LiveMigration(test_ferry_migrate.Migrate):
         self.assert_writes_on("objects", self.h1)
         self.migrate("objects", "--mode", "post-copy")
         self.assert_writes_on("objects", self.h2)
+
+    def child_namespaces(self, name, host):
+        """Those in which the container's first child does not live with its parent."""
+        parent = host.inspect(name)["State"]["Pid"]
+        child = host.run(["cat", f"/proc/{parent}/task/{parent}/children"]).stdout.split()[0]
+        kinds = ("mnt", "uts", "ipc", "net", "pid", "cgroup")
+        return {kind for kind in kinds if os.stat(f"/proc/{parent}/ns/{kind}").st_ino !=
+                os.stat(f"/proc/{child}/ns/{kind}").st_ino}
+
+    def test_namespaces_of_a_child(self):
+        self.start_python("nested", NESTED, options=("--cap-add", "SYS_ADMIN"))
+        self.assert_writes_on("nested", self.h1)
+        self.migrate("nested")
+        self.assert_writes_on("nested", self.h2)
+        self.ferry("migrate", "--no-precopy", "nested", "h1", host=self.h2, timeout=90)
+        self.assert_writes_on("nested", self.h1)
+        self.migrate("nested", "--mode", "post-copy")
+        self.assert_writes_on("nested", self.h2)
+        self.assertEqual(self.child_namespaces("nested", self.h2), {"mnt", "uts", "cgroup"})
+
+    def test_a_container_that_mounts_meanwhile_stays(self):
+        self.start_python("mounter", "import ctypes, itertools, os, time\n"
+                          "libc = ctypes.CDLL(None)\n"
+                          "places = [b'/here0', b'/here1']\n"
+                          "for place in places:\n    os.mkdir(place)\n"
+                          "for n in itertools.count():\n"
+                          "    assert libc.mount(b'none', places[n % 2], b'tmpfs', 0, None) == 0\n"
+                          "    assert n == 0 or libc.umount2(places[(n + 1) % 2], 0) == 0\n"
+                          "    print('right', flush=True)\n"
+                          "    time.sleep(0.1)\n",
+                          options=("--cap-add", "SYS_ADMIN"))
+        self.assert_writes_on("mounter", self.h1)
+        moved = self.try_migrate("mounter")
+        self.assertNotEqual(moved.returncode, 0, moved.stdout)
+        self.assertRegex(moved.stdout, r"/here\d was (un)?mounted while the container was being moved")
+        self.assert_writes_on("mounter", self.h1)
+        self.assertEqual(self.runs_on("mounter"), ["h1"])
+        self.assertFalse(self.exists("mounter", self.h2))
 
     def test_shared_memory_crosses_before_the_pause(self):
         self.start_python("sharing", "import mmap, os, time\n"

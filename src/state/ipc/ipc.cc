@@ -148,11 +148,11 @@ Result<void> restore(RestoreContext& context) {
   return build(context, ids.id(NsKind::ipc)).during("ipc namespace");
 }
 
-Result<void> renew(RestoreContext& context, const image::Set* before) {
+Result<void> renew(RestoreContext& context, const image::Set& before) {
   FERRY_TRY(const NamespaceIds ids, NamespaceIds::of(context.set));
   const std::uint32_t id = ids.id(NsKind::ipc);
-  if (!ids.is_new(NsKind::ipc) || (before != nullptr && !has_objects(context.set, id) && !has_objects(*before, id) &&
-                                   same_limits(context.set, *before, id))) {
+  if (!ids.is_new(NsKind::ipc) ||
+      (!has_objects(context.set, id) && !has_objects(before, id) && same_limits(context.set, before, id))) {
     return {};
   }
   FERRY_CHECK(context.inside.run(remove_all).during("ipc namespace"));

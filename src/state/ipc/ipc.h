@@ -18,8 +18,7 @@ Result<void> collect(DumpContext& context);
 Result<void> restore(RestoreContext& context);
 
 // The same when the namespace was filled before, from an earlier look at the tree (a restore ahead of time).
-// `before`: that look, if it is known.
-Result<void> renew(RestoreContext& context, const image::Set* before);
+Result<void> renew(RestoreContext& context, const image::Set& before);
 
 // Segments that were removed while attached (shmctl(2), IPC_RMID), once every mapping is in place.
 Result<void> finish(RestoreContext& context);

@@ -26,6 +26,11 @@ Result<void> collect(DumpContext& context);
 // network and cgroup namespaces; afterwards context.inside is in the new root.
 Result<void> restore(RestoreContext& context);
 
+// What has changed since an earlier look at the tree, with which its mounts were made: the content of its own tmpfs
+// is made anew; no task may have anything open in there yet.
+// Errors: unsupported, for mounts that were made, moved, changed or taken down since; for a tmpfs that cannot be seen.
+Result<void> renew(RestoreContext& context, const image::Set& before);
+
 // Binds of single terminals (Docker's /dev/console), once the terminals exist.
 Result<void> finish(RestoreContext& context);
 

@@ -6,12 +6,17 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <map>
 #include <set>
+#include <vector>
 
 #include "image/proto/mount.pb.h"
 #include "state/inside.h"
 #include "state/mount/archive.h"
+#include "state/mount/mountinfo.h"
+#include "state/nested/nested.h"
 #include "sys/file.h"
 #include "sys/mount_api.h"
 
@@ -21,24 +26,42 @@ namespace {
 using image::Type;
 
 struct Tmpfs {
-  const pb::MntEntry* entry = nullptr;
+  const pb::MntEntry* entry = nullptr;  // a place where it is to be seen as a whole
+  std::uint32_t ns = 0;                 // the mount namespace of that place
   std::vector<Node> sockets;
-  int places = 0;  // where it is mounted as a whole
+  std::set<std::string> covered;  // "./PATH" of what something is mounted on, in any of the namespaces
 };
+
+// Something else could be mounted over it, or it could be mounted over itself.
+bool is_visible(const std::vector<const pb::MntEntry*>& mounts, const pb::MntEntry& entry) {
+  return entry.root() == "/" && std::count_if(mounts.begin(), mounts.end(), [&](const pb::MntEntry* other) {
+                                  return other->mountpoint() == entry.mountpoint();
+                                }) == 1;
+}
 
 Tmpfs find_tmpfs(const image::Set& set, std::uint32_t dev) {
   Tmpfs out;
-  for (const image::Name& mounts : set.names(Type::mountpoints)) {
-    for (const auto* entry : set.list<pb::MntEntry>(mounts)) {
+  for (const image::Name& name : set.names(Type::mountpoints)) {
+    const auto mounts = set.list<pb::MntEntry>(name);
+    std::map<std::uint32_t, const pb::MntEntry*> here;  // mounts of it, by their numbers
+    for (const auto* entry : mounts) {
       if (entry->root_dev() != dev) {
         continue;
       }
+      here.emplace(entry->mnt_id(), entry);
       for (const pb::FerryNode& node : entry->ferry_sockets()) {
         out.sockets.push_back({node.path(), node.mode(), node.uid(), node.gid()});
       }
-      if (entry->root() == "/") {
+      if (out.entry == nullptr && is_visible(mounts, *entry)) {
         out.entry = entry;
-        ++out.places;
+        out.ns = static_cast<std::uint32_t>(name.id);
+      }
+    }
+    for (const auto* entry : mounts) {
+      if (const auto parent = here.find(entry->parent_mnt_id()); parent != here.end() && entry != parent->second) {
+        const pb::MntEntry& below = *parent->second;
+        out.covered.insert("." + (below.root() == "/" ? "" : below.root()) + "/" +
+                           relative_to(entry->mountpoint(), below.mountpoint()));
       }
     }
   }
@@ -51,19 +74,10 @@ bool same(const std::vector<Node>& a, const std::vector<Node>& b) {
   });
 }
 
-// Something else could be mounted over it, or it could be mounted over itself.
-bool is_visible_once(const image::Set& set, const Tmpfs& tmpfs) {
-  const std::string& path = tmpfs.entry->mountpoint();
-  int here = 0;
-  for (const auto* entry : set.list<pb::MntEntry>(set.names(Type::mountpoints).front())) {
-    here += entry->mountpoint() == path ? 1 : 0;
-  }
-  return tmpfs.places == 1 && here == 1;
-}
-
-// What other things are mounted on stays (rename(2), EBUSY, for whoever is in the mount namespace), and so do
-// the directories above it.
-Result<void> remove_all(int directory, const std::string& below, std::set<std::string>& stayed) {
+// What other things are mounted on stays, and so do the directories above it.  (The kernel refuses to remove it only
+// in the mount namespace where it is covered, and takes mounts of other namespaces down with it: rename(2), EBUSY.)
+Result<void> remove_all(int directory, const std::string& below, const std::set<std::string>& covered,
+                        std::set<std::string>& stayed) {
   FERRY_TRY(const auto names, sys::list_directory(directory, "."));
   for (const std::string& name : names) {
     const std::string path = below + "/" + name;
@@ -73,7 +87,11 @@ Result<void> remove_all(int directory, const std::string& below, std::set<std::s
     }
     if (S_ISDIR(st.st_mode)) {
       FERRY_TRY(const UniqueFd inner, sys::open_at(directory, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
-      FERRY_CHECK(remove_all(inner.get(), path, stayed));
+      FERRY_CHECK(remove_all(inner.get(), path, covered, stayed));
+    }
+    if (covered.contains(path)) {
+      stayed.insert(path);
+      continue;
     }
     if (::unlinkat(directory, name.c_str(), S_ISDIR(st.st_mode) ? AT_REMOVEDIR : 0) != 0) {
       if (errno != EBUSY && errno != ENOTEMPTY) {
@@ -97,7 +115,7 @@ Result<void> fill_again(const Tmpfs& tmpfs, const std::string& archive) {
   }
   FERRY_TRY(const UniqueFd top, sys::open_at(view.get(), ".", O_RDONLY | O_DIRECTORY));
   std::set<std::string> stayed;
-  FERRY_CHECK(remove_all(top.get(), ".", stayed));
+  FERRY_CHECK(remove_all(top.get(), ".", tmpfs.covered, stayed));
   if (::fchdir(top.get()) != 0) {
     return sys_fail("fchdir(tmpfs)");
   }
@@ -108,29 +126,23 @@ Result<void> fill_again(const Tmpfs& tmpfs, const std::string& archive) {
 
 }  // namespace
 
-Result<void> refill_tmpfs(HostPid root, const image::Set& before, const image::Set& now) {
-  Inside inside;
-  bool entered = false;
-  for (const image::Name& name : now.names(Type::tmpfs_dev)) {
+Result<void> refill_tmpfs(RestoreContext& context, const image::Set& before) {
+  for (const image::Name& name : context.set.names(Type::tmpfs_dev)) {
     const std::string* const was = before.raw(name);
-    const std::string& archive = *now.raw(name);
+    const std::string& archive = *context.set.raw(name);
     const auto dev = static_cast<std::uint32_t>(name.id);
-    const Tmpfs tmpfs = find_tmpfs(now, dev);
+    const Tmpfs tmpfs = find_tmpfs(context.set, dev);
     // Archives of the same content are the same bytes.
     if (was != nullptr && *was == archive && same(find_tmpfs(before, dev).sockets, tmpfs.sockets)) {
       continue;
     }
-    if (was == nullptr || tmpfs.entry == nullptr || now.names(Type::mountpoints).size() != 1 ||
-        !is_visible_once(now, tmpfs)) {
+    if (was == nullptr || tmpfs.entry == nullptr) {
       return fail(Kind::unsupported,
-                  "the content of a tmpfs of the container changed while it was being moved, and it is "
-                  "not mounted at one place only; move it again when the container writes less there");
+                  "the content of a tmpfs of the container changed while it was being moved, and it is to be seen as "
+                  "a whole nowhere; move it again when the container writes less there");
     }
-    if (!entered) {
-      FERRY_CHECK(inside.enter(root));
-      entered = true;
-    }
-    FERRY_CHECK(inside.run([&] { return fill_again(tmpfs, archive); })
+    FERRY_TRY(Inside* const inside, context.nested.inside(context, NsKind::mnt, tmpfs.ns));
+    FERRY_CHECK(inside->run([&] { return fill_again(tmpfs, archive); })
                     .during("filling the tmpfs {} again", tmpfs.entry->mountpoint()));
   }
   return {};

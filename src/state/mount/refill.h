@@ -2,14 +2,13 @@
 #pragma once
 
 #include "base/error.h"
-#include "base/ids.h"
-#include "image/set.h"
+#include "state/restore.h"
 
 namespace ferry::state::mount {
 
-// `root`: the skeleton of the tree, whose tmpfs were filled from `before`.  Empties those of them that `now`
-// describes otherwise and fills them again; no task may have anything open in there yet.
-// Errors: unsupported for one that is not to be seen as a whole at one place of the tree's mount namespace.
-Result<void> refill_tmpfs(HostPid root, const image::Set& before, const image::Set& now);
+// Empties those of the tree's own tmpfs that the set describes otherwise than `before`, from which they were filled,
+// and fills them again; no task may have anything open in there yet.
+// Errors: unsupported for one that is not to be seen as a whole anywhere in the tree's mount namespaces.
+Result<void> refill_tmpfs(RestoreContext& context, const image::Set& before);
 
 }  // namespace ferry::state::mount

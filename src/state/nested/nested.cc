@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "image/proto/mount.pb.h"
@@ -60,15 +61,47 @@ Result<void> Nested::make_one(RestoreContext& context, NsKind kind, std::uint32_
   return {};
 }
 
-Result<void> Nested::check_single(const image::Set& set) {
-  for (const NsKind kind : {NsKind::net, NsKind::uts, NsKind::mnt, NsKind::cgroup}) {
-    FERRY_TRY(const auto ids, new_namespaces(set, kind));
-    if (ids.size() > 1) {
-      return fail(
-          Kind::unsupported,
-          "the tree has several {} namespaces, so it cannot be restored ahead of time; checkpoint and restore it "
-          "instead",
-          ns_name(kind));
+Result<void> Nested::check_single_network(const image::Set& set) {
+  FERRY_TRY(const auto ids, new_namespaces(set, NsKind::net));
+  if (ids.size() > 1) {
+    return fail(Kind::unsupported,
+                "the tree has several network namespaces, so it cannot be restored ahead of time; checkpoint and "
+                "restore it instead");
+  }
+  return {};
+}
+
+std::vector<HeldNamespace> Nested::give(const image::Set& set) {
+  std::vector<HeldNamespace> out;
+  for (auto& [which, fd] : held_) {
+    if (which.first != NsKind::net) {
+      out.push_back({which.first, inode_of(set, which.second), std::move(fd)});
+    }
+  }
+  insides_.clear();
+  held_.clear();
+  return out;
+}
+
+Result<void> Nested::take(RestoreContext& context, const std::vector<HeldNamespace>& made) {
+  FERRY_CHECK(check_single_network(context.set));
+  for (const NsKind kind : {NsKind::uts, NsKind::mnt}) {
+    FERRY_TRY(const auto ids, new_namespaces(context.set, kind));
+    for (const std::uint32_t id : ids) {
+      if (id == namespace_of(*context.root().ids, kind)) {
+        continue;
+      }
+      const std::uint64_t inode = inode_of(context.set, id);
+      const auto found = std::find_if(made.begin(), made.end(), [&](const HeldNamespace& one) {
+        return one.kind == kind && one.inode == inode && inode != 0;
+      });
+      if (found == made.end()) {
+        return fail(Kind::unsupported,
+                    "a process of the container got a {} namespace of its own while it was being moved; move it again",
+                    ns_name(kind));
+      }
+      FERRY_TRY(UniqueFd fd, sys::duplicate(found->fd.get()));
+      put(kind, id, std::move(fd));
     }
   }
   return {};

@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "base/unique_fd.h"
@@ -19,10 +20,22 @@
 
 namespace ferry::state {
 
+// One that a skeleton was made with, on its way to whoever will dress the tree.
+struct HeldNamespace {
+  NsKind kind = NsKind::mnt;
+  std::uint64_t inode = 0;  // inode_of()
+  UniqueFd fd;
+};
+
 class Nested {
  public:
-  // For a restore ahead of time, which has one namespace of each kind: refuses others by name.
-  static Result<void> check_single(const image::Set& set);
+  // For a restore ahead of time, which has one network namespace: refuses others by name.
+  static Result<void> check_single_network(const image::Set& set);
+  // Hands over what was made from this set; keeps none of them.
+  std::vector<HeldNamespace> give(const image::Set& set);
+  // Takes what was made from an earlier look at the tree, which stays the caller's.
+  // Errors: unsupported, if a namespace has come since.
+  Result<void> take(RestoreContext& context, const std::vector<HeldNamespace>& made);
   // Makes all network and uts namespaces that are not the root task's.  The root skeleton still has our mounts.
   Result<void> make(RestoreContext& context);
   // Makes one of a kind, or takes it: from whoever has it open.

@@ -197,6 +197,16 @@ Result<void> collect_ids(DumpContext& context) {
   for (const NsKind kind : kAllNsKinds) {
     known.emplace(std::pair(kind, own[index_of(kind)]), get(root_ids, kind));
   }
+  const auto number = [&](NsKind kind, std::uint64_t inode) {
+    const auto [at, is_new] = known.emplace(std::pair(kind, inode), last + 1);
+    if (is_new) {
+      ++last;
+      pb::FerryNamespace& entry = *inventory_of(context.set).add_ferry_namespaces();
+      entry.set_id(last);
+      entry.set_inode(inode);
+    }
+    return at->second;
+  };
   std::map<std::uint64_t, const DumpTask*> choosers;  // of a time namespace for children
   for (const auto& task : context.tasks) {
     if (task->zombie || task->ids == nullptr) {
@@ -218,19 +228,15 @@ Result<void> collect_ids(DumpContext& context) {
                     "{} lives in the {} namespace of this host, and the root of its tree ({}) does not",
                     task->subject(), ns_name(kind), context.root().subject());
       }
-      const auto [at, is_new] = known.emplace(std::pair(kind, inode), last + 1);
-      last += is_new ? 1 : 0;
-      put(*task->ids, kind, at->second);
+      put(*task->ids, kind, number(kind, inode));
     }
     FERRY_CHECK(check_pid_for_children(*task, inodes[index_of(NsKind::pid)]));
     const auto children = inode_at(task->proc.get(), "ns/time_for_children", task->subject());
     if (children.has_value() && *children != inodes[index_of(NsKind::time)]) {
-      const auto [at, is_new] = known.emplace(std::pair(NsKind::time, *children), last + 1);
-      last += is_new ? 1 : 0;
       const DumpTask*& chooser = choosers[*children];
       FERRY_CHECK(check_chooser(*task, chooser));
       chooser = task.get();
-      task->ids->set_ferry_time_for_children_ns_id(at->second);
+      task->ids->set_ferry_time_for_children_ns_id(number(NsKind::time, *children));
     }
   }
   const auto is_new = [&](NsKind kind) { return (*root)[index_of(kind)] != own[index_of(kind)]; };
@@ -304,6 +310,17 @@ Result<std::vector<std::uint32_t>> new_namespaces(const image::Set& set, NsKind 
 }
 
 std::uint32_t namespace_of(const pb::TaskKobjIdsEntry& ids, NsKind kind) { return get(ids, kind); }
+
+std::uint64_t inode_of(const image::Set& set, std::uint32_t id) {
+  for (const auto* inventory : set.list<pb::InventoryEntry>({image::Type::inventory, 0})) {
+    for (const pb::FerryNamespace& entry : inventory->ferry_namespaces()) {
+      if (entry.id() == id) {
+        return entry.inode();
+      }
+    }
+  }
+  return 0;
+}
 
 Result<NamespaceIds> NamespaceIds::of(const image::Set& set) {
   FERRY_TRY(const auto* inventory, set.one<pb::InventoryEntry>({image::Type::inventory, 0}));

@@ -73,6 +73,8 @@ std::vector<TreeNamespace> tree_namespaces(const DumpContext& context, NsKind ki
 Result<std::vector<std::uint32_t>> new_namespaces(const image::Set& set, NsKind kind);
 // The namespace of a task of a set; 0 if the set does not say.
 std::uint32_t namespace_of(const pb::TaskKobjIdsEntry& ids, NsKind kind);
+// What it was known by where the set was made: the same in every set of one tree.  0 if the set does not say.
+std::uint64_t inode_of(const image::Set& set, std::uint32_t id);
 
 // The inode of a namespace of a task; `pid` may be a thread's.  Errors: gone.
 Result<std::uint64_t> namespace_inode(HostPid pid, std::string_view name);

@@ -11,5 +11,7 @@ namespace ferry::state::uts {
 Result<void> collect(DumpContext& context);
 // The root skeleton has its UTS namespace.
 Result<void> restore(RestoreContext& context);
+// The names that have changed since an earlier look at the tree, with which its namespaces were made.
+Result<void> renew(RestoreContext& context, const image::Set& before);
 
 }  // namespace ferry::state::uts
