@@ -28,19 +28,22 @@ bool same(const pb::MntEntry& a, const pb::MntEntry& b) {
 }
 
 Result<void> check_same(const ById& before, const ById& now) {
-  constexpr const char* kAgain = "while the container was being moved; move it again";
   for (const auto& [id, entry] : now) {
     const auto then = before.find(id);
     if (then == before.end()) {
-      return fail(Kind::unsupported, "{} was mounted {}", entry->mountpoint(), kAgain);
+      return fail(Kind::unsupported, "{} was mounted while the container was being moved; move it again",
+                  entry->mountpoint());
     }
     if (!same(*then->second, *entry)) {
-      return fail(Kind::unsupported, "the mount {} was moved or changed {}", entry->mountpoint(), kAgain);
+      return fail(Kind::unsupported,
+                  "the mount {} was moved or changed while the container was being moved; move it again",
+                  entry->mountpoint());
     }
   }
   for (const auto& [id, entry] : before) {
     if (!now.contains(id)) {
-      return fail(Kind::unsupported, "{} was unmounted {}", entry->mountpoint(), kAgain);
+      return fail(Kind::unsupported, "{} was unmounted while the container was being moved; move it again",
+                  entry->mountpoint());
     }
   }
   return {};
