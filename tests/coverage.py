@@ -32,8 +32,6 @@ LOST = """## What is lost without a word
 
 Written by hand, since no code can say it: the kernel tells none of this, so a checkpoint neither saves nor refuses it.
 
-- What semop(2) is to undo when a process ends (`SEM_UNDO`): semaphores keep their values, and a process that ends after
-  the restore gives nothing back.
 - Keys of keyrings(7): a restored process has the keyrings that the container runtime gives it.
 - Directories watched with `F_NOTIFY` of fcntl(2).
 - The node that set_mempolicy_home_node(2) prefers.

@@ -19,6 +19,7 @@
 #include "state/inet_socket/inet_socket.h"
 #include "state/interrupted/interrupted.h"
 #include "state/ipc/ipc.h"
+#include "state/ipc/undo.h"
 #include "state/limits/limits.h"
 #include "state/memory/huge_pages.h"
 #include "state/memory/pages.h"
@@ -267,6 +268,7 @@ Result<void> RestoreStory::tell_daemon() { return daemon_ ? lazy::send_end(daemo
 Result<void> RestoreStory::dress_tasks() {
   const auto attributes = [&](RestoreTask& task, tracee::Batch& batch) -> Result<void> {
     FERRY_CHECK(state::signals::restore(task, context_, batch));
+    FERRY_CHECK(state::ipc::restore_undos(task, context_, batch));
     FERRY_CHECK(state::limits::restore(task, context_, batch));
     FERRY_CHECK(state::cpu::restore(task, batch));
     // One thread does everything in one go.

@@ -52,6 +52,7 @@ Result<void> DumpHost::settle(HostPid root) {
   }
   FERRY_CHECK(inside_.enter_namespaces(root));
   FERRY_CHECK(queues_.open(inside_));
+  FERRY_CHECK(undos_.prepare(inside_));
   entered_ = now;
   return {};
 }

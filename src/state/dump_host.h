@@ -16,6 +16,7 @@
 #include "base/unique_fd.h"
 #include "state/cgroup/tree.h"
 #include "state/inside.h"
+#include "state/ipc/undo.h"
 #include "state/mount/mountinfo.h"
 #include "state/mqueue/queues.h"
 #include "state/nsids/networks.h"
@@ -44,6 +45,7 @@ class DumpHost {
   Networks& networks() { return networks_; }
   // Of the ipc namespace that inside() is in.
   mqueue::Queues& queues() { return queues_; }
+  ipc::Undos& undos() { return undos_; }
   // A file below /proc of the thread that calls, which may be inside and then has another /proc, or none.
   Result<std::string> read_of_thread(const std::string& path) const;
   // Our own mountinfo.
@@ -66,6 +68,7 @@ class DumpHost {
   std::vector<std::unique_ptr<Inside>> in_networks_;
   Networks networks_;
   mqueue::Queues queues_;
+  ipc::Undos undos_;
   UniqueFd proc_;
   std::string yard_;
   std::vector<mount::Line> mounts_;

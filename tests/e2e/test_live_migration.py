@@ -117,6 +117,33 @@ while True:
 
 # What System V IPC holds differs in every round: a word of shared memory, a semaphore, a queue of five messages, and a
 # segment, a set of semaphores and a queue that are removed and made again.
+# One process after the other takes a semaphore, holds it nearly all of its life, and gives it back by its end alone.
+SEM_UNDO = r"""
+import ctypes, os, signal, time
+libc = ctypes.CDLL(None, use_errno=True)
+UNDO, GETVAL, SETVAL, CREATE = 0x1000, 12, 16, 0o1000
+class Operation(ctypes.Structure):
+    _fields_ = [("number", ctypes.c_ushort), ("by", ctypes.c_short), ("flags", ctypes.c_short)]
+semaphores = libc.semget(0x5e, 2, CREATE | 0o600)
+libc.semctl(semaphores, 1, SETVAL, 9)
+while True:
+    ready, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        done = libc.semop(semaphores, ctypes.byref(Operation(1, -4, UNDO)), 1)
+        os.write(tell, b"y" if done == 0 else b"n")
+        while True:
+            signal.pause()
+    if os.read(ready, 1) != b"y" or libc.semctl(semaphores, 1, GETVAL) != 5:
+        print("wrong: it could not be taken", flush=True)
+    time.sleep(0.2)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    value = libc.semctl(semaphores, 1, GETVAL)
+    print("right" if value == 9 else "wrong: %d is left" % value, flush=True)
+    os.close(ready)
+    os.close(tell)
+"""
 # A process in mount, cgroup and uts namespaces of its own.  What it mounts stands on a tmpfs that is everybody's; in all of
 # them something changes in every round, so every look of a move finds something else.
 NESTED = r"""
@@ -619,6 +646,16 @@ class LiveMigration(test_ferry_migrate.Migrate):
         self.assert_writes_on("objects", self.h1)
         self.migrate("objects", "--mode", "post-copy")
         self.assert_writes_on("objects", self.h2)
+
+    def test_a_semaphore_is_given_back_by_who_ends_after_the_move(self):
+        self.start_python("holder", SEM_UNDO)
+        self.assert_writes_on("holder", self.h1)
+        self.migrate("holder")
+        self.assert_writes_on("holder", self.h2)
+        self.ferry("migrate", "--no-precopy", "holder", "h1", host=self.h2, timeout=90)
+        self.assert_writes_on("holder", self.h1)
+        self.migrate("holder", "--mode", "post-copy")
+        self.assert_writes_on("holder", self.h2)
 
     def child_namespaces(self, name, host):
         """Those in which the container's first child does not live with its parent."""

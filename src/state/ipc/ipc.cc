@@ -121,6 +121,7 @@ Result<void> collect(DumpContext& context) {
   FERRY_CHECK(context.host.inside().run(look).during("ipc namespace of {}", context.root().subject()));
 
   FERRY_CHECK(context.host.queues().collect(context, found.limits));
+  FERRY_CHECK(context.host.undos().collect(context, found.semaphores));
   image::Set& set = context.set;
   const std::uint64_t id = ids.id(NsKind::ipc);
   set.add({image::Type::ipcns_var, id}, std::move(found.limits));

@@ -2,8 +2,14 @@
 #include <sys/msg.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstring>
+#include <functional>
+#include <thread>
+#include <vector>
 
 #include "live/live.h"
 
@@ -47,6 +53,86 @@ LIVE_TEST(SysvIpc, KeepsObjectsWithNumbersAndContent) {
   EXPECT_STREQ(got.text, "first");
   ASSERT_EQ(::msgrcv(queue, &got, sizeof got.text, 3, IPC_NOWAIT), 8);
   EXPECT_STREQ(got.text, "second");
+}
+
+// A set of semaphores with these values.
+int make_set(const std::vector<int>& values) {
+  const int set = ::semget(IPC_PRIVATE, static_cast<int>(values.size()), IPC_CREAT | 0600);
+  EXPECT_GE(set, 0);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    EXPECT_EQ(::semctl(set, static_cast<int>(i), SETVAL, values[i]), 0);
+  }
+  return set;
+}
+
+std::vector<int> values_of(int set, int count) {
+  std::vector<int> out;
+  for (int i = 0; i < count; ++i) {
+    out.push_back(::semctl(set, i, GETVAL));
+  }
+  return out;
+}
+
+bool operate(int set, int number, int by, int flags) {
+  sembuf operation{static_cast<unsigned short>(number), static_cast<short>(by), static_cast<short>(flags | IPC_NOWAIT)};
+  return ::semop(set, &operation, 1) == 0;
+}
+
+// Runs `work` and waits until it is told to end.
+class Worker {
+ public:
+  explicit Worker(const std::function<bool()>& work) {
+    EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends_), 0);
+    pid_ = ::fork();
+    if (pid_ == 0) {
+      char byte = work() ? 'y' : 'n';
+      const bool told = ::write(ends_[1], &byte, 1) == 1 && ::read(ends_[1], &byte, 1) == 1;
+      ::_exit(told ? 0 : 1);
+    }
+    char byte = 0;
+    EXPECT_EQ(::read(ends_[0], &byte, 1), 1);
+    EXPECT_EQ(byte, 'y') << "the worker could not do its work";
+  }
+  void end() {
+    EXPECT_EQ(::write(ends_[0], "e", 1), 1);
+    int status = 0;
+    EXPECT_EQ(::waitpid(pid_, &status, 0), pid_);
+    EXPECT_EQ(status, 0);
+  }
+
+ private:
+  int ends_[2] = {-1, -1};
+  pid_t pid_ = -1;
+};
+
+// semop(2), SEM_UNDO: in two sets, up and down, at both ends of the range, by two processes, one of which has a thread
+// that did a part of it, and is somebody else since then.
+LIVE_TEST(SysvIpc, AProcessThatEndsGivesBackWhatItTook) {
+  ASSERT_EQ(::unshare(CLONE_NEWIPC), 0);
+  const int gone = make_set({1});
+  const int one = make_set({5, 32'767, 0, 7});
+  const int other = make_set({10, 100});
+  Worker first([&] {
+    bool by_thread = false;
+    std::thread([&] { by_thread = operate(one, 0, -2, SEM_UNDO); }).join();
+    return by_thread && operate(one, 1, -32'767, SEM_UNDO) && operate(one, 2, 32'767, SEM_UNDO) &&
+           operate(other, 1, -40, SEM_UNDO) && operate(gone, 0, -1, SEM_UNDO) && ::setresuid(1234, 1234, 1234) == 0;
+  });
+  Worker second([&] { return operate(other, 0, 3, SEM_UNDO) && operate(other, 1, -1, SEM_UNDO); });
+  ASSERT_EQ(::semctl(gone, 0, IPC_RMID), 0);
+  const std::vector<int> held{3, 0, 32'767, 7};
+  ASSERT_EQ(values_of(one, 4), held);
+
+  checkpoint_here();
+
+  EXPECT_EQ(values_of(one, 4), held);
+  EXPECT_EQ(values_of(other, 2), (std::vector<int>{13, 59}));
+  second.end();
+  EXPECT_EQ(values_of(one, 4), held);
+  EXPECT_EQ(values_of(other, 2), (std::vector<int>{10, 60}));
+  first.end();
+  EXPECT_EQ(values_of(one, 4), (std::vector<int>{5, 32'767, 0, 7}));
+  EXPECT_EQ(values_of(other, 2), (std::vector<int>{10, 100}));
 }
 
 }  // namespace
