@@ -26,19 +26,41 @@ constexpr std::chrono::seconds kCallTime{30};  // a call on a dead network file 
 std::uint64_t all_but(int signal) { return ~(std::uint64_t{1} << (signal - 1)); }
 
 // Gives a thread its registers and signal mask back.
+//
+// We may be killed between any two steps, and the thread then goes on as it stands.  With everything blocked it must
+// not run code of its own: what it reads of its mask then (sigprocmask(2), before sigsuspend(2)) stays wrong for ever.
+// So the mask changes only while the thread stands in a batch, which ends with a signal frame; a single call has no
+// such place to stand, and its mask changes next to its registers.
 class Borrowed {
  public:
   // `mask`: what is blocked meanwhile.
   Borrowed(Thread& thread, std::uint64_t mask) : thread_(thread), batch_mask_(mask) {}
   Borrowed(const Borrowed&) = delete;
   Borrowed& operator=(const Borrowed&) = delete;
-  Result<void> take() {
+  // Changes nothing yet.
+  Result<void> look() {
     FERRY_TRY(regs_, thread_.registers());
     FERRY_TRY(mask_, thread_.signal_mask());
     taken_ = true;
-    if (mask_ != batch_mask_) {
-      FERRY_CHECK(thread_.set_signal_mask(batch_mask_));
+    return {};
+  }
+  // After look(): for a single call, before its registers are set.
+  Result<void> block() { return mask_ == batch_mask_ ? Result<void>() : thread_.set_signal_mask(batch_mask_); }
+  // After look(): into a batch, which is in its place.
+  Result<void> enter(const Registers& batch) {
+    FERRY_CHECK(thread_.set_registers(batch));
+    return block();
+  }
+  // Out of a batch, before whose signal frame it stands.
+  Result<void> leave() {
+    if (!taken_) {
+      return {};  // it was never anywhere else
     }
+    if (mask_ != batch_mask_) {
+      FERRY_CHECK(thread_.set_signal_mask(mask_));
+    }
+    FERRY_CHECK(thread_.set_registers(regs_));
+    taken_ = false;
     return {};
   }
   ~Borrowed() { (void)give_back(); }
@@ -125,7 +147,7 @@ Result<std::int64_t> Process::call(Thread& thread, long number, const std::vecto
                                    std::uint64_t at) {
   const Deadline deadline(kCallTime);
   Borrowed borrowed(thread, ~std::uint64_t{0});
-  FERRY_CHECK(borrowed.take());
+  FERRY_CHECK(borrowed.look());
   Registers regs = clean(borrowed.registers());
   const auto argument = [&](std::size_t i) { return i < arguments.size() ? arguments[i] : 0; };
   if (at == 0) {
@@ -143,6 +165,7 @@ Result<std::int64_t> Process::call(Thread& thread, long number, const std::vecto
   regs.r10 = argument(3);
   regs.r8 = argument(4);
   regs.r9 = argument(5);
+  FERRY_CHECK(borrowed.block());
   FERRY_CHECK(thread.set_registers(regs));
   for (int stops = 0; stops < 2; ++stops) {  // entry, exit
     FERRY_CHECK(thread.resume(PTRACE_SYSCALL));
@@ -247,19 +270,18 @@ struct Process::Running {
   Running(const Job& of, std::uint64_t mask) : job(of), borrowed(*of.thread, mask) {}
   Job job;
   Borrowed borrowed;
+  Registers begin{};         // with which it goes into the batch
   std::uint64_t base = 0;    // of its records
   std::uint64_t failed = 0;  // address of the record that ended it early
   [[nodiscard]] std::uint64_t end() const { return base + job.batch->records_.size() * sizeof(Record); }
 };
 
-// Takes the thread and writes its records to the end of `image`, which starts behind the code page.
-Result<void> Process::launch(const Job& job, Running& running, std::uint64_t base, std::vector<std::byte>& image,
-                             const Registers* skeleton) const {
+// Writes its records to the end of `image`, which starts behind the code page; once that is in its place, enter().
+Result<void> Process::prepare(const Job& job, Running& running, std::uint64_t base, std::vector<std::byte>& image,
+                              const Registers* skeleton) const {
   running.base = base;
-  if (skeleton != nullptr) {
-    FERRY_CHECK(job.thread->set_signal_mask(all_but(end_signal_)));
-  } else {
-    FERRY_CHECK(running.borrowed.take());
+  if (skeleton == nullptr) {
+    FERRY_CHECK(running.borrowed.look());
   }
   SignalFrame frame;
   const std::uint64_t frame_at = base + job.batch->size();
@@ -272,12 +294,18 @@ Result<void> Process::launch(const Job& job, Running& running, std::uint64_t bas
   image.insert(image.end(), placed.begin(), placed.end());
   image.resize(static_cast<std::size_t>(frame_at - area_.base - kPage));
   image.insert(image.end(), frame.bytes.begin(), frame.bytes.end());
-  Registers regs = clean(skeleton != nullptr ? *skeleton : running.borrowed.registers());
+  Registers& regs = running.begin;
+  regs = clean(skeleton != nullptr ? *skeleton : running.borrowed.registers());
   regs.rip = area_.base;
   regs.rbx = base;
   regs.r14 = running.end();
   regs.r15 = 0;
-  return job.thread->set_registers(regs);
+  return {};
+}
+
+Result<void> Process::enter(Running& running) {
+  FERRY_CHECK(running.borrowed.enter(running.begin));
+  return running.job.thread->resume(PTRACE_CONT);
 }
 
 // Until the thread stands at its end signal.
@@ -290,7 +318,7 @@ Result<void> Process::await_batch(Running& running, const Deadline& deadline) co
         FERRY_TRY(const Registers regs, thread.registers());
         if (regs.rbx == running.end() + Batch::kSignalRecord * sizeof(Record)) {
           running.failed = regs.r15;
-          return running.borrowed.give_back();
+          return running.borrowed.leave();
         }
       }
       if (stop.signal == SIGSEGV || stop.signal == SIGBUS || stop.signal == SIGILL) {
@@ -320,7 +348,7 @@ Result<std::vector<Replies>> Process::run_all(std::span<const Job> jobs) {
     std::vector<std::byte> image;
     for (; next < jobs.size() && at + jobs[next].batch->size() + extra <= end; ++next) {
       running.push_back(std::make_unique<Running>(jobs[next], all_but(end_signal_)));
-      FERRY_CHECK(launch(jobs[next], *running.back(), at, image, disposable_ ? &skeleton : nullptr));
+      FERRY_CHECK(prepare(jobs[next], *running.back(), at, image, disposable_ ? &skeleton : nullptr));
       at += jobs[next].batch->size() + extra;
     }
     if (next == first) {
@@ -329,7 +357,7 @@ Result<std::vector<Replies>> Process::run_all(std::span<const Job> jobs) {
     }
     FERRY_CHECK(sys::write_memory(pid_, area_.base + kPage, image));
     for (const auto& r : running) {
-      FERRY_CHECK(r->job.thread->resume(PTRACE_CONT));
+      FERRY_CHECK(enter(*r));
     }
     for (const auto& r : running) {
       FERRY_CHECK(
@@ -362,9 +390,9 @@ Result<void> Process::run_side_by_side(std::span<const Work> work) {
       jobs.push_back({&p.leader(), w.batch});
       running.push_back(std::make_unique<Running>(jobs.back(), all_but(p.end_signal_)));
       std::vector<std::byte> image;
-      FERRY_CHECK(p.launch(jobs.back(), *running.back(), p.area_.base + kPage, image, nullptr));
+      FERRY_CHECK(p.prepare(jobs.back(), *running.back(), p.area_.base + kPage, image, nullptr));
       FERRY_CHECK(sys::write_memory(p.pid_, p.area_.base + kPage, image));
-      FERRY_CHECK(p.leader().resume(PTRACE_CONT));
+      FERRY_CHECK(enter(*running.back()));
     }
     for (std::size_t i = 0; i < some.size(); ++i) {
       Process& p = *some[i].process;
@@ -388,13 +416,14 @@ Result<void> Process::unmap_side_by_side(std::span<const Unmapping> work) {
     for (const Unmapping& u : some) {
       Thread& leader = u.process->leader();
       borrowed.push_back(std::make_unique<Borrowed>(leader, ~std::uint64_t{0}));
-      FERRY_CHECK(borrowed.back()->take());
+      FERRY_CHECK(borrowed.back()->look());
       Registers regs = clean(borrowed.back()->registers());
       const Area area = std::exchange(u.process->area_, {});
       regs.rip = u.syscall_at;
       regs.rax = SYS_munmap;
       regs.rdi = area.base;
       regs.rsi = area.size;
+      FERRY_CHECK(borrowed.back()->block());
       FERRY_CHECK(leader.set_registers(regs));
       FERRY_CHECK(leader.resume(PTRACE_SYSCALL));
     }

@@ -105,8 +105,9 @@ class Process {
   Result<void> aim(Thread& thread, const Batch& batch);
   struct Running;
   // `skeleton`: registers to start from where nobody wants back what the thread had.
-  Result<void> launch(const Job& job, Running& running, std::uint64_t base, std::vector<std::byte>& image,
-                      const Registers* skeleton) const;
+  static Result<void> enter(Running& running);
+  Result<void> prepare(const Job& job, Running& running, std::uint64_t base, std::vector<std::byte>& image,
+                       const Registers* skeleton) const;
   Result<void> await_batch(Running& running, const Deadline& deadline) const;
   Result<Replies> collect(const Running& running, std::span<const std::byte> image) const;
 

@@ -354,10 +354,13 @@ class Migrate(FerryCase):
                 move.kill()  # popen is the program itself: nsenter executes it
         move.wait(30)
 
+        alive = []
+
         def one_life():
-            alive = [h for h in (self.h1, self.h2) if self.counts_on("doubtful", h)]
-            return alive if len(alive) == 1 else None
-        alive = wait_until(one_life, 40, "exactly one host to have the container running", 0.5)
+            alive[:] = [h for h in (self.h1, self.h2) if self.counts_on("doubtful", h)]
+            return len(alive) == 1
+        wait_until(one_life, 40, lambda: "exactly one host to have the container running, not "
+                   f"{[h.name for h in alive]}; {self.what_is_left('doubtful')}", 0.5)
         self.assert_seamless(self.wait_for_count("doubtful", before[-1] + 10, host=alive[0]))
         self.assertEqual([h for h in (self.h1, self.h2) if self.counts_on("doubtful", h)], alive)
 
@@ -433,6 +436,14 @@ class Migrate(FerryCase):
         # The guard of the move goes on asking.
         wait_until(lambda: self.counts_on("in-doubt", self.h1), 30, "the source to run again")
         self.assert_stayed_after(before, "in-doubt")
+
+    def what_is_left(self, name):
+        """For a message: what Docker and ferry say of the container on both hosts."""
+        def told(host):
+            docker = host.try_docker("inspect", "--format", "{{json .State}}", name, timeout=20)
+            ferry = self.try_ferry("ps", host=host)
+            return f"{host.name}: {docker.stdout} {docker.stderr} {ferry.stdout}"
+        return "\n".join(told(host) for host in (self.h1, self.h2))
 
     def counts_on(self, name, host):
         """Whether the container's count grows there; a container that Docker calls running may be a

@@ -527,6 +527,16 @@ class LiveMigration(test_ferry_migrate.Migrate):
         wait_until(lambda: len(host.docker("logs", name).splitlines()) >= before + lines, 30, f"{name} to work on")
         self.assertNotIn("wrong", host.docker("logs", name))
 
+    def assert_writes_on_everywhere(self, name):
+        """There, back without rounds, and there again with its memory behind it."""
+        self.assert_writes_on(name, self.h1)
+        self.migrate(name)
+        self.assert_writes_on(name, self.h2)
+        self.ferry("migrate", "--no-precopy", name, "h1", host=self.h2, timeout=90)
+        self.assert_writes_on(name, self.h1)
+        self.migrate(name, "--mode", "post-copy")
+        self.assert_writes_on(name, self.h2)
+
     ADDRESS = "10.77.0.161"
 
     def reached(self):
@@ -639,23 +649,11 @@ class LiveMigration(test_ferry_migrate.Migrate):
 
     def test_system_v_objects_that_change_all_the_time(self):
         self.start_python("objects", SYSTEM_V)
-        self.assert_writes_on("objects", self.h1)
-        self.migrate("objects")
-        self.assert_writes_on("objects", self.h2)
-        self.ferry("migrate", "--no-precopy", "objects", "h1", host=self.h2, timeout=90)
-        self.assert_writes_on("objects", self.h1)
-        self.migrate("objects", "--mode", "post-copy")
-        self.assert_writes_on("objects", self.h2)
+        self.assert_writes_on_everywhere("objects")
 
     def test_a_semaphore_is_given_back_by_who_ends_after_the_move(self):
         self.start_python("holder", SEM_UNDO)
-        self.assert_writes_on("holder", self.h1)
-        self.migrate("holder")
-        self.assert_writes_on("holder", self.h2)
-        self.ferry("migrate", "--no-precopy", "holder", "h1", host=self.h2, timeout=90)
-        self.assert_writes_on("holder", self.h1)
-        self.migrate("holder", "--mode", "post-copy")
-        self.assert_writes_on("holder", self.h2)
+        self.assert_writes_on_everywhere("holder")
 
     def child_namespaces(self, name, host):
         """Those in which the container's first child does not live with its parent."""
@@ -667,13 +665,7 @@ class LiveMigration(test_ferry_migrate.Migrate):
 
     def test_namespaces_of_a_child(self):
         self.start_python("nested", NESTED, options=("--cap-add", "SYS_ADMIN"))
-        self.assert_writes_on("nested", self.h1)
-        self.migrate("nested")
-        self.assert_writes_on("nested", self.h2)
-        self.ferry("migrate", "--no-precopy", "nested", "h1", host=self.h2, timeout=90)
-        self.assert_writes_on("nested", self.h1)
-        self.migrate("nested", "--mode", "post-copy")
-        self.assert_writes_on("nested", self.h2)
+        self.assert_writes_on_everywhere("nested")
         self.assertEqual(self.child_namespaces("nested", self.h2), {"mnt", "uts", "cgroup"})
 
     def test_a_container_that_mounts_meanwhile_stays(self):

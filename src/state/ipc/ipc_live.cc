@@ -2,8 +2,6 @@
 #include <sys/msg.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -11,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "live/child.h"
 #include "live/live.h"
 
 namespace ferry::live {
@@ -78,32 +77,10 @@ bool operate(int set, int number, int by, int flags) {
   return ::semop(set, &operation, 1) == 0;
 }
 
-// Runs `work` and waits until it is told to end.
-class Worker {
- public:
-  explicit Worker(const std::function<bool()>& work) {
-    EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends_), 0);
-    pid_ = ::fork();
-    if (pid_ == 0) {
-      char byte = work() ? 'y' : 'n';
-      const bool told = ::write(ends_[1], &byte, 1) == 1 && ::read(ends_[1], &byte, 1) == 1;
-      ::_exit(told ? 0 : 1);
-    }
-    char byte = 0;
-    EXPECT_EQ(::read(ends_[0], &byte, 1), 1);
-    EXPECT_EQ(byte, 'y') << "the worker could not do its work";
-  }
-  void end() {
-    EXPECT_EQ(::write(ends_[0], "e", 1), 1);
-    int status = 0;
-    EXPECT_EQ(::waitpid(pid_, &status, 0), pid_);
-    EXPECT_EQ(status, 0);
-  }
-
- private:
-  int ends_[2] = {-1, -1};
-  pid_t pid_ = -1;
-};
+// Does this work, and holds what it took until it is told to end.
+Child holder(const std::function<bool()>& work) {
+  return Child(work, [] { return 0; });
+}
 
 // semop(2), SEM_UNDO: in two sets, up and down, at both ends of the range, by two processes, one of which has a thread
 // that did a part of it, and is somebody else since then.
@@ -112,13 +89,13 @@ LIVE_TEST(SysvIpc, AProcessThatEndsGivesBackWhatItTook) {
   const int gone = make_set({1});
   const int one = make_set({5, 32'767, 0, 7});
   const int other = make_set({10, 100});
-  Worker first([&] {
+  Child first = holder([&] {
     bool by_thread = false;
     std::thread([&] { by_thread = operate(one, 0, -2, SEM_UNDO); }).join();
     return by_thread && operate(one, 1, -32'767, SEM_UNDO) && operate(one, 2, 32'767, SEM_UNDO) &&
            operate(other, 1, -40, SEM_UNDO) && operate(gone, 0, -1, SEM_UNDO) && ::setresuid(1234, 1234, 1234) == 0;
   });
-  Worker second([&] { return operate(other, 0, 3, SEM_UNDO) && operate(other, 1, -1, SEM_UNDO); });
+  Child second = holder([&] { return operate(other, 0, 3, SEM_UNDO) && operate(other, 1, -1, SEM_UNDO); });
   ASSERT_EQ(::semctl(gone, 0, IPC_RMID), 0);
   const std::vector<int> held{3, 0, 32'767, 7};
   ASSERT_EQ(values_of(one, 4), held);
@@ -127,10 +104,10 @@ LIVE_TEST(SysvIpc, AProcessThatEndsGivesBackWhatItTook) {
 
   EXPECT_EQ(values_of(one, 4), held);
   EXPECT_EQ(values_of(other, 2), (std::vector<int>{13, 59}));
-  second.end();
+  EXPECT_EQ(second.verdict(), 0);
   EXPECT_EQ(values_of(one, 4), held);
   EXPECT_EQ(values_of(other, 2), (std::vector<int>{10, 60}));
-  first.end();
+  EXPECT_EQ(first.verdict(), 0);
   EXPECT_EQ(values_of(one, 4), (std::vector<int>{5, 32'767, 0, 7}));
   EXPECT_EQ(values_of(other, 2), (std::vector<int>{10, 100}));
 }

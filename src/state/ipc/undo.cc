@@ -13,6 +13,7 @@
 #include "state/dump.h"
 #include "state/dump_host.h"
 #include "state/nsids/nsids.h"
+#include "state/restore.h"
 #include "sys/bpf_iterator.h"
 #include "sys/btf.h"
 

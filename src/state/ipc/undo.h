@@ -12,11 +12,16 @@
 #include "image/proto/core.pb.h"
 #include "state/inside.h"
 #include "state/ipc/sysv.h"
-#include "state/restore.h"
 #include "sys/kernel_memory.h"
+
+namespace ferry::tracee {
+class Batch;
+}  // namespace ferry::tracee
 
 namespace ferry::state {
 struct DumpContext;
+struct RestoreContext;
+struct RestoreTask;
 }  // namespace ferry::state
 
 namespace ferry::state::ipc {
