@@ -164,6 +164,11 @@ Result<void> write_entry(archive* disk, archive* out, archive_entry* entry, cons
     return archive_fail(out, "packing", path);
   }
   if (archive_entry_size(entry) > 0) {
+    // The map of a file with holes goes out with its first data, and libarchive leaves it away where none comes: of
+    // a file that is gone or empty by now.  What follows would be read as the map.
+    if (archive_write_data(out, "", 0) < 0) {
+      return archive_fail(out, "packing", path);
+    }
     FERRY_CHECK(copy_file(disk, out, path, choice.may_change));
   }
   return {};

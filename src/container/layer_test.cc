@@ -10,7 +10,9 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
+#include <thread>
 
 #include "base/unique_fd.h"
 #include "container/temp_directory.h"
@@ -119,6 +121,45 @@ TEST_F(Layer, KeepsHoles) {
   char end[4] = "";
   EXPECT_EQ(::pread(fd.get(), end, 3, 64 << 20), 3);
   EXPECT_STREQ(end, "end");
+}
+
+TEST_F(Layer, KeepsAFileThatIsNothingButAHole) {
+  {
+    const UniqueFd fd(::open((from_ + "/hole").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644));
+    ASSERT_EQ(::ftruncate(fd.get(), 100 << 20), 0);
+    const UniqueFd behind(::open((from_ + "/behind").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644));
+    ASSERT_EQ(::write(behind.get(), "x", 1), 1);
+  }
+  carry();
+  const auto info = stat_of(to_ + "/hole");
+  EXPECT_EQ(info.st_size, 100 << 20);
+  EXPECT_LT(info.st_blocks * 512, 1 << 20);
+  EXPECT_EQ(stat_of(to_ + "/behind").st_size, 1);
+}
+
+// Its length is in the header already when its content is read.
+TEST_F(Layer, AFileThatChangesItsLengthOnTheWayDoesNotBreakTheStream) {
+  const std::string path = from_ + "/sparse";
+  const UniqueFd file(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+  ASSERT_TRUE(file);
+  std::atomic<bool> done = false;
+  std::thread writer([&] {
+    while (!done) {
+      (void)!::ftruncate(file.get(), 0);
+      (void)!::ftruncate(file.get(), 1 << 20);
+      (void)!::pwrite(file.get(), "middle", 6, 512 << 10);
+    }
+  });
+  for (int i = 0; i < 2000 && !HasFailure(); ++i) {
+    const UniqueFd tar(::open((dir_ / "layer.tar").c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+    const auto packed = pack_layer_entries(from_, {"sparse", "."}, {.may_change = true}, tar.get());
+    ASSERT_TRUE(packed.has_value()) << packed.error().message();
+    ::lseek(tar.get(), 0, SEEK_SET);
+    const auto unpacked = unpack_layer(tar.get(), to_);
+    EXPECT_TRUE(unpacked.has_value()) << i << ": " << unpacked.error().message();
+  }
+  done = true;
+  writer.join();
 }
 
 TEST_F(Layer, KeepsSocketsAndNamesOfAnyBytes) {
