@@ -73,7 +73,7 @@ Result<void> ask_threads(DumpTask& task) {
   return {};
 }
 
-Result<void> ask_task(DumpTask& task, Caretaker& caretaker) {
+Result<void> ask_task(DumpTask& task, Caretaker& caretaker, const tracee::WaysBack& ways) {
   FERRY_CHECK(suspend_seccomp(task, task.threads.front()));
   task.process.set_end_signal(
       state::signals::end_of_batch(task.status.sig_pending | task.status.shared_pending, task.status.sig_caught));
@@ -83,6 +83,7 @@ Result<void> ask_task(DumpTask& task, Caretaker& caretaker) {
     return fail(Kind::unsupported, "{} has no {} bytes of address space left", task.subject(), kAreaSize);
   }
   FERRY_TRY(const std::uint64_t mask, task.process.leader().signal_mask());
+  task.process.set_way_back(ways.of(task.pid, task.mappings));
   caretaker.lend(task.pid, task.stat.start_time, {*room, kAreaSize}, mask, kernel.vdso.start, kernel.vdso.size);
   FERRY_CHECK(task.process.map_area(kAreaSize, *room, kernel.vdso.start, kernel.vdso.size));
   tracee::Batch of_process;
@@ -116,7 +117,7 @@ Result<void> ask_task(DumpTask& task, Caretaker& caretaker) {
 Result<void> CheckpointStory::ask() {
   for (auto& task : tasks_) {
     if (!task->zombie) {
-      FERRY_CHECK(ask_task(*task, caretaker_).during("asking pid {}", task->pid));
+      FERRY_CHECK(ask_task(*task, caretaker_, ways_).during("asking pid {}", task->pid));
     }
   }
   return {};

@@ -118,7 +118,7 @@ Result<void> CheckpointStory::tell(Stage stage) {
 // Whatever can be done while the tree still runs.
 Result<void> CheckpointStory::prepare() {
   FERRY_CHECK(raise_descriptor_limit());
-  FERRY_CHECK(preflight(options_, look_, mapping_look_));
+  FERRY_CHECK(preflight(options_, look_, mapping_look_, ways_));
   if (options_.lazy_pages) {
     if (options_.leave_running) {
       return fail(Kind::invalid, "--lazy-pages with --leave-running: the tree would run twice");

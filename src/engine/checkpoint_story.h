@@ -78,6 +78,7 @@ class CheckpointStory {
   image::Set set_;
   sys::TaskLook look_;
   sys::MappingLook mapping_look_;
+  tracee::WaysBack ways_;
   Succession succession_;
   state::FileTable files_;
   state::DumpHost host_;

@@ -142,7 +142,7 @@ class PreDump {
       return {};
     }
     const auto begin = Clock::now();
-    FERRY_TRY(auto tracker, Tracker::install(pid));
+    FERRY_TRY(auto tracker, Tracker::install(pid, ways_));
     report_.frozen_us += micros(Clock::now() - begin);
     succession_.track(std::move(tracker), name);
     return {};
@@ -172,6 +172,7 @@ class PreDump {
   image::Set set_;
   std::unique_ptr<PageServerKeeper> page_server_;
   DumpReport report_;
+  tracee::WaysBack ways_;
   std::uint32_t last_pages_id_ = 0;
   state::memory::Reading reading_{};
 };

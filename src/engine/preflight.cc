@@ -145,7 +145,8 @@ std::uint64_t kibibytes(std::string_view status, std::string_view name) {
 
 }  // namespace
 
-Result<void> preflight(const DumpOptions& options, sys::TaskLook& look, sys::MappingLook& mappings) {
+Result<void> preflight(const DumpOptions& options, sys::TaskLook& look, sys::MappingLook& mappings,
+                       tracee::WaysBack& ways) {
   const std::vector<HostPid> tree = list_tree(options.pid, &look);
   Rings rings;
   for (const HostPid pid : tree) {
@@ -160,6 +161,7 @@ Result<void> preflight(const DumpOptions& options, sys::TaskLook& look, sys::Map
       return looked;
     }
     mappings.expect(pid);
+    ways.learn(pid);
   }
   const auto btf = sys::Btf::of_kernel();
   if (!btf.has_value()) {

@@ -69,12 +69,13 @@ Result<Rounds> Rounds::watch(Link& control, PageStreams& streams, HostPid root, 
     FERRY_CHECK(keeper.void_marks());
     FERRY_CHECK(keeper.stop());
   }
+  tracee::WaysBack ways;
   for (const HostPid pid : engine::list_tree(root)) {
     const auto number = innermost_number(pid);
     if (!number.has_value() || !out.skeletons_.contains(*number)) {
       continue;
     }
-    auto tracker = state::memory::Tracker::install(pid);
+    auto tracker = state::memory::Tracker::install(pid, ways);
     if (tracker.has_value()) {
       out.watched_.emplace(pid, Watched{*number, std::move(*tracker)});
     } else if (pid == root || (tracker.error().kind != Kind::gone && !is_a_zombie(pid))) {

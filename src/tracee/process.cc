@@ -29,8 +29,8 @@ std::uint64_t all_but(int signal) { return ~(std::uint64_t{1} << (signal - 1)); 
 //
 // We may be killed between any two steps, and the thread then goes on as it stands.  With everything blocked it must
 // not run code of its own: what it reads of its mask then (sigprocmask(2), before sigsuspend(2)) stays wrong for ever.
-// So the mask changes only while the thread stands in a batch, which ends with a signal frame; a single call has no
-// such place to stand, and its mask changes next to its registers.
+// So the mask changes only while the thread stands where a signal frame comes next: in a batch, or before a call with a
+// way back.  For a call without, it changes next to the registers.
 class Borrowed {
  public:
   // `mask`: what is blocked meanwhile.
@@ -46,12 +46,12 @@ class Borrowed {
   }
   // After look(): for a single call, before its registers are set.
   Result<void> block() { return mask_ == batch_mask_ ? Result<void>() : thread_.set_signal_mask(batch_mask_); }
-  // After look(): into a batch, which is in its place.
-  Result<void> enter(const Registers& batch) {
-    FERRY_CHECK(thread_.set_registers(batch));
+  // After look(): to where a signal frame comes next.
+  Result<void> move_to(const Registers& place) {
+    FERRY_CHECK(thread_.set_registers(place));
     return block();
   }
-  // Out of a batch, before whose signal frame it stands.
+  // Away from there.
   Result<void> leave() {
     if (!taken_) {
       return {};  // it was never anywhere else
@@ -146,9 +146,21 @@ Result<void> Process::reopen_memory() {
 Result<std::int64_t> Process::call(Thread& thread, long number, const std::vector<std::uint64_t>& arguments,
                                    std::uint64_t at) {
   const Deadline deadline(kCallTime);
+  StackFrame frame;  // outlives the stay there
   Borrowed borrowed(thread, ~std::uint64_t{0});
   FERRY_CHECK(borrowed.look());
   Registers regs = clean(borrowed.registers());
+  if (way_back_.has_value() && !disposable_) {
+    FERRY_TRY(const auto state, thread.extended_state());
+    if (const auto placed = frame.place(pid_, *way_back_, borrowed.registers(), borrowed.mask(), state); !placed) {
+      log::debug("no way back from a call of pid {}: {}", pid_, placed.error().message());
+    }
+  }
+  const bool finds_back = frame.stack_pointer() != 0;
+  if (finds_back) {
+    at = way_back_->call;
+    regs.rsp = frame.stack_pointer();
+  }
   const auto argument = [&](std::size_t i) { return i < arguments.size() ? arguments[i] : 0; };
   if (at == 0) {
     // The loop's own instruction; its place is found once in the code itself.
@@ -165,14 +177,18 @@ Result<std::int64_t> Process::call(Thread& thread, long number, const std::vecto
   regs.r10 = argument(3);
   regs.r8 = argument(4);
   regs.r9 = argument(5);
-  FERRY_CHECK(borrowed.block());
-  FERRY_CHECK(thread.set_registers(regs));
+  if (finds_back) {
+    FERRY_CHECK(borrowed.move_to(regs));
+  } else {
+    FERRY_CHECK(borrowed.block());
+    FERRY_CHECK(thread.set_registers(regs));
+  }
   for (int stops = 0; stops < 2; ++stops) {  // entry, exit
     FERRY_CHECK(thread.resume(PTRACE_SYSCALL));
     FERRY_CHECK(wait_for_syscall_stop(thread, deadline));
   }
   FERRY_TRY(const Registers after, thread.registers());
-  FERRY_CHECK(borrowed.give_back());
+  FERRY_CHECK(finds_back ? borrowed.leave() : borrowed.give_back());
   return static_cast<std::int64_t>(after.rax);
 }
 
@@ -304,7 +320,7 @@ Result<void> Process::prepare(const Job& job, Running& running, std::uint64_t ba
 }
 
 Result<void> Process::enter(Running& running) {
-  FERRY_CHECK(running.borrowed.enter(running.begin));
+  FERRY_CHECK(running.borrowed.move_to(running.begin));
   return running.job.thread->resume(PTRACE_CONT);
 }
 

@@ -2,8 +2,8 @@
 //
 // The loop and its records live in an area that is mapped for the purpose and unmapped at the end.
 // After every call and batch the thread has its own registers and signal mask back, and inside a batch it
-// finds its own way back (sigframe.h), so this process may die at nearly any moment and the target goes on
-// unharmed, the idle area aside.
+// finds its own way back (sigframe.h), as it does from a call where one is known (way_back.h), so this process may die
+// at any moment and the target goes on unharmed, the idle area aside.
 #pragma once
 
 #include <sys/types.h>
@@ -18,6 +18,7 @@
 #include "base/unique_fd.h"
 #include "tracee/batch.h"
 #include "tracee/thread.h"
+#include "tracee/way_back.h"
 
 namespace ferry::tracee {
 
@@ -52,11 +53,13 @@ class Process {
   // The signal by which a batch says that it is at its end; SIGURG if not told otherwise.  To be one that
   // the kernel ignores by default, and neither caught nor pending in the target.
   void set_end_signal(int signal) { end_signal_ = signal; }
+  // How a thread finds back from call() if we die meanwhile.  Without, it would go on from there.
+  void set_way_back(const std::optional<WayBack>& way) { way_back_ = way; }
   // A skeleton: nobody minds if it dies with us, so its batches carry no way back.
   void set_disposable() { disposable_ = true; }
 
   // One system call by `thread`, through ptrace's system call stops: no signal is raised in the target.
-  // `at`: address of a syscall instruction; the area's own if it is mapped and `at` is 0.
+  // `at`: address of a syscall instruction, if there is no way back; the area's own if it is mapped and `at` is 0.
   // Returns the raw result, a negative errno on failure.
   Result<std::int64_t> call(Thread& thread, long number, const std::vector<std::uint64_t>& arguments,
                             std::uint64_t at = 0);
@@ -117,6 +120,7 @@ class Process {
   Area area_;
   int end_signal_ = 23;  // SIGURG
   bool disposable_ = false;
+  std::optional<WayBack> way_back_;
   std::uint64_t vdso_ = 0, vdso_size_ = 0;  // as map_area was told
 };
 

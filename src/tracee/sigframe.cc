@@ -46,6 +46,7 @@ constexpr std::uint32_t kMagic2 = 0x46505845;
 // Components up to PKRU.  Those above have to be asked for (AMX) or are the kernel's own, and make the
 // area larger than the kernel takes from a thread that did not ask.
 constexpr unsigned kLastComponent = 9;
+constexpr std::size_t kReturnAddress = 8;  // where a handler would have it: struct rt_sigframe, pretcode
 
 struct Extent {
   std::uint64_t features = 3;
@@ -101,7 +102,7 @@ SignalFrame make_signal_frame(std::uint64_t address, Registers r, std::uint64_t 
   }
   const Extent extent = ordinary_state(extended_state.size());
   SignalFrame out;
-  const std::size_t context_at = (extent.size + sizeof kMagic2 + 15) & ~std::size_t{15};
+  const std::size_t context_at = (extent.size + sizeof kMagic2 + kReturnAddress + 15) & ~std::size_t{15};
   out.bytes.resize(context_at + sizeof(UserContext));
   std::memcpy(out.bytes.data(), extended_state.data(), std::min(extent.size, extended_state.size()));
   std::uint64_t in_use = 0;

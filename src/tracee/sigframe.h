@@ -16,7 +16,7 @@ namespace ferry::tracee {
 
 struct SignalFrame {
   std::vector<std::byte> bytes;     // to stand at `address`
-  std::uint64_t stack_pointer = 0;  // for rt_sigreturn
+  std::uint64_t stack_pointer = 0;  // for rt_sigreturn; the 8 bytes below it are free for a return address
 };
 // `address` has to be a multiple of 64.  A system call that the stop interrupted is made again from its
 // start, because its restart block does not survive rt_sigreturn.

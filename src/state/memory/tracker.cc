@@ -101,6 +101,12 @@ Result<UniqueFd> make_inside(tracee::Process& process, const std::vector<sys::Ma
 }  // namespace
 
 Result<Tracker> Tracker::install(HostPid pid) {
+  tracee::WaysBack ways;
+  return install(pid, ways);
+}
+
+Result<Tracker> Tracker::install(HostPid pid, tracee::WaysBack& ways) {
+  ways.learn(pid);
   FERRY_TRY(auto task, tracee::stop_process(pid, tracee::Deadline(kStopTime)));
   if (task.zombie) {
     return fail(Kind::gone, "pid {} has ended", pid);
@@ -117,6 +123,7 @@ Result<Tracker> Tracker::install(HostPid pid) {
   }
   FERRY_TRY(const auto text, sys::read_file(fmt::format("/proc/{}/maps", pid)));
   FERRY_TRY(const auto mappings, sys::parse_maps(text));
+  process.set_way_back(ways.of(pid, mappings));
   auto tracker = install(process, start_time, mappings);
   for (auto& thread : process.threads()) {
     FERRY_CHECK(thread.detach());
