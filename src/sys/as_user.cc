@@ -8,16 +8,22 @@
 
 namespace ferry::sys {
 
-Result<void> as_user(std::uint32_t uid, std::uint32_t euid, const std::function<Result<void>()>& work) {
-  if (uid == ::getuid() && euid == ::geteuid()) {
+Result<void> as_user(const User& user, const std::function<Result<void>()>& work) {
+  if (user.uid == ::getuid() && user.euid == ::geteuid() &&
+      (!user.gid.has_value() || (*user.gid == ::getgid() && *user.gid == ::getegid()))) {
     return work();
   }
   Result<void> out;
   const int dumpable = ::prctl(PR_GET_DUMPABLE);
-  // The system call itself: the C library's would change all threads (nptl(7)).
+  // The system calls themselves: the C library's would change all threads (nptl(7)).  The group first, because the user
+  // may not change it.
   std::thread([&] {
-    if (::syscall(SYS_setresuid, uid, euid, -1) != 0) {
-      out = sys_fail(fmt::format("setresuid({}, {})", uid, euid));
+    if (user.gid.has_value() && ::syscall(SYS_setresgid, *user.gid, *user.gid, -1) != 0) {
+      out = sys_fail(fmt::format("setresgid({})", *user.gid));
+      return;
+    }
+    if (::syscall(SYS_setresuid, user.uid, user.euid, -1) != 0) {
+      out = sys_fail(fmt::format("setresuid({}, {})", user.uid, user.euid));
       return;
     }
     out = work();

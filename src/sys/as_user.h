@@ -3,13 +3,19 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 
 #include "base/error.h"
 
 namespace ferry::sys {
 
-// Runs `work` on a thread with that real and effective user, in the namespaces of the thread that calls.  The groups
-// stay ours, and so does the saved user.
-Result<void> as_user(std::uint32_t uid, std::uint32_t euid, const std::function<Result<void>()>& work);
+struct User {
+  std::uint32_t uid = 0;
+  std::uint32_t euid = 0;
+  std::optional<std::uint32_t> gid{};  // real and effective; ours if none
+};
+// Runs `work` on a thread that is this user, in the namespaces of the thread that calls.  The supplementary groups stay
+// ours, and so do the saved ids.
+Result<void> as_user(const User& user, const std::function<Result<void>()>& work);
 
 }  // namespace ferry::sys

@@ -89,7 +89,7 @@ Result<void> restore_fown(int fd, const pb::FownEntry& entry, const RestoreConte
   }
   const f_owner_ex owner{static_cast<__pid_type>(entry.pid_type()), ours};
   // fcntl(2), F_SETOWN: the kernel remembers who asked, and checks by that whether a signal may be sent.
-  return sys::as_user(entry.uid(), entry.euid(), [&]() -> Result<void> {
+  return sys::as_user({entry.uid(), entry.euid()}, [&]() -> Result<void> {
     if (::fcntl(fd, F_SETOWN_EX, &owner) != 0) {
       return sys_fail(fmt::format("fcntl(F_SETOWN_EX, {})", ours));
     }

@@ -79,7 +79,7 @@ Result<void> write_limit(int sysctl, const std::string& file, const std::string&
   if (::fstatat(sysctl, file.c_str(), &st, 0) != 0) {
     return sys_fail(fmt::format("stat(/proc/sys/{})", file));
   }
-  return sys::as_user(st.st_uid, st.st_uid, [&] { return sys::write_file_at(sysctl, file, text); });
+  return sys::as_user({st.st_uid, st.st_uid}, [&] { return sys::write_file_at(sysctl, file, text); });
 }
 
 Result<pb::IpcVarEntry> read_limits(int sysctl) {

@@ -5,11 +5,11 @@
 #include <sys/msg.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cstring>
 
+#include "sys/as_user.h"
 #include "sys/file.h"
 
 namespace ferry::state::ipc {
@@ -31,39 +31,16 @@ void apply(const pb::IpcDescEntry& entry, ipc_perm& perm) {
   perm.mode = static_cast<decltype(perm.mode)>(entry.mode() & 0777);
 }
 
-// The creator of an object is whoever makes it.  The bare system calls change this thread alone; the
-// saved ids stay root's, so it can become root again.
-class AsCreator {
- public:
-  static Result<AsCreator> of(const pb::IpcDescEntry& entry) {
-    if (::syscall(SYS_setresgid, -1, entry.cgid(), -1) != 0 || ::syscall(SYS_setresuid, -1, entry.cuid(), -1) != 0) {
-      return sys_fail(fmt::format("becoming user {} and group {}", entry.cuid(), entry.cgid()));
-    }
-    return AsCreator();
-  }
-  AsCreator(AsCreator&& other) noexcept : active_(std::exchange(other.active_, false)) {}
-  AsCreator& operator=(AsCreator&&) = delete;
-  ~AsCreator() {
-    if (active_) {
-      ::syscall(SYS_setresuid, -1, 0, -1);
-      ::syscall(SYS_setresgid, -1, 0, -1);
-    }
-  }
-
- private:
-  AsCreator() = default;
-  bool active_ = true;
-};
-
 // Makes an object with a chosen number (proc(5), /proc/sys/kernel/shm_next_id and its like).
 template <class Get>
 Result<void> make(int sysctl, const char* kind, const pb::IpcDescEntry& desc, Get get) {
   FERRY_CHECK(sys::write_file_at(sysctl, fmt::format("kernel/{}_next_id", kind), std::to_string(desc.id())));
-  FERRY_TRY(const AsCreator creator, AsCreator::of(desc));
-  const int id = get(static_cast<key_t>(desc.key()), IPC_CREAT | IPC_EXCL | static_cast<int>(desc.mode() & 0777));
-  if (id < 0) {
-    return sys_fail(fmt::format("{}get(key {:#x})", kind, desc.key()));
-  }
+  int id = -1;
+  // The creator of an object is whoever makes it.
+  FERRY_CHECK(sys::as_user({desc.cuid(), desc.cuid(), desc.cgid()}, [&]() -> Result<void> {
+    id = get(static_cast<key_t>(desc.key()), IPC_CREAT | IPC_EXCL | static_cast<int>(desc.mode() & 0777));
+    return id >= 0 ? Result<void>() : sys_fail(fmt::format("{}get(key {:#x})", kind, desc.key()));
+  }));
   if (id != static_cast<int>(desc.id())) {
     return fail(Kind::os, "{} {} came out as number {}", kind, desc.id(), id);
   }

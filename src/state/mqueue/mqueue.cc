@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <mqueue.h>
-#include <sys/fsuid.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
@@ -58,19 +57,6 @@ class Headroom {
  private:
   int sysctl_;
   std::vector<std::pair<std::string, std::uint64_t>> changed_;
-};
-
-// What this thread makes is of that group; a user namespace takes nothing of a group that it does not know
-// (setfsgid(2), EOVERFLOW of open(2)).
-class AsGroup {
- public:
-  explicit AsGroup(std::uint32_t gid) : before_(static_cast<gid_t>(::setfsgid(gid))) {}
-  AsGroup(const AsGroup&) = delete;
-  AsGroup& operator=(const AsGroup&) = delete;
-  ~AsGroup() { ::setfsgid(before_); }
-
- private:
-  gid_t before_;
 };
 
 class MqueueKind final : public FileKind {
@@ -210,9 +196,9 @@ class MqueueKind final : public FileKind {
     attributes.mq_maxmsg = static_cast<long>(queue.max_messages());
     attributes.mq_msgsize = static_cast<long>(queue.message_size());
     UniqueFd made;
-    const AsGroup group(queue.gid());
-    // What it takes is on the account of the user who makes it (getrlimit(2), RLIMIT_MSGQUEUE).
-    FERRY_CHECK(sys::as_user(queue.uid(), queue.uid(), [&]() -> Result<void> {
+    // What it takes is on the account of the user who makes it (getrlimit(2), RLIMIT_MSGQUEUE); and a user namespace
+    // takes nothing of a group that it does not know (open(2), EOVERFLOW).
+    FERRY_CHECK(sys::as_user({queue.uid(), queue.uid(), queue.gid()}, [&]() -> Result<void> {
       made = UniqueFd(::mq_open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NONBLOCK | O_CLOEXEC, 0600, &attributes));
       if (!made) {
         return sys_fail("mq_open()");
