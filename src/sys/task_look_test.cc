@@ -37,11 +37,13 @@ TEST_F(TaskLookOfThisKernel, TellsWhatAThreadWouldAnswer) {
     stack_t stack{};
     stack.ss_sp = room.data();
     stack.ss_size = room.size();
-    ::sigaltstack(&stack, nullptr);
+    stack_t before{};
+    ::sigaltstack(&stack, &before);
     tid = static_cast<pid_t>(::syscall(SYS_gettid));
     tid.notify_one();
     done.wait(false);
     ::prctl(PR_SET_PDEATHSIG, 0);
+    ::sigaltstack(&before, nullptr);  // a sanitizer's, which it takes down itself
   });
   tid.wait(0);
   const auto threads = look.threads_of(HostPid(::getpid()));

@@ -144,12 +144,13 @@ while True:
     os.close(ready)
     os.close(tell)
 """
-# A process in mount, cgroup and uts namespaces of its own.  What it mounts stands on a tmpfs that is everybody's; in all of
+# A process in mount, cgroup, uts and ipc namespaces of its own.  What it mounts stands on a tmpfs that is everybody's; in all of
 # them something changes in every round, so every look of a move finds something else.
 NESTED = r"""
 import ctypes, itertools, os, socket, time
 libc = ctypes.CDLL(None, use_errno=True)
-NEWNS, NEWCGROUP, NEWUTS, PRIVATE, RECURSIVE = 0x20000, 0x2000000, 0x4000000, 1 << 18, 1 << 14
+NEWNS, NEWCGROUP, NEWUTS, NEWIPC, PRIVATE, RECURSIVE = 0x20000, 0x2000000, 0x4000000, 0x8000000, 1 << 18, 1 << 14
+libc.shmat.restype = ctypes.c_void_p
 def call(name, *arguments):
     if getattr(libc, name)(*arguments) != 0:
         print("wrong:", name, arguments, "failed with", ctypes.get_errno(), flush=True)
@@ -157,26 +158,31 @@ def put(path, number):
     with open(path + ".new", "w") as f:
         f.write(str(number))
     os.rename(path + ".new", path)
-def expect(what, number):
-    found = open(what).read() if what.startswith("/") else socket.gethostname()
-    if found != str(number):
-        print("wrong:", what, "is", found, "in round", number, flush=True)
+def expect(what, found, wanted):
+    if found != wanted:
+        print("wrong:", what, "is", found, "instead of", wanted, flush=True)
 def work(names, name):
+    number_of_segment = libc.shmget(0x51, 4096, 0o1600)
+    segment = (ctypes.c_char * 64).from_address(libc.shmat(number_of_segment, None, 0))
     for number in itertools.count(1):
+        mark = name + str(number)
         for path in names:
-            put(path, name + str(number))
-        socket.sethostname(name + str(number))
+            put(path, mark)
+        socket.sethostname(mark)
+        segment.value = mark.encode()
         time.sleep(0.02)
         for path in names:
-            expect(path, name + str(number))
-        expect("name", name + str(number))
+            expect(path, open(path).read(), mark)
+        expect("name", socket.gethostname(), mark)
+        expect("segment", segment.value.decode(), mark)
+        expect("number", libc.shmget(0x51, 0, 0), number_of_segment)
         if number % 5 == 0:
             print("right", flush=True)
 os.mkdir("/common")
 call("mount", b"none", b"/common", b"tmpfs", 0, b"size=1m")
 os.mkdir("/common/place")
 if os.fork() == 0:
-    call("unshare", NEWNS | NEWCGROUP | NEWUTS)
+    call("unshare", NEWNS | NEWCGROUP | NEWUTS | NEWIPC)
     call("mount", None, b"/", None, PRIVATE | RECURSIVE, None)
     call("mount", b"none", b"/common/place", b"tmpfs", 0, b"size=1m")
     work(["/common/place/inner", "/common/child"], "child")
@@ -666,7 +672,7 @@ class LiveMigration(test_ferry_migrate.Migrate):
     def test_namespaces_of_a_child(self):
         self.start_python("nested", NESTED, options=("--cap-add", "SYS_ADMIN"))
         self.assert_writes_on_everywhere("nested")
-        self.assertEqual(self.child_namespaces("nested", self.h2), {"mnt", "uts", "cgroup"})
+        self.assertEqual(self.child_namespaces("nested", self.h2), {"mnt", "uts", "ipc", "cgroup"})
 
     def test_a_container_that_mounts_meanwhile_stays(self):
         self.start_python("mounter", "import ctypes, itertools, os, time\n"

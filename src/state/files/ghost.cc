@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 #include <cerrno>
 #include <climits>
 
+#include "sys/device.h"
 #include "sys/file.h"
 
 namespace ferry::state::ghost {
@@ -20,7 +20,6 @@ using image::Type;
 
 constexpr std::uint64_t kChunkedFrom = 12288;  // bytes; smaller files are kept whole, as CRIU does
 
-std::uint32_t kernel_device(dev_t device) { return static_cast<std::uint32_t>(major(device) << 20 | minor(device)); }
 dev_t user_device(std::uint32_t device) { return makedev(device >> 20, device & 0xfffff); }
 
 // A path to the file behind a descriptor of ours, whatever names it has.
@@ -102,7 +101,7 @@ Result<void> save(DumpContext& context, int ours, const struct stat& stat, std::
   entry.set_uid(stat.st_uid);
   entry.set_gid(stat.st_gid);
   entry.set_mode(stat.st_mode);
-  entry.set_dev(kernel_device(stat.st_dev));
+  entry.set_dev(sys::kernel_device(stat.st_dev));
   entry.set_ino(stat.st_ino);
   entry.mutable_atim()->set_tv_sec(static_cast<std::uint64_t>(stat.st_atim.tv_sec));
   entry.mutable_atim()->set_tv_usec(static_cast<std::uint64_t>(stat.st_atim.tv_nsec / 1000));
@@ -112,7 +111,7 @@ Result<void> save(DumpContext& context, int ours, const struct stat& stat, std::
     entry.set_ferry_temporary(true);
   }
   if (S_ISCHR(stat.st_mode) || S_ISBLK(stat.st_mode)) {
-    entry.set_rdev(kernel_device(stat.st_rdev));
+    entry.set_rdev(sys::kernel_device(stat.st_rdev));
   }
   if (S_ISLNK(stat.st_mode)) {
     std::array<char, PATH_MAX> target{};

@@ -3,20 +3,18 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 
 #include <cstring>
 #include <optional>
 
 #include "state/mount/mountinfo.h"
+#include "sys/device.h"
 #include "sys/file.h"
 
 namespace ferry::state::inotify {
 namespace {
 
 constexpr std::size_t kMostEntries = 1'000'000;  // of one filesystem; a second or two
-
-std::uint32_t kernel_device(dev_t dev) { return major(dev) << 20 | minor(dev); }
 
 // Is it really that file that the path leads to?
 bool leads_to(int root, const std::string& path, const struct stat& wanted) {
@@ -105,7 +103,7 @@ Result<Found> PathFinder::find(int proc, const InotifyWatch& watch, const std::s
     const auto fd = sys::open_in_root(view->root.get(), known, O_PATH | O_NOFOLLOW);
     struct stat st {};
     if (fd.has_value() && ::fstat(fd->get(), &st) == 0 && st.st_ino == watch.inode &&
-        kernel_device(st.st_dev) == watch.dev) {
+        sys::kernel_device(st.st_dev) == watch.dev) {
       return Found{known, {}};
     }
   }
@@ -135,7 +133,7 @@ Result<Found> PathFinder::find(int proc, const InotifyWatch& watch, const std::s
     if (m.dev != watch.dev || ::fstat(m.top.get(), &st) != 0) {
       continue;
     }
-    if (st.st_ino == watch.inode && kernel_device(st.st_dev) == watch.dev) {
+    if (st.st_ino == watch.inode && sys::kernel_device(st.st_dev) == watch.dev) {
       return Found{m.mountpoint, {}};
     }
     if (S_ISDIR(st.st_mode)) {

@@ -1,5 +1,5 @@
-// System V IPC of the tree's own namespace: ipcns-var-NS.img (limits), ipcns-shm, -msg and -sem.  POSIX message queues
-// are of the same namespace, and in a room of their own (state/mqueue).
+// System V IPC of the tree's own namespaces: ipcns-var-NS.img (limits), ipcns-shm, -msg and -sem.  POSIX message queues
+// are of the same namespaces, and in a room of their own (state/mqueue).
 // Source: ipc_namespaces(7), sysvipc(7), proc(5).
 #pragma once
 
@@ -9,12 +9,13 @@
 
 namespace ferry::state::ipc {
 
-// Nothing if the tree shares our ipc namespace.
-// Errors: unsupported, naming a POSIX message queue and what of it cannot be carried.
+// Nothing of an ipc namespace that is ours.
+// Errors: unsupported, naming a POSIX message queue and what of it cannot be carried, or a segment that a process has
+// attached in another namespace than its own.
 Result<void> collect(DumpContext& context);
 
-// Limits and objects, with their numbers and content.  The root skeleton has its ipc namespace; no
-// mapping of a segment exists yet.
+// Limits and objects, with their numbers and content.  The root skeleton has its ipc namespace, the others are held
+// (state/nested); no mapping of a segment exists yet.
 Result<void> restore(RestoreContext& context);
 
 // The same when the namespace was filled before, from an earlier look at the tree (a restore ahead of time).

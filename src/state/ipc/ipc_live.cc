@@ -6,6 +6,7 @@
 
 #include <cstring>
 #include <functional>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -110,6 +111,82 @@ LIVE_TEST(SysvIpc, AProcessThatEndsGivesBackWhatItTook) {
   EXPECT_EQ(first.verdict(), 0);
   EXPECT_EQ(values_of(one, 4), (std::vector<int>{5, 32'767, 0, 7}));
   EXPECT_EQ(values_of(other, 2), (std::vector<int>{10, 100}));
+}
+
+// A segment, a set of semaphores and a queue of messages, which have the same keys in every new namespace, and mostly
+// the same numbers.
+struct Objects {
+  int segment = -1, set = -1, queue = -1;
+  char* attached = nullptr;
+
+  bool make(const std::string& mark) {
+    segment = ::shmget(0x51, 8192, IPC_CREAT | IPC_EXCL | 0600);
+    set = ::semget(0x52, 1, IPC_CREAT | IPC_EXCL | 0600);
+    queue = ::msgget(0x53, IPC_CREAT | IPC_EXCL | 0600);
+    attached = static_cast<char*>(::shmat(segment, nullptr, 0));
+    if (segment < 0 || set < 0 || queue < 0 || attached == reinterpret_cast<char*>(-1)) {
+      return false;
+    }
+    std::strcpy(attached + 5'000, mark.c_str());
+    Message message{1, {}};
+    std::strcpy(message.text, mark.c_str());
+    return ::semctl(set, 0, SETVAL, static_cast<int>(mark.size())) == 0 &&
+           ::msgsnd(queue, &message, sizeof message.text, 0) == 0;
+  }
+  // 0: they are there, and hold the mark.
+  [[nodiscard]] int check(const std::string& mark) const {
+    Message got{};
+    if (::shmget(0x51, 0, 0) != segment || ::semget(0x52, 0, 0) != set || ::msgget(0x53, 0) != queue) {
+      return 1;
+    }
+    if (mark != attached + 5'000) {
+      return 2;
+    }
+    if (::semctl(set, 0, GETVAL) != static_cast<int>(mark.size())) {
+      return 3;
+    }
+    return ::msgrcv(queue, &got, sizeof got.text, 0, IPC_NOWAIT) > 0 && mark == got.text ? 0 : 4;
+  }
+
+ private:
+  struct Message {
+    long type;
+    char text[16];
+  };
+};
+
+LIVE_TEST(SysvIpc, ANamespaceOfASingleProcessKeepsItsOwnObjects) {
+  ASSERT_EQ(::unshare(CLONE_NEWIPC), 0);
+  Objects outer;
+  Objects inner;
+  int other_set = -1;
+  Child child = Child(
+      [&] {
+        return ::unshare(CLONE_NEWIPC) == 0 && inner.make("inner") && (other_set = make_set({4, 9})) >= 0 &&
+               operate(other_set, 1, -3, SEM_UNDO);
+      },
+      [&] {
+        return values_of(other_set, 2) == std::vector<int>{4, 6} ? inner.check("inner") : 5;
+      });
+  // In the other order: the same numbers stand for something else.
+  ASSERT_TRUE(outer.make("the outer one"));
+
+  checkpoint_here();
+
+  EXPECT_EQ(outer.check("the outer one"), 0);
+  EXPECT_EQ(child.verdict(), 0);
+}
+
+// It has the segment of its parent, whose namespace it has left.
+LIVE_TEST_WITH(SysvIpc, RefusesASegmentOfANamespaceThatWasLeft, {.refused = "has a System V segment attached (at"}) {
+  ASSERT_EQ(::unshare(CLONE_NEWIPC), 0);
+  Objects outer;
+  ASSERT_TRUE(outer.make("outer"));
+  Child child = Child([] { return ::unshare(CLONE_NEWIPC) == 0; }, [] { return 0; });
+
+  checkpoint_here();
+
+  EXPECT_EQ(child.verdict(), 0);
 }
 
 }  // namespace

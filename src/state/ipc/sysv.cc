@@ -111,6 +111,7 @@ Result<std::vector<Segment>> read_segments() {
     Segment segment;
     describe(status.shm_perm, id, *segment.entry.mutable_desc());
     segment.entry.set_size(status.shm_segsz);
+    segment.attached = status.shm_nattch;
     segment.entry.set_in_pagemaps(false);
     FERRY_TRY(const Attached attached, Attached::segment(static_cast<std::uint32_t>(id), true));
     if (const std::uint32_t huge = huge_page_flags(attached.address()); huge != 0) {

@@ -12,6 +12,7 @@ namespace ferry::state::ipc {
 struct Segment {
   pb::IpcShmEntry entry;
   std::string content;
+  std::uint64_t attached = 0;  // how many mappings there are of it
 };
 struct Semaphores {
   pb::IpcSemEntry entry;

@@ -102,11 +102,12 @@ Result<std::vector<pb::FerrySemUndo>> Undos::read(const Reader& reader, std::uin
   return out;
 }
 
-Result<void> Undos::collect(DumpContext& context, const std::vector<Semaphores>& sets) {
+Result<void> Undos::collect(DumpContext& context, std::uint32_t ns, Inside& inside,
+                            const std::vector<Semaphores>& sets) {
   if (sets.empty()) {
     return {};
   }
-  FERRY_CHECK(prepare(context.host.inside()));  // if the first set came after it was asked for
+  FERRY_CHECK(prepare(inside));  // if the first set came after it was asked for, or is not in the root's namespace
   if (!reader_.has_value()) {
     return {};
   }
@@ -116,7 +117,7 @@ Result<void> Undos::collect(DumpContext& context, const std::vector<Semaphores>&
   }
   std::map<std::uint64_t, const DumpTask*> owners;
   for (const auto& task : context.tasks) {
-    if (task->zombie) {
+    if (task->zombie || namespace_of(*task->ids, NsKind::ipc) != ns) {
       continue;
     }
     FERRY_TRY(const std::string words, sys::iterate_threads(reader_->program.get(), task->pid));
@@ -169,8 +170,7 @@ Result<void> restore_undos(const RestoreTask& task, const RestoreContext& contex
   if (undos.empty()) {
     return {};
   }
-  FERRY_TRY(const NamespaceIds ids, NamespaceIds::of(context.set));
-  const auto& sets = context.set.entries({image::Type::ipcns_sem, ids.id(NsKind::ipc)});
+  const auto& sets = context.set.entries({image::Type::ipcns_sem, namespace_of(*task.ids, NsKind::ipc)});
   for (const pb::FerrySemUndo& undo : undos) {
     const auto set = std::ranges::find_if(sets, [&](const image::Entry& entry) {
       return static_cast<const pb::IpcSemEntry&>(*entry.message).desc().id() == undo.semid();

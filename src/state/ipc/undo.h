@@ -31,10 +31,11 @@ class Undos {
   // Before the freeze: gets ready if the namespace of `inside` has a set of semaphores at all, because to read the
   // kernel's type information takes tens of milliseconds.
   Result<void> prepare(Inside& inside);
-  // In the freeze: gives every task its adjustments.  `sets`: all that the namespace has.
+  // In the freeze: gives every task of a namespace its adjustments.  `inside`: a thread that has joined it; `sets`: all
+  // that it has.
   // Errors: unsupported, where a list is not that of one process, or its threads have several.  A kernel that does not
   // show them to us is believed to have none, which is said in the log.
-  Result<void> collect(DumpContext& context, const std::vector<Semaphores>& sets);
+  Result<void> collect(DumpContext& context, std::uint32_t ns, Inside& inside, const std::vector<Semaphores>& sets);
 
  private:
   struct Reader {

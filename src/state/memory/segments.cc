@@ -7,6 +7,8 @@
 #include <algorithm>
 
 #include "state/memory/memory.h"
+#include "state/nested/nested.h"
+#include "state/nsids/nsids.h"
 
 namespace ferry::state::memory {
 namespace {
@@ -20,7 +22,8 @@ int mode_of(const pb::VmaEntry& vma) {
 }  // namespace
 
 Result<std::uint64_t> Segments::size_of(std::uint64_t id) {
-  return context_.inside.get<std::uint64_t>([&]() -> Result<std::uint64_t> {
+  FERRY_TRY(Inside* const inside, context_.nested.inside(context_, NsKind::ipc, namespace_of(*task_.ids, NsKind::ipc)));
+  return inside->get<std::uint64_t>([&]() -> Result<std::uint64_t> {
     shmid_ds info{};
     if (::shmctl(static_cast<int>(id), IPC_STAT, &info) != 0) {
       return sys_fail(fmt::format("shmctl({}, IPC_STAT)", id));

@@ -237,6 +237,9 @@ class Collector {
     if (line.type == "nsfs") {
       return find_namespace(line, entry);
     }
+    if (context_.host.queues().is_of_other(line.dev)) {
+      return fail(Kind::unsupported, "{}: it shows an ipc namespace that is not that of the root task", describe(line));
+    }
     if (own_cgroups_.contains(line.id)) {
       return {};
     }

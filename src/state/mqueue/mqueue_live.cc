@@ -18,6 +18,7 @@
 #include <thread>
 #include <vector>
 
+#include "live/child.h"
 #include "live/live.h"
 
 namespace ferry::live {
@@ -420,6 +421,26 @@ LIVE_TEST_WITH(Mqueue, RefusesThatOfAnotherNamespace, {.refused = "an ipc namesp
   send(queue, "stays");
   checkpoint_here();
   EXPECT_EQ(receive_all(queue), std::vector<Received>({{"stays", 0}}));
+}
+
+LIVE_TEST_WITH(Mqueue, RefusesOneInTheNamespaceOfASingleProcess,
+               {.refused = "is of an ipc namespace that is not that of the root task"}) {
+  ASSERT_EQ(::unshare(CLONE_NEWIPC), 0);
+  Child child([] { return ::unshare(CLONE_NEWIPC) == 0 && ::mq_close(make_queue("/inner", 4, 16)) == 0; },
+              [] { return ::mq_unlink("/inner"); });
+  checkpoint_here();
+  EXPECT_EQ(child.verdict(), 0);
+}
+
+LIVE_TEST_WITH(Mqueue, RefusesAMountThatShowsTheNamespaceOfASingleProcess,
+               {.refused = "it shows an ipc namespace that is not that of the root task", .user_namespace = false}) {
+  ASSERT_EQ(::unshare(CLONE_NEWIPC | (::getpid() == 1 ? 0 : CLONE_NEWNS)), 0);
+  ASSERT_EQ(::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr), 0);
+  Child child(
+      [] { return ::unshare(CLONE_NEWIPC | CLONE_NEWNS) == 0 && ::mount("mqueue", "/mnt", "mqueue", 0, nullptr) == 0; },
+      [] { return ::umount2("/mnt", 0); });
+  checkpoint_here();
+  EXPECT_EQ(child.verdict(), 0);
 }
 
 }  // namespace

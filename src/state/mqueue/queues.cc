@@ -15,6 +15,7 @@
 #include "state/file_kind.h"
 #include "state/mqueue/kernel_queues.h"
 #include "state/nsids/nsids.h"
+#include "sys/device.h"
 #include "sys/file.h"
 #include "sys/mount_api.h"
 
@@ -24,6 +25,18 @@ namespace {
 constexpr std::string_view kGone = " (deleted)";
 
 std::int64_t nanoseconds(const timespec& time) { return time.tv_sec * 1'000'000'000LL + time.tv_nsec; }
+
+// Of a thread that has joined the namespace: shows the queues of it, mounted in the tree or not (mq_overview(7)).
+// Nothing on a kernel without message queues.
+Result<UniqueFd> mount_of_our_own() {
+  auto fs = sys::fs_open("mqueue");
+  if (!fs.has_value() && fs.error().os_errno == ENODEV) {
+    return UniqueFd();
+  }
+  FERRY_TRY(const UniqueFd created, std::move(fs));
+  FERRY_CHECK(sys::fs_create(created.get()));
+  return sys::fs_mount(created.get(), "mqueue");
+}
 
 // Descriptors of a table that tasks share are listed with the first of them.
 bool is_first_of_table(const DumpContext& context, const DumpTask& task) {
@@ -49,18 +62,7 @@ Queues::Queues() = default;
 Queues::~Queues() = default;
 
 Result<void> Queues::open(Inside& inside) {
-  const auto mount = [&]() -> Result<void> {
-    // A mount of our own shows the queues of the namespace, mounted in the tree or not (mq_overview(7)).
-    auto fs = sys::fs_open("mqueue");
-    if (!fs.has_value() && fs.error().os_errno == ENODEV) {
-      return {};  // a kernel without message queues
-    }
-    FERRY_TRY(const UniqueFd created, std::move(fs));
-    FERRY_CHECK(sys::fs_create(created.get()));
-    FERRY_TRY(mount_, sys::fs_mount(created.get(), "mqueue"));
-    return {};
-  };
-  FERRY_CHECK(inside.run(mount).during("message queues of the tree"));
+  FERRY_TRY(mount_, inside.get<UniqueFd>(mount_of_our_own).during("message queues of the tree"));
   if (!mount_) {
     return {};
   }
@@ -74,6 +76,21 @@ Result<void> Queues::open(Inside& inside) {
     if (const auto ready = reader(); !ready.has_value()) {
       log::debug("message queues: {}", ready.error().message());
     }
+  }
+  return {};
+}
+
+Result<void> Queues::check_other(Inside& inside) {
+  FERRY_TRY(const UniqueFd mount, inside.get<UniqueFd>(mount_of_our_own));
+  if (!mount) {
+    return {};
+  }
+  FERRY_TRY(const auto st, sys::stat_fd(mount.get(), "message queues"));
+  others_.insert(sys::kernel_device(st.st_dev));
+  FERRY_TRY(const auto names, sys::list_directory(mount.get(), "."));
+  if (!names.empty()) {
+    return fail(Kind::unsupported, "POSIX message queue /{} is of an ipc namespace that is not that of the root task",
+                names.front());
   }
   return {};
 }

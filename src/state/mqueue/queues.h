@@ -4,7 +4,9 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "base/error.h"
@@ -34,6 +36,10 @@ class Queues {
   Result<void> open(Inside& inside);
   // What reading takes, from somebody who has made it ready already.
   void use(std::shared_ptr<const KernelQueues> reader);
+  // In the freeze: of another ipc namespace, which `inside` has joined.  Errors: unsupported, if it has a queue.
+  Result<void> check_other(Inside& inside);
+  // Whether a mount shows the queues of such a namespace.  `device`: as mountinfo has it, major << 20 | minor.
+  [[nodiscard]] bool is_of_other(std::uint32_t device) const { return others_.contains(device); }
 
   // An open file of a queue, number `id` of files.img.
   // Errors: unsupported (the queue is another namespace's; it was opened on a mount that only some tasks see).
@@ -49,6 +55,7 @@ class Queues {
 
   UniqueFd mount_;
   dev_t device_ = 0;
+  std::set<std::uint32_t> others_;
   std::vector<File> files_;
   std::shared_ptr<const KernelQueues> reader_;
 };

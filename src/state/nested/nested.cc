@@ -15,8 +15,8 @@
 namespace ferry::state {
 namespace {
 
-constexpr NsKind kMadeHere[] = {NsKind::net, NsKind::uts};
-constexpr NsKind kEntered[] = {NsKind::net, NsKind::uts, NsKind::mnt};
+constexpr NsKind kMadeHere[] = {NsKind::net, NsKind::uts, NsKind::ipc};
+constexpr NsKind kEntered[] = {NsKind::net, NsKind::uts, NsKind::ipc, NsKind::mnt};
 
 int clone_flag(NsKind kind) { return static_cast<int>(ns_clone_flag(kind)); }
 
@@ -85,7 +85,7 @@ std::vector<HeldNamespace> Nested::give(const image::Set& set) {
 
 Result<void> Nested::take(RestoreContext& context, const std::vector<HeldNamespace>& made) {
   FERRY_CHECK(check_single_network(context.set));
-  for (const NsKind kind : {NsKind::uts, NsKind::mnt}) {
+  for (const NsKind kind : {NsKind::uts, NsKind::ipc, NsKind::mnt}) {
     FERRY_TRY(const auto ids, new_namespaces(context.set, kind));
     for (const std::uint32_t id : ids) {
       if (id == namespace_of(*context.root().ids, kind)) {

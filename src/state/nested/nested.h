@@ -1,6 +1,6 @@
 // Restore: the namespaces of a tree beside those of its root task.
 //
-// Network and uts namespaces are made by the root skeleton, which leaves its own for a moment and returns (so
+// Network, uts and ipc namespaces are made by the root skeleton, which leaves its own for a moment and returns (so
 // they belong to the tree's user namespace), mount namespaces by mount::restore.  Here they are held, by
 // descriptors of ours, until the tasks that lived in them have been put into them; rooms reach them by a
 // thread inside (state/inside.h).
@@ -36,7 +36,7 @@ class Nested {
   // Takes what was made from an earlier look at the tree, which stays the caller's.
   // Errors: unsupported, if a namespace has come since.
   Result<void> take(RestoreContext& context, const std::vector<HeldNamespace>& made);
-  // Makes all network and uts namespaces that are not the root task's.  The root skeleton still has our mounts.
+  // Makes all network, uts and ipc namespaces that are not the root task's.  The root skeleton still has our mounts.
   Result<void> make(RestoreContext& context);
   // Makes one of a kind, or takes it: from whoever has it open.
   Result<void> make_one(RestoreContext& context, NsKind kind, std::uint32_t id);

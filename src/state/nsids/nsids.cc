@@ -81,10 +81,7 @@ std::uint32_t get(const pb::TaskKobjIdsEntry& ids, NsKind kind) {
   return 0;
 }
 
-bool may_differ(NsKind kind) {
-  return kind == NsKind::mnt || kind == NsKind::net || kind == NsKind::uts || kind == NsKind::cgroup ||
-         kind == NsKind::time;
-}
+bool may_differ(NsKind kind) { return kind != NsKind::pid && kind != NsKind::user; }
 
 // A process may have chosen another namespace for its future children: nothing in the images could say so.
 Result<void> check_pid_for_children(const DumpTask& task, std::uint64_t own) {

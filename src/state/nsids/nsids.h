@@ -33,7 +33,7 @@ using NsInodes = std::array<std::uint64_t, kNsKinds>;
 Result<NsInodes> own_namespaces();
 
 // Fills the namespace numbers of every task's ids and of inventory.root_ids.
-// Tasks may have other network, mount, uts, cgroup and time namespaces than the root of their tree.
+// Tasks may have other network, mount, uts, ipc, cgroup and time namespaces than the root of their tree.
 // Errors: unsupported, for what neither CRIU nor ferry carries: other kinds that differ within the tree, pid
 // namespaces chosen for children that are not yet born, and a user namespace without a pid namespace.
 Result<void> collect_ids(DumpContext& context);
