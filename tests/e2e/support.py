@@ -14,6 +14,10 @@ CLEAN_UP_SECONDS = 60
 # The container of the getting-started story; others count faster.
 COUNT = "i=0; while true; do echo $i; i=$(expr $i + 1); sleep {}; done"
 
+# The engine of ./test asan.  A restore runs under the container's limits, and its shadow memory counts.
+SANITIZED = "ASAN_OPTIONS" in os.environ
+SMALL_MEMORY = (1 << 30) if SANITIZED else (64 << 20)  # bytes, a limit
+
 # Docker keeps the tar of a checkpoint in containerd's content store by its digest, and refuses a
 # second, byte-identical one until the first is collected.  It happens to any engine.
 DOCKERS_OWN_RACE = re.compile(r"(failed to upload checkpoint to containerd|Cannot checkpoint container).*already exists",

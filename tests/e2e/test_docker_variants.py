@@ -4,7 +4,7 @@ import os
 import tempfile
 
 from ferrylab import wait_until
-from support import LabCase, deadline
+from support import SMALL_MEMORY, LabCase, deadline
 
 
 class Variants(LabCase):
@@ -69,14 +69,14 @@ class Variants(LabCase):
         self.assertIn("Gid:\t5678\t5678\t5678\t5678", status)
 
     def test_memory_and_cpus(self):
-        self.story("limits", "--memory", "64m", "--cpus", "0.5")
-        self.assertEqual(self.h1.inspect("limits")["HostConfig"]["Memory"], 64 << 20)
+        self.story("limits", "--memory", str(SMALL_MEMORY), "--cpus", "0.5")
+        self.assertEqual(self.h1.inspect("limits")["HostConfig"]["Memory"], SMALL_MEMORY)
         group = os.path.join(self.h1.cgroup.lstrip("/"), self.h1.inspect("limits")["Id"])
         for limit in (os.path.join("/sys/fs/cgroup/memory", group, "memory.limit_in_bytes"),
                       os.path.join("/sys/fs/cgroup", group, "memory.max")):
             if os.path.exists(limit):
                 with open(limit, encoding="ascii") as f:
-                    self.assertEqual(int(f.read()), 64 << 20)
+                    self.assertEqual(int(f.read()), SMALL_MEMORY)
                 break
         else:
             self.fail(f"no memory limit is to be seen in the cgroup {group}")

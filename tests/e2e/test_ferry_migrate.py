@@ -8,7 +8,7 @@ import subprocess
 
 import ferrylab
 from ferrylab import wait_until
-from support import COUNT, deadline
+from support import COUNT, SMALL_MEMORY, deadline
 from test_ferry_checkpoint import FerryCase
 from watching import arguments_of, group_of, is_held
 
@@ -158,7 +158,7 @@ class Migrate(FerryCase):
         os.makedirs(volume, exist_ok=True)
         self.traveller("dressed", "--hostname", "dressed-up", "--env", "GREETING=hello", "--workdir", "/srv",
                        "--label", "colour=blue", "--restart", "unless-stopped", "--user", "1234:5678",
-                       "--memory", "64m", "--volume", f"{volume}:/data", "--publish", "18080:80")
+                       "--memory", str(SMALL_MEMORY), "--volume", f"{volume}:/data", "--publish", "18080:80")
         before = self.wait_for_count("dressed", 5)
         was = self.h1.inspect("dressed")
         self.migrate("dressed")

@@ -118,6 +118,9 @@ class FanotifyKind : public FileKind {
         return fail(Kind::corrupt, "{}: fdinfo has \"{}:{}\"", probe.subject(), key, value);
       }
       FERRY_TRY(const inotify::Found found, finder_.find(proc, *watch, probe.subject()));
+      if (found.gone) {
+        return fail(Kind::unsupported, "{}: it has a mark on a control group that was removed", probe.subject());
+      }
       if (found.nameless) {
         return fail(Kind::unsupported, "{}: it has a mark on {}, which has no name any more", probe.subject(),
                     found.path);

@@ -60,6 +60,9 @@ class InotifyKind : public FileKind {
                   context.files.add_path(context, probe.task, found.nameless.get(), path, O_RDONLY));
         wd.set_ferry_file(file);
       }
+      if (found.gone) {
+        wd.set_ferry_gone(true);
+      }
       wd.set_id(0);
       wd.set_i_ino(watch.inode);
       wd.set_mask(watch.mask);
@@ -90,6 +93,16 @@ class InotifyKind : public FileKind {
     }
     std::sort(watches.begin(), watches.end(), [](const auto* a, const auto* b) { return a->wd() < b->wd(); });
     for (const pb::InotifyWdEntry* wd : watches) {
+      if (wd->ferry_gone()) {
+        // A number is not given twice.  To whoever still has it that watch is one of those which the kernel itself
+        // has removed.
+        FERRY_TRY(const UniqueFd target, sys::open("/", O_PATH | O_DIRECTORY));
+        FERRY_CHECK(add(fd, target.get(), *wd));
+        if (::inotify_rm_watch(fd, static_cast<int>(wd->wd())) != 0) {
+          return sys_fail("inotify_rm_watch()");
+        }
+        continue;
+      }
       if (wd->has_ferry_file()) {
         FERRY_TRY(const int target, context.files.get(wd->ferry_file()));
         FERRY_CHECK(add(fd, target, *wd));

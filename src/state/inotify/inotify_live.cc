@@ -33,5 +33,22 @@ LIVE_TEST_WITH(Inotify, KeepsWatchesUnderTheirNumbers, Options{.leave_running = 
   ::rmdir(directory.c_str());
 }
 
+// The kernel leaves the watch of a group that was removed where it is.
+LIVE_TEST_WITH(Inotify, KeepsTheNumberOfAWatchWhoseGroupIsGone, Options{.user_namespace = false}) {
+  const std::string group = "/sys/fs/cgroup/pids/ferry-inotify-" + std::to_string(::getpid());
+  if (::mkdir(group.c_str(), 0700) != 0) {
+    GTEST_SKIP() << "no group can be made below /sys/fs/cgroup/pids";
+  }
+  const int fd = ::inotify_init1(IN_NONBLOCK);
+  ASSERT_EQ(::inotify_add_watch(fd, "/tmp", IN_ATTRIB), 1);
+  ASSERT_EQ(::inotify_add_watch(fd, (group + "/cgroup.procs").c_str(), IN_MODIFY), 2);
+  ASSERT_EQ(::rmdir(group.c_str()), 0);
+  checkpoint_here();
+  alignas(inotify_event) char room[4096];
+  EXPECT_EQ(::read(fd, room, sizeof room), -1) << "nothing has happened";
+  EXPECT_EQ(::inotify_add_watch(fd, "/", IN_CREATE), 3);
+  EXPECT_EQ(::inotify_rm_watch(fd, 1), 0);
+}
+
 }  // namespace
 }  // namespace ferry::live

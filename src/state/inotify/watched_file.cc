@@ -2,8 +2,11 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 
+#include <cerrno>
 #include <cstring>
 #include <optional>
 
@@ -35,6 +38,15 @@ UniqueFd by_handle(int mount, const InotifyWatch& watch) {
   handle->handle_type = static_cast<int>(watch.handle_type);
   std::memcpy(room + sizeof(file_handle), watch.handle.data(), watch.handle.size());
   return UniqueFd(::open_by_handle_at(mount, handle, O_PATH | O_CLOEXEC));
+}
+
+// Of a group or device that was removed nobody gets hold any more, but the kernel leaves its watch where it is (kernfs,
+// fs/kernfs/mount.c: a handle of a node that is not active is stale).
+bool is_removed_node(int mount, const InotifyWatch& watch) {
+  struct statfs fs {};
+  return ::fstatfs(mount, &fs) == 0 &&
+         (fs.f_type == CGROUP_SUPER_MAGIC || fs.f_type == CGROUP2_SUPER_MAGIC || fs.f_type == SYSFS_MAGIC) &&
+         !by_handle(mount, watch) && errno == ESTALE;
 }
 
 // Depth first, without leaving the filesystem.
@@ -104,13 +116,16 @@ Result<Found> PathFinder::find(int proc, const InotifyWatch& watch, const std::s
     struct stat st {};
     if (fd.has_value() && ::fstat(fd->get(), &st) == 0 && st.st_ino == watch.inode &&
         sys::kernel_device(st.st_dev) == watch.dev) {
-      return Found{known, {}};
+      return Found{.path = known, .nameless = {}};
     }
   }
   Found nameless;
   for (const Mount& m : view->mounts) {
     if (m.dev != watch.dev) {
       continue;
+    }
+    if (is_removed_node(m.top.get(), watch)) {
+      return Found{.path = {}, .nameless = {}, .gone = true};
     }
     UniqueFd file = by_handle(m.top.get(), watch);
     struct stat st {};
@@ -119,10 +134,10 @@ Result<Found> PathFinder::find(int proc, const InotifyWatch& watch, const std::s
     }
     FERRY_TRY(std::string path, sys::read_link(fmt::format("/proc/self/fd/{}", file.get())));
     if (leads_to(view->root.get(), path, st)) {
-      return Found{std::move(path), {}};
+      return Found{.path = std::move(path), .nameless = {}};
     }
     if (!nameless.nameless && path.ends_with(" (deleted)")) {
-      nameless = {std::move(path), std::move(file)};
+      nameless = {.path = std::move(path), .nameless = std::move(file)};
     }
   }
   if (nameless.nameless) {
@@ -134,12 +149,12 @@ Result<Found> PathFinder::find(int proc, const InotifyWatch& watch, const std::s
       continue;
     }
     if (st.st_ino == watch.inode && sys::kernel_device(st.st_dev) == watch.dev) {
-      return Found{m.mountpoint, {}};
+      return Found{.path = m.mountpoint, .nameless = {}};
     }
     if (S_ISDIR(st.st_mode)) {
       if (auto path = Search(watch, st.st_dev).below(m.top.get(), m.mountpoint)) {
         known = *path;
-        return Found{std::move(*path), {}};
+        return Found{.path = std::move(*path), .nameless = {}};
       }
     }
   }

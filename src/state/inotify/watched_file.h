@@ -16,6 +16,7 @@ namespace ferry::state::inotify {
 struct Found {
   std::string path;   // as the task sees it
   UniqueFd nameless;  // the file itself, if no path leads to it any more; `path` then ends in " (deleted)"
+  bool gone = false;  // there is no such file any more, and nothing can happen to it; `path` is empty
 };
 
 // Looks by the file's handle, where the filesystem can open by handle, otherwise at every file on it that the
