@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "engine/dump_tree.h"
 #include "engine/limits.h"
+#include "engine/list_tree.h"
 #include "engine/preflight.h"
 #include "engine/set_id.h"
 #include "image/page_store.h"
@@ -137,6 +138,9 @@ Result<void> CheckpointStory::prepare() {
   }
   files_.prepare(options_.pid);
   FERRY_CHECK(host_.prepare(options_.pid, options_.cgroup_mode != state::CgroupMode::ignore, options_.cgroup_yard));
+  for (const HostPid pid : list_tree(options_.pid, &look_)) {
+    (void)host_.expect(pid);  // who is there in the freeze counts
+  }
   if (options_.freeze_cgroup.empty()) {
     FERRY_TRY(options_.freeze_cgroup, state::cgroup::frozen_group(host_, options_.pid));
   }

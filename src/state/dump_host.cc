@@ -57,6 +57,12 @@ Result<void> DumpHost::settle(HostPid root) {
   return {};
 }
 
+Result<void> DumpHost::expect(HostPid pid) {
+  const std::size_t before = others_.size();
+  FERRY_TRY(Inside* const inside, inside_of(pid));
+  return others_.size() > before ? undos_.prepare(*inside) : Result<void>();
+}
+
 Result<Inside*> DumpHost::inside_of(HostPid pid) {
   FERRY_TRY(const Place place, place_of(fmt::format("/proc/{}", pid)));
   if (place == entered_) {

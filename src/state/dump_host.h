@@ -29,6 +29,8 @@ class DumpHost {
   // Before the freeze.  `cgroups`: whether groups are going to be looked at; `yard`: where their hierarchies are
   // mounted, empty: where they are found.
   Result<void> prepare(HostPid root, bool cgroups, const std::string& yard);
+  // Before the freeze, of any task of the tree: joins its namespaces, so that inside_of() need not.
+  Result<void> expect(HostPid pid);
   // In the freeze: whether the root task is still where it was; if it has moved meanwhile, follows it.
   Result<void> settle(HostPid root);
 
