@@ -141,6 +141,7 @@ class PreDump {
     if (succession_.increment()->tracks(pid)) {
       return {};
     }
+    ways_.learn(pid);
     const auto begin = Clock::now();
     FERRY_TRY(auto tracker, Tracker::install(pid, ways_));
     report_.frozen_us += micros(Clock::now() - begin);

@@ -75,6 +75,7 @@ Result<Rounds> Rounds::watch(Link& control, PageStreams& streams, HostPid root, 
     if (!number.has_value() || !out.skeletons_.contains(*number)) {
       continue;
     }
+    ways.learn(pid);
     auto tracker = state::memory::Tracker::install(pid, ways);
     if (tracker.has_value()) {
       out.watched_.emplace(pid, Watched{*number, std::move(*tracker)});

@@ -13,4 +13,6 @@ inline std::uint32_t kernel_device(dev_t device) {
   return static_cast<std::uint32_t>(major(device) << 20 | minor(device));
 }
 
+inline dev_t user_device(std::uint32_t device) { return makedev(device >> 20, device & 0xfffff); }
+
 }  // namespace ferry::sys

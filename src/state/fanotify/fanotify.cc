@@ -119,7 +119,8 @@ class FanotifyKind : public FileKind {
       }
       FERRY_TRY(const inotify::Found found, finder_.find(proc, *watch, probe.subject()));
       if (found.gone) {
-        return fail(Kind::unsupported, "{}: it has a mark on a control group that was removed", probe.subject());
+        return fail(Kind::unsupported, "{}: it has a mark on a control group or device that was removed",
+                    probe.subject());
       }
       if (found.nameless) {
         return fail(Kind::unsupported, "{}: it has a mark on {}, which has no name any more", probe.subject(),

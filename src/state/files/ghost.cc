@@ -20,8 +20,6 @@ using image::Type;
 
 constexpr std::uint64_t kChunkedFrom = 12288;  // bytes; smaller files are kept whole, as CRIU does
 
-dev_t user_device(std::uint32_t device) { return makedev(device >> 20, device & 0xfffff); }
-
 // A path to the file behind a descriptor of ours, whatever names it has.
 std::string by_number(int fd) { return fmt::format("/proc/self/fd/{}", fd); }
 
@@ -138,7 +136,7 @@ Result<void> make(const pb::GhostFileEntry& entry, const std::string& path) {
   } else if (type == S_IFLNK) {
     done = ::symlink(entry.symlnk_target().c_str(), path.c_str());
   } else {
-    done = ::mknod(path.c_str(), type | 0600, user_device(entry.rdev()));
+    done = ::mknod(path.c_str(), type | 0600, sys::user_device(entry.rdev()));
   }
   if (done != 0) {
     return sys_fail(fmt::format("making the deleted file {} again", path));

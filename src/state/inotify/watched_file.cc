@@ -26,10 +26,11 @@ bool leads_to(int root, const std::string& path, const struct stat& wanted) {
   return fd.has_value() && ::fstat(fd->get(), &st) == 0 && st.st_ino == wanted.st_ino && st.st_dev == wanted.st_dev;
 }
 
-// The file itself, whatever names it has; none if its filesystem cannot tell.
+// The file itself, whatever names it has; none, with errno, if its filesystem cannot tell.
 UniqueFd by_handle(int mount, const InotifyWatch& watch) {
   constexpr std::size_t most = 128;  // MAX_HANDLE_SZ, name_to_handle_at(2)
   if (watch.handle.empty() || watch.handle.size() > most) {
+    errno = EOPNOTSUPP;
     return {};
   }
   alignas(file_handle) unsigned char room[sizeof(file_handle) + most] = {};
@@ -40,13 +41,12 @@ UniqueFd by_handle(int mount, const InotifyWatch& watch) {
   return UniqueFd(::open_by_handle_at(mount, handle, O_PATH | O_CLOEXEC));
 }
 
-// Of a group or device that was removed nobody gets hold any more, but the kernel leaves its watch where it is (kernfs,
-// fs/kernfs/mount.c: a handle of a node that is not active is stale).
-bool is_removed_node(int mount, const InotifyWatch& watch) {
+// Nobody gets hold of a group or device any more that was removed, but the kernel leaves its watch where it is (kernfs,
+// fs/kernfs/mount.c: the handle of a node that is not active is stale).
+bool has_removable_nodes(int mount) {
   struct statfs fs {};
   return ::fstatfs(mount, &fs) == 0 &&
-         (fs.f_type == CGROUP_SUPER_MAGIC || fs.f_type == CGROUP2_SUPER_MAGIC || fs.f_type == SYSFS_MAGIC) &&
-         !by_handle(mount, watch) && errno == ESTALE;
+         (fs.f_type == CGROUP_SUPER_MAGIC || fs.f_type == CGROUP2_SUPER_MAGIC || fs.f_type == SYSFS_MAGIC);
 }
 
 // Depth first, without leaving the filesystem.
@@ -116,7 +116,7 @@ Result<Found> PathFinder::find(int proc, const InotifyWatch& watch, const std::s
     struct stat st {};
     if (fd.has_value() && ::fstat(fd->get(), &st) == 0 && st.st_ino == watch.inode &&
         sys::kernel_device(st.st_dev) == watch.dev) {
-      return Found{.path = known, .nameless = {}};
+      return Found{known, {}};
     }
   }
   Found nameless;
@@ -124,20 +124,20 @@ Result<Found> PathFinder::find(int proc, const InotifyWatch& watch, const std::s
     if (m.dev != watch.dev) {
       continue;
     }
-    if (is_removed_node(m.top.get(), watch)) {
-      return Found{.path = {}, .nameless = {}, .gone = true};
-    }
     UniqueFd file = by_handle(m.top.get(), watch);
+    if (!file && errno == ESTALE && has_removable_nodes(m.top.get())) {
+      return Found{{}, {}, true};
+    }
     struct stat st {};
     if (!file || ::fstat(file.get(), &st) != 0) {
       continue;
     }
     FERRY_TRY(std::string path, sys::read_link(fmt::format("/proc/self/fd/{}", file.get())));
     if (leads_to(view->root.get(), path, st)) {
-      return Found{.path = std::move(path), .nameless = {}};
+      return Found{std::move(path), {}};
     }
     if (!nameless.nameless && path.ends_with(" (deleted)")) {
-      nameless = {.path = std::move(path), .nameless = std::move(file)};
+      nameless = {std::move(path), std::move(file)};
     }
   }
   if (nameless.nameless) {
@@ -149,12 +149,12 @@ Result<Found> PathFinder::find(int proc, const InotifyWatch& watch, const std::s
       continue;
     }
     if (st.st_ino == watch.inode && sys::kernel_device(st.st_dev) == watch.dev) {
-      return Found{.path = m.mountpoint, .nameless = {}};
+      return Found{m.mountpoint, {}};
     }
     if (S_ISDIR(st.st_mode)) {
       if (auto path = Search(watch, st.st_dev).below(m.top.get(), m.mountpoint)) {
         known = *path;
-        return Found{.path = std::move(*path), .nameless = {}};
+        return Found{std::move(*path), {}};
       }
     }
   }

@@ -147,7 +147,7 @@ Result<void> check_attachments(const DumpContext& context, const TreeNamespace& 
   return {};
 }
 
-Result<void> collect_one(DumpContext& context, const TreeNamespace& ns, bool of_root, bool alone) {
+Result<void> collect_one(DumpContext& context, const TreeNamespace& ns, bool of_root) {
   FERRY_TRY(const UniqueFd sysctl, open_sysctl());
   FERRY_TRY(Inside* const inside, context.host.inside_of(ns.task->pid));
   Found found;
@@ -159,9 +159,7 @@ Result<void> collect_one(DumpContext& context, const TreeNamespace& ns, bool of_
     return {};
   };
   FERRY_CHECK(inside->run(look));
-  if (!alone) {
-    FERRY_CHECK(check_attachments(context, ns, found.segments));
-  }
+  FERRY_CHECK(check_attachments(context, ns, found.segments));
   if (of_root) {
     FERRY_CHECK(context.host.queues().collect(context, found.limits));
   } else {
@@ -189,19 +187,19 @@ Result<void> collect_one(DumpContext& context, const TreeNamespace& ns, bool of_
 
 Result<void> collect(DumpContext& context) {
   FERRY_TRY(const NamespaceIds ids, NamespaceIds::of(context.set));
-  const std::vector<TreeNamespace> all = tree_namespaces(context, NsKind::ipc);
-  const bool alone = all.size() == 1 && ids.is_new(NsKind::ipc);
-  for (const TreeNamespace& ns : all) {
-    FERRY_CHECK(collect_one(context, ns, ns.id == ids.id(NsKind::ipc), alone)
-                    .during("ipc namespace of {}", ns.task->subject()));
+  for (const TreeNamespace& ns : tree_namespaces(context, NsKind::ipc)) {
+    FERRY_CHECK(
+        collect_one(context, ns, ns.id == ids.id(NsKind::ipc)).during("ipc namespace of {}", ns.task->subject()));
   }
   return {};
 }
 
 Result<void> restore(RestoreContext& context) {
   FERRY_TRY(const auto ids, new_namespaces(context.set, NsKind::ipc));
-  for (const std::uint32_t id : ids) {
+  if (!ids.empty()) {
     FERRY_CHECK(context.inside.enter_namespaces(context.root().pid));
+  }
+  for (const std::uint32_t id : ids) {
     FERRY_TRY(Inside* const inside, context.nested.inside(context, NsKind::ipc, id));
     FERRY_CHECK(build(context, *inside, id).during("ipc namespace"));
   }

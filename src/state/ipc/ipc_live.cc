@@ -189,5 +189,17 @@ LIVE_TEST_WITH(SysvIpc, RefusesASegmentOfANamespaceThatWasLeft, {.refused = "has
   EXPECT_EQ(child.verdict(), 0);
 }
 
+LIVE_TEST_WITH(SysvIpc, RefusesASegmentOfANamespaceThatAllHaveLeft,
+               {.refused = "has a System V segment attached (at"}) {
+  ASSERT_EQ(::unshare(CLONE_NEWIPC), 0);
+  Objects left;
+  ASSERT_TRUE(left.make("left"));
+  ASSERT_EQ(::unshare(CLONE_NEWIPC), 0);
+
+  checkpoint_here();
+
+  EXPECT_STREQ(left.attached + 5'000, "left");
+}
+
 }  // namespace
 }  // namespace ferry::live

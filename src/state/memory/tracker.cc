@@ -102,11 +102,11 @@ Result<UniqueFd> make_inside(tracee::Process& process, const std::vector<sys::Ma
 
 Result<Tracker> Tracker::install(HostPid pid) {
   tracee::WaysBack ways;
+  ways.learn(pid);
   return install(pid, ways);
 }
 
-Result<Tracker> Tracker::install(HostPid pid, tracee::WaysBack& ways) {
-  ways.learn(pid);
+Result<Tracker> Tracker::install(HostPid pid, const tracee::WaysBack& ways) {
   FERRY_TRY(auto task, tracee::stop_process(pid, tracee::Deadline(kStopTime)));
   if (task.zombie) {
     return fail(Kind::gone, "pid {} has ended", pid);

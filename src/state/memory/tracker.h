@@ -56,8 +56,8 @@ class Tracker {
   // Stops all threads of the process, for about 0.3 ms and 0.1 ms for each of them.
   // Errors: gone; unsupported (this kernel); denied (somebody traces it); os (it does not stop, has no free
   // descriptor).
-  // `ways`: kept by who installs in many processes, which are mostly alike.
-  static Result<Tracker> install(HostPid pid, tracee::WaysBack& ways);
+  // `ways`: has learned of the process, or of one like it.
+  static Result<Tracker> install(HostPid pid, const tracee::WaysBack& ways);
   static Result<Tracker> install(HostPid pid);
   // The same in a process that is stopped already, with all its threads.
   static Result<Tracker> install(tracee::Process& stopped, std::uint64_t start_time,
