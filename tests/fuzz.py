@@ -84,8 +84,8 @@ def run(target, seconds):
         os.mkdir(new)
         done = subprocess.run([program, f"-max_total_time={seconds}", "-max_len=65536", "-rss_limit_mb=2048", "-timeout=10",
                                "-print_final_stats=1", f"-artifact_prefix={FOUND}/{target}-", new, seeds],
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              errors="replace", timeout=seconds + 120, check=False)
+                              env={**os.environ, "TMPDIR": scratch}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True, errors="replace", timeout=seconds + 120, check=False)
     lines = done.stdout.splitlines()
     if done.returncode != 0:
         print(f"FAIL fuzz.{target}\n     " + "\n     ".join(lines[-40:]), flush=True)

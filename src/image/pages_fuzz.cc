@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <filesystem>
 #include <string>
 
 #include "image/page_store.h"
@@ -29,14 +30,13 @@ void must(bool holds) {
 
 int pages_directory() {
   static const int directory = [] {
-    std::string path = "/tmp/ferry-fuzz-XXXXXX";
+    std::string path = std::filesystem::temp_directory_path() / "ferry-fuzz-XXXXXX";
     must(::mkdtemp(path.data()) != nullptr);
     const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     const int pages = ::openat(fd, "pages-1.img", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
     must(fd >= 0 && pages >= 0 && ::ftruncate(pages, kPagesInFile * kPageSize) == 0);
     ::close(pages);
-    // An open directory serves without its name, and nothing is left when we are killed.
-    return fd;
+    return fd;  // libFuzzer leaves without a word to us: who started it takes the directory away (tests/fuzz.py)
   }();
   return directory;
 }
